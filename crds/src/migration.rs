@@ -1,0 +1,302 @@
+//! Migration: one move of one pod.
+
+use crate::protected_workload::{FailurePolicy, MigrationPolicy};
+use crate::report::{Failure, SourceReport, TargetReport};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// One move of one pod. Immutable; deleting the object before the commit aborts the move.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "tideover.dev",
+    version = "v1alpha1",
+    kind = "Migration",
+    namespaced,
+    status = "MigrationStatus",
+    shortname = "mig",
+    category = "tideover",
+    derive = "PartialEq",
+    doc = "One move of one pod to another node. Deleting it before the commit aborts the move.",
+    printcolumn(name = "Pod", type_ = "string", json_path = ".spec.pod.name"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "From", type_ = "string", json_path = ".status.sourcePod.node"),
+    printcolumn(name = "To", type_ = "string", json_path = ".status.targetNode"),
+    printcolumn(name = "Freeze (ms)", type_ = "number", json_path = ".status.source.timings.freezeMillis"),
+    printcolumn(name = "Attempt", type_ = "integer", json_path = ".status.attempt", priority = "1"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason", priority = "1"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(validation = Rule::new("self == oldSelf").message("a Migration's spec can't be changed: delete it and create another"))]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationSpec {
+    /// The pod to move, in the Migration's namespace.
+    pub pod: PodRef,
+    /// Where to. Left out, kube-scheduler chooses; given, it must agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("size(self) > 0").message("targetNode is empty: leave it out to let the scheduler choose"))]
+    pub target_node: Option<String>,
+    /// Who asked.
+    #[serde(default)]
+    pub reason: MigrationReason,
+}
+
+/// The pod that a Migration moves.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRef {
+    /// Name of the pod.
+    #[x_kube(validation = Rule::new("size(self) > 0 && size(self) <= 253").message("pod.name must have 1 to 253 characters"))]
+    pub name: String,
+    /// UID of the pod; given, another pod of the same name is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// Who asked for a move.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MigrationReason {
+    /// A person created the Migration.
+    #[default]
+    Manual,
+    /// The pod's node was cordoned; uncordon cancels it.
+    Cordon,
+    /// Somebody tried to evict the pod; uncordon cancels it.
+    Drain,
+    /// A NodeMaintenance wants the node empty; deleting that cancels it.
+    Maintenance,
+}
+
+/// Where a Migration stands. The conditions and reports are the contract; this is the summary.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// Seen, not looked at yet.
+    #[default]
+    Pending,
+    /// A reservation is looking for a node; both agents check what they can before anything is touched.
+    Preparing,
+    /// State is copied while the application runs.
+    PreCopying,
+    /// The replacement pod comes up; its container's `create` waits. Nothing is frozen.
+    Handover,
+    /// The operator has given the go: from here on the two agents act on their own until the commit or the roll-back.
+    Freezing,
+    /// The last of the state crosses.
+    Transferring,
+    /// The processes are rebuilt on the target, held before they run.
+    Restoring,
+    /// `status.owner` names the target: the source will never run again.
+    Committing,
+    /// `status.owner` names the source for this attempt: it thaws, the target's copy is destroyed.
+    RollingBack,
+    /// Waiting for the next attempt.
+    BackingOff,
+    /// The pod runs on the target. Terminal.
+    Succeeded,
+    /// The move was given up; the pod runs on the source. Terminal.
+    Failed,
+    /// The move was called off before the commit; the pod runs on the source. Terminal.
+    Cancelled,
+}
+
+impl Phase {
+    /// True of a phase that no event leads out of.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// Who may run the application: the outcome of attempt `attempt`, decided once.
+///
+/// `status.owner` starts as `{source node, 0}`. Attempt N is open while `owner.attempt < N`. It is decided by one
+/// compare-and-swap (a JSON patch whose `test` names the value last seen and the object's UID) to `{target node, N}`,
+/// the commit, which only the target's agent writes while it holds the rebuilt processes, or to `{source node, N}`,
+/// the abort, which the source's agent or the operator writes. After a commit no further attempt exists.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Owner {
+    /// Node whose copy may run.
+    pub node: String,
+    /// Attempt that decided it; 0 before any.
+    pub attempt: u32,
+}
+
+/// How the replacement pod comes to be.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Strategy {
+    /// The source is taken out of its ReplicaSet by relabelling; the replacement's sandbox is up before the freeze.
+    ReplaceFirst,
+    /// The name must be free first: the state is complete and verified on the target, then committed, then the source
+    /// object is deleted and the replacement of the same name is restored.
+    DeleteFirst,
+}
+
+/// An object pinned by UID.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectRef {
+    /// Name.
+    pub name: String,
+    /// UID; whoever acts on the object checks it.
+    pub uid: String,
+    /// Node, of a pod that is bound to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// When a phase began.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseTime {
+    /// The phase.
+    pub phase: Phase,
+    /// Attempt it belongs to.
+    pub attempt: u32,
+    /// When the operator saw it begin.
+    pub at: MicroTime,
+}
+
+/// The policy as it was when the Migration started: a later edit of the ProtectedWorkload changes nothing half way.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedPolicy {
+    /// ProtectedWorkload it came from; none when a person moves an unprotected pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected_workload: Option<String>,
+    /// Freeze that pre-copy aims for, milliseconds.
+    pub max_downtime_millis: u64,
+    /// How long one attempt may take before the freeze, milliseconds.
+    pub timeout_millis: u64,
+    /// Attempts before the move has failed.
+    pub max_attempts: u32,
+    /// Pause before the second attempt, milliseconds; doubled for each further one.
+    pub retry_delay_millis: u64,
+    /// What an eviction is answered after a failure.
+    pub on_failure: FailurePolicy,
+    /// Largest deleted but open file that is carried along, bytes.
+    pub deleted_file_limit_bytes: u64,
+}
+
+impl ResolvedPolicy {
+    /// The policy of one ProtectedWorkload, or the defaults where there is none.
+    pub fn from_policy(protected_workload: Option<String>, policy: &MigrationPolicy) -> Self {
+        let millis =
+            |duration: kube::core::Duration| u64::try_from(Duration::from(duration).as_millis()).unwrap_or(u64::MAX);
+        Self {
+            protected_workload,
+            max_downtime_millis: millis(policy.max_downtime),
+            timeout_millis: millis(policy.timeout),
+            max_attempts: policy.max_attempts,
+            retry_delay_millis: millis(policy.retry_delay),
+            on_failure: policy.on_failure,
+            deleted_file_limit_bytes: u64::from(policy.deleted_file_limit_mib) << 20,
+        }
+    }
+}
+
+/// What is known of a move.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationStatus {
+    /// `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where the move stands.
+    #[serde(default)]
+    pub phase: Phase,
+    /// One sentence: what is waited for, or why it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// `Completed` (terminal), `Committed` (the point of no return is passed).
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_string()]))]
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// Number of the current attempt, from 1. Agents act only on reports and duties of this attempt.
+    #[serde(default)]
+    pub attempt: u32,
+    /// Who may run the application. Absent until the Migration is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+    /// The resolved policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<ResolvedPolicy>,
+    /// How the replacement comes to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// The pod that is moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_pod: Option<ObjectRef>,
+    /// UID of the controller (ReplicaSet, StatefulSet, Job) that owns the source; admission knows the replacement by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controller_uid: Option<String>,
+    /// The pod that holds the room on the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<ObjectRef>,
+    /// Node that the scheduler chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_node: Option<String>,
+    /// The pod that is restored; nothing else ever is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replacement: Option<ObjectRef>,
+    /// With [`Strategy::DeleteFirst`] and no controller: the object to create again, kept before the source is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub pod_manifest: Option<serde_json::Value>,
+    /// Why earlier attempts were rolled back, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
+    /// When each phase of each attempt began.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<PhaseTime>,
+    /// Written by the source's agent alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceReport>,
+    /// Written by the target's agent alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetReport>,
+}
+
+fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "object", "nullable": true, "x-kubernetes-preserve-unknown-fields": true })
+}
+
+/// How an attempt was decided, if it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Neither side has won: whoever is frozen stays frozen.
+    Open,
+    /// The target owns the application: the source never thaws.
+    Committed,
+    /// The source owns the application: the target's copy is destroyed.
+    Aborted,
+}
+
+impl MigrationStatus {
+    /// How the current attempt was decided. A commit of any attempt is final.
+    pub fn verdict(&self) -> Verdict {
+        let (Some(owner), Some(source)) = (&self.owner, self.source_pod.as_ref().and_then(|pod| pod.node.as_ref()))
+        else {
+            return Verdict::Open;
+        };
+        if owner.node != *source {
+            Verdict::Committed
+        } else if owner.attempt >= self.attempt && self.attempt > 0 {
+            Verdict::Aborted
+        } else {
+            Verdict::Open
+        }
+    }
+
+    /// The source agent's report, if it speaks of the current attempt.
+    pub fn source_now(&self) -> Option<&SourceReport> {
+        self.source.as_ref().filter(|report| report.attempt == self.attempt)
+    }
+
+    /// The target agent's report, if it speaks of the current attempt.
+    pub fn target_now(&self) -> Option<&TargetReport> {
+        self.target.as_ref().filter(|report| report.attempt == self.attempt)
+    }
+}

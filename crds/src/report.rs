@@ -1,0 +1,210 @@
+//! What the two agents write into a Migration's status: `status.source` and `status.target`.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the source's agent did and saw in one attempt. A report of an older attempt is void.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceReport {
+    /// Attempt that this speaks of.
+    pub attempt: u32,
+    /// The furthest step that is done.
+    pub step: SourceStep,
+    /// Facts of the host that the target must match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostFacts>,
+    /// How memory is tracked and copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<MemoryEngine>,
+    /// Why that engine, and every fallback in use, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// Pre-copy rounds so far.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<Round>,
+    /// Durations, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timings: Option<SourceTimings>,
+    /// Why this side can't go on. The operator (or, after the freeze, the agent itself) aborts the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// The furthest step of the source in an attempt.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum SourceStep {
+    /// Preflight passed: the processes can be dumped as far as can be known without touching them.
+    Ready,
+    /// Connected to the target; pre-copy rounds run, if the engine has any.
+    PreCopying,
+    /// Pre-copy has converged (at once with stop-and-copy): the handover may begin.
+    Converged,
+    /// Frozen at one cut.
+    Frozen,
+    /// Dumped; the state is crossing.
+    Dumped,
+    /// The target has it all and has verified it.
+    Sent,
+    /// Attempt aborted: the application runs here, nothing of the attempt is left on this node.
+    Thawed,
+    /// Attempt committed: no process of the source is left on this node, and no image.
+    Retired,
+}
+
+/// What the target's agent did and saw in one attempt. A report of an older attempt is void.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetReport {
+    /// Attempt that this speaks of.
+    pub attempt: u32,
+    /// The furthest step that is done.
+    pub step: TargetStep,
+    /// Where the agent listens for the source: `ip:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Facts of the host, to compare with the source's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostFacts>,
+    /// Durations, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timings: Option<TargetTimings>,
+    /// Why this side can't go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// The furthest step of the target in an attempt.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TargetStep {
+    /// Ready to receive at `address`.
+    Listening,
+    /// The replacement container's `create` waits here; runc and CRIU are started and wait at the relay.
+    Waiting,
+    /// Everything has landed and its digests are verified.
+    Staged,
+    /// The processes are rebuilt and held before they run.
+    Held,
+    /// The commit is won.
+    Committed,
+    /// The application runs here.
+    Resumed,
+    /// Attempt aborted: nothing of it is left on this node.
+    Destroyed,
+}
+
+/// How memory reaches the target.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemoryEngine {
+    /// All of it inside the freeze.
+    StopAndCopy,
+}
+
+/// One pre-copy round.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Round {
+    /// Bytes sent.
+    pub bytes: u64,
+    /// How long it took, milliseconds.
+    pub millis: f64,
+}
+
+/// Durations on the source, milliseconds on its monotonic clock.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SourceTimings {
+    /// From the first freezer write until the cgroup reads frozen.
+    pub freeze_wait_millis: f64,
+    /// CRIU's dump.
+    pub dump_millis: f64,
+    /// From the end of the dump until the target had verified everything.
+    pub transfer_millis: f64,
+    /// From verified to the news that the processes are rebuilt and held.
+    pub restore_millis: f64,
+    /// From held to the news that they run: the commit and the resume.
+    pub commit_millis: f64,
+    /// The whole freeze as the source can see it: first freezer write until the news that the target runs, or until
+    /// the thaw. Half a round trip longer than what the application sees.
+    pub freeze_millis: f64,
+    /// Bytes sent inside the freeze.
+    pub bytes: u64,
+}
+
+/// Durations on the target, milliseconds on its monotonic clock.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TargetTimings {
+    /// First byte of the final part until all digests were verified.
+    pub receive_millis: f64,
+    /// Files put in place.
+    pub stage_millis: f64,
+    /// From the release of CRIU's request until post-restore.
+    pub restore_millis: f64,
+    /// The compare-and-swap.
+    pub commit_millis: f64,
+    /// From the release until the processes run.
+    pub resume_millis: f64,
+}
+
+/// Facts of a host on which it depends whether a process image can run there.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HostFacts {
+    /// `x86_64`, `aarch64`.
+    pub architecture: String,
+    /// CPU features as `/proc/cpuinfo` names them, sorted, separated by blanks.
+    pub cpu_features: String,
+    /// Kernel release (`uname -r`).
+    pub kernel: String,
+    /// CRIU's version.
+    pub criu: String,
+}
+
+/// Why a side could not go on.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// Machine readable reason.
+    pub reason: FailureReason,
+    /// One sentence for a person.
+    pub message: String,
+    /// Whether another attempt could end differently.
+    pub retryable: bool,
+}
+
+/// What went wrong.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureReason {
+    /// The pod can't be moved as it is (an obstacle in its spec or policy).
+    NotMovable,
+    /// The processes hold something that can't be dumped.
+    NotDumpable,
+    /// No node would take the reservation in time.
+    NoTarget,
+    /// The target's CPU, kernel or CRIU can't run this image.
+    IncompatibleHost,
+    /// The replacement did not come up in time.
+    ReplacementMissing,
+    /// Freezing did not end in time.
+    FreezeFailed,
+    /// CRIU's dump failed.
+    DumpFailed,
+    /// The state did not cross.
+    TransferFailed,
+    /// What arrived is not what was sent.
+    Corrupted,
+    /// CRIU's restore failed.
+    RestoreFailed,
+    /// An agent did not answer in time.
+    AgentUnreachable,
+    /// An agent was restarted in mid-attempt and undid what it found.
+    AgentRestarted,
+    /// The attempt took longer than the policy allows.
+    Timeout,
+    /// Called off: uncordoned, deleted, or the pod was deleted.
+    Cancelled,
+    /// Another Migration is moving this pod.
+    AlreadyMoving,
+}
