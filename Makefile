@@ -1,0 +1,31 @@
+# Thin: each target is one command that can be run by hand.
+LAB = cargo run --quiet --package tideover-e2e --bin lab --
+
+.PHONY: help setup demo test unit e2e bench generate lint lab-up lab-down
+
+help:           ## This list
+	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+setup:          ## Install the Debian packages that the lab needs
+	e2e/setup.sh
+demo: setup     ## Real cluster, helm install, redis, kubectl drain: the same process on another node
+	cargo run --quiet --package tideover-e2e --bin demo
+test: unit e2e  ## Everything that must hold, on the real cluster
+unit: lint      ## Unit and property tests
+	cargo test --workspace --exclude tideover-e2e
+	cargo test --package tideover-e2e --lib --bins
+e2e: setup      ## End-to-end tests on the lab
+	e2e/run.sh
+bench: setup    ## The freeze through Tideover and through bare runc, side by side
+	cargo run --quiet --package tideover-e2e --bin bench
+lint:           ## Formatting, lints, licences, generated files
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo run --quiet --package tideover-crds --bin crdgen -- --check charts/tideover/crds
+	cargo deny --version >/dev/null 2>&1 || cargo install cargo-deny --locked
+	cargo deny check licenses bans sources
+generate:       ## Write the generated files
+	cargo run --quiet --package tideover-crds --bin crdgen -- charts/tideover/crds
+lab-up: setup   ## Start the lab
+	$(LAB) up
+lab-down:       ## Remove the lab
+	$(LAB) down
