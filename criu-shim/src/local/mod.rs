@@ -1,1 +1,28 @@
-//! Filled by the commits that follow.
+//! What the shim and the relay say to the agent of their node, and how.
+//!
+//! One JSON object a line over a unix stream socket. The client (shim or relay) speaks first: a [`Hello`], then its
+//! question. This module owns the messages, their bounds and the blocking client. It decides nothing, and never
+//! touches a container: what is restored is the agent's to know and the API object's to say.
+
+mod client;
+mod line;
+mod message;
+
+pub use client::{Client, ClientError};
+pub use line::{LineError, MAX_LINE, decode, encode};
+pub use message::{
+    ContainerType, Create, FromRelay, FromShim, Hello, RelayStage, ReleaseOptions, Role, ToRelay, ToShim, VERSION,
+    VersionMismatch,
+};
+
+/// Socket on which the agent listens. Mode 0600, owned by root: whoever may connect is root on this node already.
+pub const SOCKET: &str = "/run/tideover/agent.sock";
+
+/// Directory of the markers that say "this container came from a restore", one file for each container id.
+pub const RESTORED: &str = "/run/tideover/restored";
+
+/// Environment variable by which the shim tells the relay, through runc, which restore it belongs to.
+pub const TOKEN_ENV: &str = "TIDEOVER_TOKEN";
+
+/// Where Tideover lives on a node.
+pub const INSTALL_ROOT: &str = "/opt/tideover";

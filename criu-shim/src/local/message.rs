@@ -1,0 +1,199 @@
+//! The messages, as data.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Version of this protocol. Shim, relay and agent of one node are installed together; a shim that was started
+/// before an upgrade may still meet the agent that came with it.
+pub const VERSION: u32 = 1;
+
+/// The first line of every connection, from the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hello {
+    /// Version that the client speaks.
+    pub version: u32,
+    /// Which set of messages follows.
+    pub role: Role,
+}
+
+/// Who is speaking to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    /// [`FromShim`] and [`ToShim`] follow.
+    Shim,
+    /// [`FromRelay`] and [`ToRelay`] follow.
+    Relay,
+}
+
+/// The client speaks another version: the agent closes the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the client speaks version {theirs} of the local protocol, this agent version {VERSION}")]
+pub struct VersionMismatch {
+    /// Version in the client's hello.
+    pub theirs: u32,
+}
+
+impl Hello {
+    /// The hello of this build for `role`.
+    pub fn new(role: Role) -> Self {
+        Self { version: VERSION, role }
+    }
+
+    /// # Errors
+    /// [`VersionMismatch`] unless the client speaks exactly our version.
+    pub fn check(&self) -> Result<Role, VersionMismatch> {
+        if self.version == VERSION { Ok(self.role) } else { Err(VersionMismatch { theirs: self.version }) }
+    }
+}
+
+/// Shim to agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum FromShim {
+    /// A container is being created; how shall it start? Asked again, unchanged, after a lost connection.
+    Create(Create),
+    /// `runc restore` has ended.
+    Restored {
+        /// Token of the [`ToShim::Restore`] that this answers.
+        token: String,
+        /// runc's exit code; 128 + N where signal N ended it.
+        exit_code: i32,
+    },
+}
+
+/// Identity of a container that is being created. All of it comes from the bundle that containerd wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Create {
+    /// Container id, as containerd names it.
+    pub container_id: String,
+    /// Directory of the OCI bundle, in the node's mount namespace.
+    pub bundle: PathBuf,
+    /// Namespace of the pod.
+    pub pod_namespace: String,
+    /// Name of the pod.
+    pub pod_name: String,
+    /// UID of the pod.
+    pub pod_uid: String,
+    /// Name of the container in the pod; empty for a sandbox.
+    pub container_name: String,
+    /// Sandbox or application container.
+    pub container_type: ContainerType,
+    /// Name of the Migration in the pod's annotation `tideover.dev/replacement-of`: where to ask, not what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replacement_of: Option<String>,
+}
+
+/// What a container is to the CRI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ContainerType {
+    /// The pause container that holds the pod's namespaces.
+    Sandbox,
+    /// An application, init or ephemeral container.
+    Container,
+}
+
+/// Agent to shim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum ToShim {
+    /// Not decided yet, still alive. Sent at least every 10 s, because the shim gives up after 100 s of silence.
+    Wait,
+    /// Start the container as runc would.
+    ColdStart,
+    /// Restore the container.
+    Restore {
+        /// Names this restore towards the relay. Opaque, unguessable, used once.
+        token: String,
+        /// Directory of the images, in the node's mount namespace. `descriptors.json` is in it now; the rest may
+        /// come any time before the relay is released.
+        images_dir: PathBuf,
+        /// Directory for logs and for CRIU's sockets.
+        work_dir: PathBuf,
+    },
+    /// Do not start the container at all.
+    Refuse {
+        /// One sentence, which ends up in the pod's events.
+        reason: String,
+    },
+}
+
+/// Relay to agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum FromRelay {
+    /// First message, and first again on every new connection after a lost one.
+    Relay {
+        /// Token of the restore.
+        token: String,
+        /// Where the relay stands.
+        stage: RelayStage,
+    },
+    /// The processes are rebuilt; CRIU waits at post-restore.
+    Held,
+    /// CRIU has ended. The last message.
+    Ended {
+        /// Whether the processes run.
+        success: bool,
+        /// CRIU's own first error, its errno and the last error lines of its log; empty after a success.
+        message: String,
+    },
+}
+
+/// Where a relay stands when it (re)connects, and what it then waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RelayStage {
+    /// It has runc's request and has given it to nobody. Waits for [`ToRelay::Release`] or [`ToRelay::Abandon`].
+    Requested,
+    /// CRIU is working. Waits for CRIU; [`FromRelay::Held`] or [`FromRelay::Ended`] follows.
+    Restoring,
+    /// CRIU waits at post-restore. Waits for [`ToRelay::Resume`] or [`ToRelay::Abandon`].
+    Held,
+    /// The word has been given, CRIU is about to end. [`FromRelay::Ended`] follows.
+    Finishing,
+}
+
+/// Agent to relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum ToRelay {
+    /// Still alive, nothing new.
+    Wait,
+    /// Every image is there and verified: give CRIU the request.
+    Release {
+        /// How to edit the request.
+        options: ReleaseOptions,
+    },
+    /// The commit is won: let the processes run.
+    Resume,
+    /// The attempt is over: make CRIU fail through its own protocol.
+    Abandon,
+}
+
+/// What the agent wants in the restore request beyond what runc put there.
+///
+/// The relay always sets what a move needs whatever the agent says: `tcp-close`, `skip-in-flight`, network lock `skip`,
+/// no cgroup restoring (runc has put CRIU into the container's own cgroups), and the namespaces of the new pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReleaseOptions {
+    /// CRIU's log level, 0 to 4.
+    pub log_level: i32,
+    /// Largest deleted file that may be restored, bytes. Must not be below the limit of the dump.
+    pub ghost_limit: u32,
+    /// Restore file locks.
+    pub file_locks: bool,
+    /// Restore names of deleted files that still had another name.
+    pub link_remap: bool,
+    /// Restore pages lazily, from a daemon that listens in the work directory.
+    pub lazy_pages: bool,
+    /// Mounts that were dumped as external beyond the OCI spec's own: key in the image, path on this node. Replaces
+    /// runc's entry of the same key.
+    pub external_mounts: BTreeMap<String, PathBuf>,
+}
