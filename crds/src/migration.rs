@@ -245,7 +245,13 @@ pub struct MigrationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub pod_manifest: Option<serde_json::Value>,
-    /// Why earlier attempts were rolled back, oldest first.
+    /// Nodes that can't run this image: no later attempt goes there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incompatible_nodes: Vec<String>,
+    /// Nodes on which an attempt failed: a later attempt goes there only if no other node has room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub avoided_nodes: Vec<String>,
+    /// Why attempts were rolled back, oldest first: one entry an attempt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<Failure>,
     /// When each phase of each attempt began.

@@ -40,6 +40,8 @@ pub enum ObstacleReason {
     SharedProcessNamespace,
     /// A container is privileged, or may use the node's devices.
     Privileged,
+    /// The pod asks for a container runtime of its own, which Tideover does not stand in front of.
+    RuntimeClass,
     /// The pod is not running (yet, or any more).
     NotRunning,
     /// The pod's owner is of a kind that replaces pods by rules that a move would break (DaemonSet, static pod).
