@@ -1,1 +1,7 @@
-fn main() {}
+//! `lab`: see `lab --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    e2e::cli::main()
+}

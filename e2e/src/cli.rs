@@ -1,0 +1,256 @@
+//! The command line of `lab`.
+//!
+//! Owns the words a person types and the exit codes; every command is one call into a module.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::image::{import, product};
+use crate::lab::{Lab, ServiceAction};
+use crate::machine::{enter, launch};
+use crate::network::Link;
+use crate::progress::Progress;
+use crate::topology::LabName;
+use crate::up::{self, Wish};
+use crate::{down, status};
+
+/// A real Kubernetes cluster on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Name {
+    /// Which lab.
+    #[arg(long, default_value = "tideover", env = "TIDEOVER_LAB", global = true)]
+    name: LabName,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a cluster, or repair one.
+    Up {
+        #[command(flatten)]
+        name: Name,
+        /// How many workers; as before where the lab exists, else 3.
+        #[arg(long)]
+        workers: Option<u8>,
+        /// Let etcd wait for the disk, as in production; slower.
+        #[arg(long)]
+        fsync: bool,
+    },
+    /// Remove a cluster and everything it left.
+    Down {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Show the machines and their services.
+    Status {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Print the path of the administrator's kubeconfig.
+    Kubeconfig {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Run kubectl for the cluster that TIDEOVER_LAB names.
+    Kubectl(PassThrough),
+    /// Run helm for the cluster that TIDEOVER_LAB names.
+    Helm(PassThrough),
+    /// Do something to one machine.
+    Node {
+        #[command(flatten)]
+        name: Name,
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
+    /// Build and load images.
+    Image {
+        #[command(flatten)]
+        name: Name,
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// The launcher of a machine; `up` runs it.
+    #[command(hide = true)]
+    MachineLaunch { spec: PathBuf, record: PathBuf },
+    /// The entrance to a machine; `node exec` runs it.
+    #[command(hide = true)]
+    MachineEnter {
+        record: PathBuf,
+        spec: PathBuf,
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct PassThrough {
+    /// Passed on as they are.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// Run a program in the machine.
+    Exec {
+        machine: String,
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
+    },
+    /// A power cut: all processes gone at once, the disk stays.
+    Kill { machine: String },
+    /// A clean shut-down.
+    Stop { machine: String },
+    /// Start a machine that is down.
+    Start { machine: String },
+    /// Halt, continue or restart one service.
+    Service { machine: String, service: String, action: Action },
+    /// Pull or plug the network cable.
+    Link { machine: String, action: LinkAction },
+    /// Print the path of a service's log.
+    Log { machine: String, service: String },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Action {
+    /// SIGSTOP.
+    Stop,
+    /// SIGCONT.
+    Cont,
+    /// SIGKILL; the machine starts it again.
+    Restart,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LinkAction {
+    /// Nothing goes in or out.
+    Cut,
+    /// As before.
+    Restore,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Build Tideover's images from the work tree.
+    Build,
+    /// Put image archives on every worker; without any, those that `build` made.
+    Load { archives: Vec<PathBuf> },
+}
+
+/// Parses the command line, does what it says, and returns what the shell shall see.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<u8> {
+    match command {
+        Command::Up { name, workers, fsync } => {
+            let lab = up::up(&Wish { name: name.name, workers, fsync }, &Progress::new())?;
+            println!("export KUBECONFIG={}", lab.kubeconfig().display());
+        }
+        Command::Down { name } => {
+            if !down::down(&name.name, &Progress::new())? {
+                println!("there was no lab called {}", name.name);
+            }
+        }
+        Command::Status { name } => println!("{}", status::table(&open(&name)?)?),
+        Command::Kubeconfig { name } => println!("{}", open(&name)?.kubeconfig().display()),
+        Command::Kubectl(PassThrough { arguments }) => {
+            return Ok(up::pass_through(open_by_environment()?.kubectl_command(arguments))?);
+        }
+        Command::Helm(PassThrough { arguments }) => {
+            return Ok(up::pass_through(open_by_environment()?.helm_command(arguments))?);
+        }
+        Command::Node { name, command } => return run_node(&open(&name)?, command),
+        Command::Image { name, command } => run_image(&name, command)?,
+        Command::MachineLaunch { spec, record } => launch::run_launcher(&spec, &record)?,
+        Command::MachineEnter { record, spec, argv } => {
+            let (program, arguments) = argv.split_first().context("no program to run")?;
+            return Ok(enter::enter(&record, &spec, program, arguments)?);
+        }
+    }
+    Ok(0)
+}
+
+fn run_node(lab: &Lab, command: NodeCommand) -> Result<u8> {
+    match command {
+        NodeCommand::Exec { machine, argv } => return Ok(up::pass_through(lab.node(&machine)?.command(argv))?),
+        NodeCommand::Kill { machine } => report(lab.node(&machine)?.kill()?, "was down already"),
+        NodeCommand::Stop { machine } => report(lab.node(&machine)?.stop()?, "was down already"),
+        NodeCommand::Start { machine } => report(lab.node(&machine)?.start()?, "is running already"),
+        NodeCommand::Service { machine, service, action } => {
+            let action = match action {
+                Action::Stop => ServiceAction::Stop,
+                Action::Cont => ServiceAction::Continue,
+                Action::Restart => ServiceAction::Restart,
+            };
+            lab.node(&machine)?.service(&service, action)?;
+        }
+        NodeCommand::Link { machine, action } => {
+            let link = match action {
+                LinkAction::Cut => Link::Cut,
+                LinkAction::Restore => Link::Restored,
+            };
+            lab.node(&machine)?.set_link(link)?;
+        }
+        NodeCommand::Log { machine, service } => println!("{}", lab.node(&machine)?.log(&service).display()),
+    }
+    Ok(0)
+}
+
+fn run_image(name: &Name, command: ImageCommand) -> Result<()> {
+    match command {
+        ImageCommand::Build => {
+            for image in product::build(&Progress::new())? {
+                println!("{} {}", image.reference, image.archive.display());
+            }
+        }
+        ImageCommand::Load { archives } => {
+            let lab = open(name)?;
+            if archives.is_empty() {
+                let images = product::built()?;
+                for node in lab.workers() {
+                    import::import(&node, &images)?;
+                }
+            }
+            for archive in &archives {
+                for node in lab.workers() {
+                    import::import_archive(&node, archive)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn report(did: bool, otherwise: &str) {
+    if !did {
+        println!("{otherwise}");
+    }
+}
+
+fn open(name: &Name) -> Result<Lab> {
+    Ok(Lab::open(name.name.as_str())?)
+}
+
+/// For commands whose own words are all passed on.
+fn open_by_environment() -> Result<Lab> {
+    let name = std::env::var("TIDEOVER_LAB").unwrap_or_else(|_| "tideover".to_owned());
+    Ok(Lab::open(&name)?)
+}

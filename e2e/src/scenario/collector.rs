@@ -1,0 +1,176 @@
+//! Receives the ticks of `probe tick` and keeps account of them.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// What the ticks of one program say so far.
+#[derive(Debug, Clone, Default)]
+pub struct Account {
+    /// Number of ticks received.
+    pub ticks: u64,
+    /// The newest sequence number.
+    pub newest: u64,
+    /// Ticks whose sequence had been seen before: each proves a second running copy.
+    pub repeated: u64,
+    /// Times at which a program started cold, realtime nanoseconds, in order of arrival.
+    pub starts: Vec<i64>,
+    /// Addresses that ticks came from, in order of first arrival.
+    pub senders: Vec<IpAddr>,
+    /// The longest gap that the program saw between two of its own ticks, nanoseconds.
+    pub longest_gap: i64,
+    /// The newest monotonic reading, nanoseconds, and the largest step backwards of it.
+    pub monotonic: i64,
+    /// Largest step backwards of the monotonic clock, nanoseconds; 0 where it never went back.
+    pub monotonic_back: i64,
+}
+
+/// A listening collector; it ends when dropped.
+#[derive(Debug)]
+pub struct Collector {
+    address: SocketAddr,
+    account: Arc<Mutex<State>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    account: Account,
+    seen: HashMap<i64, Vec<u64>>,
+}
+
+impl Collector {
+    /// Listens on a free port of `address`.
+    ///
+    /// # Errors
+    /// When the address is not this host's.
+    pub fn listen(address: IpAddr) -> Result<Self> {
+        let socket = UdpSocket::bind((address, 0)).with_context(|| format!("listen for ticks on {address}"))?;
+        socket.set_read_timeout(Some(Duration::from_millis(100))).context("set a time-out on the collector")?;
+        let address = socket.local_addr().context("read the collector's address")?;
+        let account = Arc::new(Mutex::new(State::default()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (account, stop) = (Arc::clone(&account), Arc::clone(&stop));
+            move || receive(&socket, &account, &stop)
+        });
+        Ok(Self { address, account, stop, thread: Some(thread) })
+    }
+
+    /// Where programs send their ticks.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The account at this moment.
+    pub fn account(&self) -> Account {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner).account.clone()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("the collector's thread panicked");
+        }
+    }
+}
+
+fn receive(socket: &UdpSocket, account: &Mutex<State>, stop: &AtomicBool) {
+    let mut buffer = [0; 256];
+    while !stop.load(Ordering::Relaxed) {
+        // A time-out is the moment to look at `stop`.
+        let Ok((length, sender)) = socket.recv_from(&mut buffer) else { continue };
+        if let Some(tick) = Tick::parse(&buffer[..length]) {
+            account.lock().unwrap_or_else(PoisonError::into_inner).take(&tick, sender.ip());
+        }
+    }
+}
+
+struct Tick {
+    sequence: u64,
+    monotonic: i64,
+    longest_gap: i64,
+    start: i64,
+}
+
+impl Tick {
+    fn parse(datagram: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(datagram).ok()?.strip_prefix("tick ")?.split(' ');
+        let sequence = words.next()?.parse().ok()?;
+        let _realtime: i64 = words.next()?.parse().ok()?;
+        let monotonic = words.next()?.parse().ok()?;
+        let longest_gap = words.next()?.parse().ok()?;
+        Some(Self { sequence, monotonic, longest_gap, start: words.next()?.parse().ok()? })
+    }
+}
+
+impl State {
+    fn take(&mut self, tick: &Tick, sender: IpAddr) {
+        let account = &mut self.account;
+        if !account.starts.contains(&tick.start) {
+            account.starts.push(tick.start);
+            account.monotonic = tick.monotonic;
+        }
+        if !account.senders.contains(&sender) {
+            account.senders.push(sender);
+        }
+        // A bit for each sequence number of each start: a number that comes twice was counted by two copies.
+        let bits = self.seen.entry(tick.start).or_default();
+        let (word, bit) = ((tick.sequence / 64) as usize, 1_u64 << (tick.sequence % 64));
+        if bits.len() <= word {
+            bits.resize(word + 1, 0);
+        }
+        account.repeated += u64::from(bits[word] & bit != 0);
+        bits[word] |= bit;
+        account.ticks += 1;
+        account.newest = account.newest.max(tick.sequence);
+        account.longest_gap = account.longest_gap.max(tick.longest_gap);
+        account.monotonic_back = account.monotonic_back.max(account.monotonic - tick.monotonic);
+        account.monotonic = account.monotonic.max(tick.monotonic);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tick(state: &mut State, sequence: u64, start: i64) {
+        let text = format!("tick {sequence} 5 {} 7 {start}", sequence * 1000);
+        let tick = Tick::parse(text.as_bytes()).expect("a tick");
+        state.take(&tick, IpAddr::from([10, 0, 0, 1]));
+    }
+
+    #[test]
+    fn a_number_that_comes_twice_is_a_second_copy() {
+        let mut state = State::default();
+        for sequence in [0, 1, 2, 3, 2, 64, 64] {
+            tick(&mut state, sequence, 1);
+        }
+        assert_eq!(state.account.repeated, 2);
+        assert_eq!(state.account.newest, 64);
+    }
+
+    #[test]
+    fn a_cold_start_is_not_a_second_copy_but_is_counted() {
+        let mut state = State::default();
+        tick(&mut state, 0, 1);
+        tick(&mut state, 0, 2);
+        assert_eq!((state.account.repeated, state.account.starts.len()), (0, 2));
+    }
+
+    #[test]
+    fn garbage_is_no_tick() {
+        assert!(Tick::parse(b"tick x").is_none());
+        assert!(Tick::parse(&[0xff]).is_none());
+    }
+}

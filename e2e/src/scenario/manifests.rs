@@ -1,0 +1,134 @@
+//! Manifests of what the scenarios run. The images are the lab's own; see `images`.
+
+use std::net::SocketAddr;
+
+/// A ProtectedWorkload named `name` for the pods labelled `app: <app>`. `extra` is YAML at the depth of `spec`.
+pub fn policy(name: &str, app: &str, extra: &str) -> String {
+    format!(
+        "\
+apiVersion: tideover.dev/v1alpha1
+kind: ProtectedWorkload
+metadata: {{name: {name}}}
+spec:
+  selector: {{matchLabels: {{app: {app}}}}}
+{extra}---
+"
+    )
+}
+
+/// redis under its own user, with a log file and an append-only file in an emptyDir, as a Deployment `store` with a
+/// Service of the same name.
+pub fn store() -> String {
+    "\
+apiVersion: v1
+kind: Service
+metadata: {name: store}
+spec:
+  selector: {app: store}
+  ports: [{port: 6379}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: store}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: store}}
+  template:
+    metadata: {labels: {app: store}}
+    spec:
+      securityContext: {runAsNonRoot: true, runAsUser: 999, runAsGroup: 999, fsGroup: 999}
+      terminationGracePeriodSeconds: 5
+      containers:
+        - name: redis
+          image: redis:lab
+          imagePullPolicy: IfNotPresent
+          command: [redis-server, --bind, 0.0.0.0, --protected-mode, 'no', --save, '', --dir, /data, --logfile, /data/redis.log]
+          ports: [{containerPort: 6379}]
+          resources: {requests: {cpu: 50m, memory: 128Mi}}
+          readinessProbe: {tcpSocket: {port: 6379}, periodSeconds: 1}
+          volumeMounts: [{name: data, mountPath: /data}]
+      volumes: [{name: data, emptyDir: {}}]
+---
+"
+    .to_owned()
+}
+
+/// A pod `name` that runs the probe with `args`, to its end.
+pub fn probe(name: &str, args: &[&str]) -> String {
+    let args = args.iter().map(|arg| format!("'{arg}'")).collect::<Vec<_>>().join(", ");
+    format!(
+        "\
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+    - {{name: probe, image: 'probe:lab', imagePullPolicy: IfNotPresent, args: [{args}]}}
+---
+"
+    )
+}
+
+/// What a ticker holds and does.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticker {
+    /// Resident memory, MiB.
+    pub mib: usize,
+    /// Where ticks go.
+    pub collector: SocketAddr,
+}
+
+impl Ticker {
+    fn pod_spec(self, indent: usize) -> String {
+        let Self { mib, collector } = self;
+        let text = format!(
+            "\
+terminationGracePeriodSeconds: 1
+containers:
+  - name: ticker
+    image: probe:lab
+    imagePullPolicy: IfNotPresent
+    args: [tick, '--mib={mib}', '--report={collector}', --log=/tmp/ticks]
+    securityContext: {{runAsUser: 1000}}
+    resources: {{requests: {{cpu: 10m, memory: {}Mi}}}}
+",
+            mib + 16
+        );
+        text.lines().map(|line| format!("{:indent$}{line}\n", "")).collect()
+    }
+
+    /// As a Deployment `name` of one replica.
+    pub fn deployment(self, name: &str) -> String {
+        format!(
+            "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+{}---
+",
+            self.pod_spec(6)
+        )
+    }
+
+    /// As a pod `name` that nothing owns.
+    pub fn pod(self, name: &str) -> String {
+        format!(
+            "\
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+{}---
+",
+            self.pod_spec(2)
+        )
+    }
+}

@@ -1,0 +1,20 @@
+//! What the demo, the end-to-end tests and the benchmarks have in common: a cluster with Tideover installed, programs
+//! that show gaps and second copies, and waits for conditions.
+//!
+//! Everything goes through the doors that people use: kubectl, helm, the API. Nothing here looks into the product.
+
+pub mod cluster;
+pub mod collector;
+pub mod drain;
+pub mod kube;
+pub mod manifests;
+pub mod migration;
+pub mod sandbox;
+pub mod store;
+pub mod wait;
+
+pub use cluster::Cluster;
+pub use collector::Collector;
+pub use kube::Kube;
+pub use sandbox::Sandbox;
+pub use wait::until;

@@ -1,0 +1,191 @@
+//! A namespace of its own for one scenario.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::kube::Kube;
+use super::wait::{until, until_true};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A namespace that is removed, with everything in it, at the end of the scenario; the nodes are uncordoned too. After
+/// a panic what is known of the scenario is printed first.
+#[derive(Debug)]
+pub struct Sandbox {
+    kube: Kube,
+    namespace: String,
+}
+
+impl Sandbox {
+    /// Makes the namespace `name`, after removing what an earlier run may have left.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn new(kube: Kube, name: &str) -> Result<Self> {
+        let sandbox = Self { kube, namespace: format!("e2e-{name}") };
+        sandbox.remove()?;
+        sandbox.kube.run(&["create", "namespace", &sandbox.namespace])?;
+        until_true("the namespace's service account", LIMIT, || {
+            Ok(sandbox.get(&["serviceaccount", "default"])?.is_some())
+        })?;
+        Ok(sandbox)
+    }
+
+    /// The namespace's name.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// kubectl without a namespace.
+    pub fn kube(&self) -> &Kube {
+        &self.kube
+    }
+
+    /// kubectl in this namespace; see [`Kube::run`].
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn run(&self, args: &[&str]) -> Result<String> {
+        self.kube.run(&self.with_namespace(args))
+    }
+
+    /// See [`Kube::get`].
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn get(&self, args: &[&str]) -> Result<Option<Value>> {
+        self.kube.get(&self.with_namespace(args))
+    }
+
+    /// `kubectl apply` in this namespace.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn apply(&self, manifests: &str) -> Result<String> {
+        self.kube.apply(&self.placed(manifests))
+    }
+
+    /// `kubectl create` in this namespace.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn create(&self, manifests: &str) -> Result<String> {
+        self.kube.create(&self.placed(manifests))
+    }
+
+    /// The one pod labelled `app: <app>` that is Ready.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub fn ready_pod(&self, app: &str) -> Result<Pod> {
+        until(format!("a ready pod of {app} in {}", self.namespace), LIMIT, || {
+            Ok(self.pods(app)?.into_iter().find(|pod| pod.ready))
+        })
+    }
+
+    /// All pods labelled `app: <app>`.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn pods(&self, app: &str) -> Result<Vec<Pod>> {
+        let list = self.get(&["pods", "--selector", &format!("app={app}")])?.unwrap_or_default();
+        Ok(list["items"].as_array().map(|items| items.iter().map(Pod::from_object).collect()).unwrap_or_default())
+    }
+
+    /// The log of a pod.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn log(&self, pod: &str) -> Result<String> {
+        self.run(&["logs", pod])
+    }
+
+    fn with_namespace<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
+        ["--namespace", &self.namespace].into_iter().chain(args.iter().copied()).collect()
+    }
+
+    fn placed(&self, manifests: &str) -> String {
+        manifests.replace("metadata: {name:", &format!("metadata: {{namespace: {}, name:", self.namespace))
+    }
+
+    fn remove(&self) -> Result<()> {
+        for node in self.kube.get(&["nodes"])?.context("no nodes")?["items"].as_array().into_iter().flatten() {
+            if node["spec"]["unschedulable"] == true {
+                self.kube.run(&["uncordon", node["metadata"]["name"].as_str().unwrap_or_default()])?;
+            }
+        }
+        self.kube.run(&["delete", "namespace", &self.namespace, "--ignore-not-found", "--wait=true", "--timeout=120s"])?;
+        Ok(())
+    }
+
+    /// Everything that helps to understand a failure.
+    fn describe(&self) {
+        for args in [
+            &["get", "pw,mig,pods", "--output=wide"][..],
+            &["get", "mig", "--output=yaml"],
+            &["get", "events", "--sort-by=.lastTimestamp"],
+        ] {
+            match self.run(args) {
+                Ok(text) => eprintln!("--- kubectl {}\n{text}", args.join(" ")),
+                Err(error) => eprintln!("--- {error:#}"),
+            }
+        }
+        for component in ["operator", "agent"] {
+            let selector = format!("app.kubernetes.io/component={component}");
+            match self.kube.run(&["--namespace=tideover-system", "logs", "--selector", &selector, "--tail=60", "--prefix"]) {
+                Ok(text) => eprintln!("--- logs of the {component}\n{text}"),
+                Err(error) => eprintln!("--- {error:#}"),
+            }
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.describe();
+        }
+        if let Err(error) = self.remove() {
+            eprintln!("namespace {} is left: {error:#}", self.namespace);
+        }
+    }
+}
+
+/// What the scenarios need to know of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Node, once it is bound.
+    pub node: String,
+    /// Address, once it has one.
+    pub ip: String,
+    /// Whether its condition Ready is true.
+    pub ready: bool,
+    /// Sum of its containers' restarts.
+    pub restarts: u64,
+}
+
+impl Pod {
+    fn from_object(object: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let each = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        Self {
+            name: text(&object["metadata"]["name"]),
+            uid: text(&object["metadata"]["uid"]),
+            node: text(&object["spec"]["nodeName"]),
+            ip: text(&object["status"]["podIP"]),
+            ready: each(&object["status"]["conditions"])
+                .iter()
+                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True"),
+            restarts: each(&object["status"]["containerStatuses"])
+                .iter()
+                .filter_map(|status| status["restartCount"].as_u64())
+                .sum(),
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! Brings a lab up, or makes whole what is there of it.
+//!
+//! Owns the order of the steps. Every step looks first and does only what is missing, so that a second `up` repairs what
+//! a killed one or a reboot left.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, getrlimit};
+use time::OffsetDateTime;
+
+use crate::addons::{self, AddonsError};
+use crate::cache::{Cache, CacheError};
+use crate::command::{self, CommandError};
+use crate::go_tools::{self, GoModule, GoToolsError};
+use crate::image::build::Image;
+use crate::image::catalogue::{self, CatalogueError};
+use crate::image::import::{self, ImportError};
+use crate::index::{self, IndexError};
+use crate::kubeconfig;
+use crate::lab::{Lab, LabError, Node, Programs, Stored};
+use crate::layout::Layout;
+use crate::lock::{Lock, LockError};
+use crate::machine::cgroup::{self, CgroupError, Hierarchy};
+use crate::network::{self, NetworkError};
+use crate::pki::{self, Pki, PkiError};
+use crate::preflight::{self, Refusal};
+use crate::progress::Progress;
+use crate::topology::{LabName, MAX_WORKERS, Role, Topology};
+use crate::tree::{self, Tree, TreeError};
+use crate::{control_plane, worker, write_atomic};
+
+/// How many workers a lab has where nobody says.
+pub const DEFAULT_WORKERS: u8 = 3;
+
+const API_PATIENCE: Duration = Duration::from_secs(120);
+const CONTAINERD_PATIENCE: Duration = Duration::from_secs(60);
+const READY_PATIENCE: &str = "--timeout=180s";
+/// The most open files of a kubelet, as its own default.
+const OPEN_FILES: u64 = 1_000_000;
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The lab's name.
+    pub name: LabName,
+    /// How many workers; as before, or [`DEFAULT_WORKERS`], where absent.
+    pub workers: Option<u8>,
+    /// Whether etcd waits for the disk.
+    pub fsync: bool,
+}
+
+/// Why the lab is not up.
+#[derive(Debug, thiserror::Error)]
+pub enum UpError {
+    /// The host lacks something.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The wish cannot be granted.
+    #[error("{0} workers are not possible: 1 to {MAX_WORKERS} are")]
+    Workers(u8),
+    /// A lab does not shrink.
+    #[error("the lab has {have} workers and does not shrink to {wanted}: run `lab down` first")]
+    Shrink {
+        /// What there is.
+        have: u8,
+        /// What was wished for.
+        wanted: u8,
+    },
+    /// Another command is at work.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// No number for the lab.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Programs could not be built.
+    #[error(transparent)]
+    GoTools(#[from] GoToolsError),
+    /// The Debian tree could not be made.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The lab's images could not be built.
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    /// Certificates could not be made.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The network could not be made.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The host's cgroups are unusable.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A machine failed.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// An image could not be put on a node.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// The cluster's own services could not be installed.
+    #[error(transparent)]
+    Addons(#[from] AddonsError),
+    /// A file of the lab could not be written.
+    #[error("write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Something did not get ready.
+    #[error("{what} did not get ready within {} s; see `lab status` and the logs in {logs}", patience.as_secs())]
+    NotReady {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        patience: Duration,
+        /// Where to look.
+        logs: PathBuf,
+        /// What the last attempt said.
+        #[source]
+        source: CommandError,
+    },
+    /// The nodes did not get ready.
+    #[error("wait for the nodes to be Ready; see `lab status`")]
+    Nodes(#[source] CommandError),
+}
+
+/// What the machines are made from.
+struct Materials {
+    kubernetes: PathBuf,
+    tree: Tree,
+    images: Vec<Image>,
+    programs: Programs,
+}
+
+/// Makes the lab of `wish` exist, whole and Ready.
+///
+/// # Errors
+/// Names the step; what was done by then stays and is used by the next attempt.
+pub fn up(wish: &Wish, progress: &Progress) -> Result<Lab, UpError> {
+    preflight::check()?;
+    let layout = Layout::new(&wish.name);
+    let _held = Lock::try_acquire(&layout.lock())?;
+    let before = Lab::stored(&layout)?;
+    let workers = choose_workers(wish.workers, before.as_ref().map(|stored| stored.topology.workers))?;
+
+    let materials = gather(progress)?;
+    let topology = describe(&layout, wish, workers, &materials)?;
+    let lab = Lab::open(wish.name.as_str())?;
+    let pki = prepare_secrets(&layout, &topology)?;
+    let hierarchies = cgroup::hierarchies()?;
+
+    let step = progress.step("network");
+    network::ensure_switch(&topology)?;
+    step.done();
+
+    let step = progress.step("control plane");
+    ensure_control_plane(&lab, wish.fsync, &pki, &materials, &hierarchies)?;
+    step.done();
+
+    let step = progress.step(format!("{workers} workers"));
+    ensure_workers(&lab, &pki, &materials, &hierarchies)?;
+    network::route_pods(&topology, &topology.machines())?;
+    step.done();
+
+    let step = progress.step("API server");
+    await_api(&lab)?;
+    step.done();
+
+    let step = progress.step("images");
+    let imported = import_everywhere(&lab, &materials.images)?;
+    step.done_with(&format!("{imported} imported"));
+
+    let step = progress.step("cluster ready");
+    addons::apply(&lab)?;
+    await_ready(&lab)?;
+    step.done();
+    Ok(lab)
+}
+
+fn choose_workers(wanted: Option<u8>, have: Option<u8>) -> Result<u8, UpError> {
+    let workers = wanted.or(have).unwrap_or(DEFAULT_WORKERS);
+    if !(1..=MAX_WORKERS).contains(&workers) {
+        return Err(UpError::Workers(workers));
+    }
+    match have {
+        Some(have) if have > workers => Err(UpError::Shrink { have, wanted: workers }),
+        _ => Ok(workers),
+    }
+}
+
+/// Everything from the cache, built or downloaded where it is missing.
+fn gather(progress: &Progress) -> Result<Materials, UpError> {
+    let cache = Cache::open()?;
+    let mut step = progress.step("Debian tree");
+    let tree = tree::ensure(&cache, |line| step.say(line))?;
+    step.done();
+    let build = |module, name: &'static str| {
+        let mut step = progress.step(name);
+        let programs = go_tools::ensure(&cache, module, |line| step.say(line))?;
+        step.done();
+        Ok::<_, GoToolsError>(programs)
+    };
+    let kubernetes = build(GoModule::Kubernetes, "Kubernetes programs")?;
+    let helm = build(GoModule::Helm, "Helm")?;
+    let coredns = build(GoModule::CoreDns, "CoreDNS")?;
+    let step = progress.step("lab images");
+    let images = catalogue::ensure(&cache, &tree, &coredns)?;
+    step.done();
+    let programs =
+        Programs { kubectl: kubernetes.directory.join("kubectl"), helm: helm.directory.join("helm") };
+    Ok(Materials { kubernetes: kubernetes.directory, tree, images, programs })
+}
+
+/// Gives the lab its number and stores what it is.
+fn describe(layout: &Layout, wish: &Wish, workers: u8, materials: &Materials) -> Result<Topology, UpError> {
+    let busy = network::busy_indices()?;
+    let index = index::update(|index| index.allocate(&wish.name, busy))?;
+    let topology = Topology { name: wish.name.clone(), index, workers };
+    let stored = Stored { topology: topology.clone(), programs: materials.programs.clone() };
+    let path = layout.topology();
+    write_atomic::json(&path, &stored).map_err(|source| UpError::Write { path, source })?;
+    install_program(layout)?;
+    Ok(topology)
+}
+
+/// Copies the running program to the lab's own place, see [`Layout::program`].
+fn install_program(layout: &Layout) -> Result<(), UpError> {
+    let path = layout.program();
+    let failed = |source| UpError::Write { path: path.clone(), source };
+    let partial = path.with_extension("new");
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    fs::copy("/proc/self/exe", &partial).map_err(failed)?;
+    fs::rename(&partial, &path).map_err(failed)
+}
+
+fn prepare_secrets(layout: &Layout, topology: &Topology) -> Result<Pki, UpError> {
+    let pki = pki::ensure(&layout.pki(), topology, OffsetDateTime::now_utc())?;
+    let text = kubeconfig::render(&topology.api_url(), &pki.authority, "lab-admin", &pki.admin);
+    let path = layout.kubeconfig();
+    write_atomic::bytes(&path, text.as_bytes()).map_err(|source| UpError::Write { path, source })?;
+    Ok(pki)
+}
+
+fn ensure_control_plane(
+    lab: &Lab,
+    fsync: bool,
+    pki: &Pki,
+    materials: &Materials,
+    hierarchies: &[Hierarchy],
+) -> Result<(), UpError> {
+    let node = lab.node(&lab.topology().control_plane().name)?;
+    if node.is_running().map_err(LabError::from)? {
+        return Ok(());
+    }
+    let parts = control_plane::Parts {
+        layout: lab.layout(),
+        topology: lab.topology(),
+        pki,
+        tree: &materials.tree.path,
+        kubernetes: &materials.kubernetes,
+        hierarchies,
+        fsync,
+    };
+    Ok(node.launch(&control_plane::spec(&parts))?)
+}
+
+fn ensure_workers(lab: &Lab, pki: &Pki, materials: &Materials, hierarchies: &[Hierarchy]) -> Result<(), UpError> {
+    let parts = worker::Parts {
+        layout: lab.layout(),
+        topology: lab.topology(),
+        pki,
+        tree: &materials.tree.path,
+        kubernetes: &materials.kubernetes,
+        pause_image: catalogue::PAUSE,
+        hierarchies,
+        open_files: getrlimit(Resource::Nofile).maximum.map_or(OPEN_FILES, |hard| hard.min(OPEN_FILES)),
+    };
+    for (machine, kubelet) in lab.topology().workers().zip(&pki.kubelets) {
+        let Role::Worker(number) = machine.role else { continue };
+        let node = lab.node(&machine.name)?;
+        if !node.is_running().map_err(LabError::from)? {
+            node.launch(&worker::spec(&parts, &machine, number, kubelet))?;
+        }
+    }
+    Ok(())
+}
+
+fn await_api(lab: &Lab) -> Result<(), UpError> {
+    let node = lab.node(&lab.topology().control_plane().name)?;
+    await_success("the API server", API_PATIENCE, &node, || lab.kubectl(["get", "--raw", "/readyz"]))
+}
+
+fn import_everywhere(lab: &Lab, images: &[Image]) -> Result<usize, UpError> {
+    let workers = lab.workers();
+    thread::scope(|scope| {
+        let tasks: Vec<_> = workers
+            .iter()
+            .map(|node| {
+                scope.spawn(move || {
+                    await_success("containerd", CONTAINERD_PATIENCE, node, || node.exec(["ctr", "version"]))?;
+                    Ok::<_, UpError>(import::import(node, images)?)
+                })
+            })
+            .collect();
+        let mut imported = 0;
+        for task in tasks {
+            imported += task.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok(imported)
+    })
+}
+
+fn await_success<T>(
+    what: &str,
+    patience: Duration,
+    node: &Node,
+    mut attempt: impl FnMut() -> Result<T, CommandError>,
+) -> Result<(), UpError> {
+    let limit = Instant::now() + patience;
+    loop {
+        match attempt() {
+            Ok(_) => return Ok(()),
+            Err(_) if Instant::now() < limit => thread::sleep(Duration::from_millis(200)),
+            Err(source) => {
+                let logs = node.log("any").with_file_name("");
+                return Err(UpError::NotReady { what: format!("{what} of {}", node.name()), patience, logs, source });
+            }
+        }
+    }
+}
+
+fn await_ready(lab: &Lab) -> Result<(), UpError> {
+    // kubectl wait fails at once where an object does not exist yet.
+    for worker in lab.workers() {
+        let name = worker.name().to_owned();
+        await_success("the kubelet", API_PATIENCE, &worker, || lab.kubectl(["get", "node", &name]))?;
+    }
+    lab.kubectl(["wait", "--for=condition=Ready", "nodes", "--all", READY_PATIENCE]).map_err(UpError::Nodes)?;
+    lab.kubectl(["-n", "kube-system", "rollout", "status", "deployment/coredns", READY_PATIENCE])
+        .map_err(UpError::Nodes)?;
+    Ok(())
+}
+
+/// `kubectl` and `helm` on the caller's own streams; returns the exit code.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn pass_through(mut command: std::process::Command) -> Result<u8, CommandError> {
+    let status =
+        command.status().map_err(|source| CommandError::Start { line: command::line_of(&command), source })?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_workers_is_remembered_and_grows_but_does_not_shrink() {
+        assert_eq!(choose_workers(None, None).unwrap(), DEFAULT_WORKERS);
+        assert_eq!(choose_workers(None, Some(5)).unwrap(), 5);
+        assert_eq!(choose_workers(Some(4), Some(3)).unwrap(), 4);
+        assert!(matches!(choose_workers(Some(2), Some(3)), Err(UpError::Shrink { have: 3, wanted: 2 })));
+        assert!(matches!(choose_workers(Some(0), None), Err(UpError::Workers(0))));
+    }
+}

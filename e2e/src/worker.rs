@@ -1,0 +1,283 @@
+//! What a worker is: a Kubernetes node as a machine description.
+//!
+//! Owns every setting of containerd, kubelet, kube-proxy and the pod network. A worker knows nothing of Tideover: what
+//! an installer needs is what any distribution's node has, a containerd that reads drop-ins from
+//! `/etc/containerd/conf.d` and comes back when it is ended.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::kubeconfig;
+use crate::layout::Layout;
+use crate::machine::cgroup::Hierarchy;
+use crate::machine::spec::{Bind, Cgroups, ClockOffsets, MachineSpec, Root, SERVICES_DIRECTORY, Service};
+use crate::pki::{Identity, Pki};
+use crate::topology::{CLUSTER_DOMAIN, DNS_SERVICE, Machine, Topology};
+
+/// Where Kubernetes' programs are inside every machine.
+pub const KUBERNETES: &str = "/usr/local/lib/kubernetes";
+/// The address of containerd, for every client.
+pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+
+const SECRETS: &str = "/etc/kubernetes";
+
+/// What a worker is made from.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// The lab's directories.
+    pub layout: &'a Layout,
+    /// The lab's shape.
+    pub topology: &'a Topology,
+    /// The lab's certificates.
+    pub pki: &'a Pki,
+    /// The shared Debian tree.
+    pub tree: &'a Path,
+    /// Kubernetes' programs on the host.
+    pub kubernetes: &'a Path,
+    /// The image every pod's first container runs.
+    pub pause_image: &'a str,
+    /// The host's cgroup hierarchies.
+    pub hierarchies: &'a [Hierarchy],
+    /// The most open files that the host allows a process.
+    pub open_files: u64,
+}
+
+/// Worker `number`, which is `machine`.
+pub fn spec(parts: &Parts<'_>, machine: &Machine, number: u8, kubelet: &Identity) -> MachineSpec {
+    let disk = parts.layout.disk(&machine.name);
+    let url = parts.topology.api_url();
+    let authority = &parts.pki.authority;
+    let node_user = format!("system:node:{}", machine.name);
+    let files = BTreeMap::from([
+        ("/etc/hostname".into(), format!("{}\n", machine.name)),
+        ("/etc/hosts".into(), format!("127.0.0.1 localhost\n{} {}\n", machine.address, machine.name)),
+        // No name server: a machine never asks the outside world, and CoreDNS serves the cluster's names alone.
+        ("/etc/resolv.conf".into(), String::new()),
+        ("/etc/machine-id".into(), format!("{:016x}{number:016x}\n", u64::from(parts.topology.index) + 1)),
+        ("/etc/cni/net.d/10-lab.conflist".into(), cni(&parts.topology.pod_cidr_of(number))),
+        (secret("kubelet.yaml"), kubelet_config(parts, machine)),
+        (secret("kubelet.kubeconfig"), kubeconfig::render(&url, authority, &node_user, kubelet)),
+        (secret("kubelet.crt"), kubelet.certificate.clone()),
+        (secret("kubelet.key"), kubelet.key.clone()),
+        (secret("ca.crt"), authority.clone()),
+        (secret("proxy.yaml"), proxy_config(parts.topology, machine)),
+        (secret("proxy.kubeconfig"), kubeconfig::render(&url, authority, "system:kube-proxy", &parts.pki.proxy)),
+    ]);
+    MachineSpec {
+        hostname: machine.name.clone(),
+        network: parts.topology.namespace_of(machine).path(),
+        cgroups: Cgroups {
+            hierarchies: parts.hierarchies.to_vec(),
+            directory: Path::new(&parts.topology.cgroup()).join(&machine.name),
+        },
+        clocks: clocks(number),
+        root: Root {
+            lower: parts.tree.to_owned(),
+            upper: disk.upper(),
+            work: disk.work(),
+            mount_point: disk.mount_point(),
+        },
+        binds: vec![
+            Bind::read_only(parts.kubernetes, KUBERNETES),
+            Bind::writable(disk.volume("containerd"), "/var/lib/containerd"),
+            Bind::writable(disk.volume("kubelet"), "/var/lib/kubelet"),
+            // Large files of whatever is installed here; the overlay's upper layer would do, but only a plain directory
+            // supports every operation that a file system of a real node does.
+            Bind::writable(disk.volume("tideover"), "/var/lib/tideover"),
+            Bind::writable(disk.log(), "/var/log"),
+            Bind::writable(disk.services(), SERVICES_DIRECTORY),
+        ],
+        files,
+        // An administrator's file: what is changed here stays.
+        defaults: BTreeMap::from([("/etc/containerd/config.toml".into(), containerd_config(parts.pause_image))]),
+        directories: vec!["/etc/containerd/conf.d".into()],
+        services: services(machine),
+    }
+}
+
+/// Every worker's clocks are days apart, and the two clocks of one worker by another distance, so that a mistake with
+/// either shows at once.
+fn clocks(number: u8) -> ClockOffsets {
+    let number = i64::from(number);
+    ClockOffsets { monotonic: number * 1_000_003, boottime: number * 1_000_003 + 7_919 }
+}
+
+fn services(machine: &Machine) -> Vec<Service> {
+    let program = |name: &str| format!("{KUBERNETES}/{name}");
+    let option = |name: &str, value: PathBuf| format!("--{name}={}", value.display());
+    vec![
+        Service::new("containerd", ["/usr/bin/containerd"]),
+        Service::new(
+            "kubelet",
+            [
+                program("kubelet"),
+                option("config", secret("kubelet.yaml")),
+                option("kubeconfig", secret("kubelet.kubeconfig")),
+                format!("--node-ip={}", machine.address),
+                "--v=2".to_owned(),
+            ],
+        )
+        .after(CONTAINERD_SOCKET),
+        Service::new("kube-proxy", [program("kube-proxy"), option("config", secret("proxy.yaml"))]),
+    ]
+}
+
+fn secret(name: &str) -> PathBuf {
+    Path::new(SECRETS).join(name)
+}
+
+fn containerd_config(pause_image: &str) -> String {
+    // restrict_oom_score_adj: a host without CAP_SYS_RESOURCE may not lower the score of any process.
+    format!(
+        "\
+version = 3
+imports = ['/etc/containerd/conf.d/*.toml']
+
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = '{pause_image}'
+
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+"
+    )
+}
+
+fn cni(pod_cidr: &str) -> String {
+    // ptp and not bridge: all traffic between pods passes the node's routing, so Services reach a pod on the same node
+    // without the module br_netfilter.
+    let config = json!({
+        "cniVersion": "1.0.0",
+        "name": "lab",
+        "plugins": [
+            {
+                "type": "ptp",
+                "ipMasq": false,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": pod_cidr}]],
+                    "routes": [{"dst": "0.0.0.0/0"}]
+                }
+            },
+            {"type": "portmap", "capabilities": {"portMappings": true}, "backend": "nftables"}
+        ]
+    });
+    format!("{config:#}\n")
+}
+
+fn kubelet_config(parts: &Parts<'_>, machine: &Machine) -> String {
+    let config = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "failCgroupV1": false,
+        "failSwapOn": false,
+        "cgroupDriver": "cgroupfs",
+        "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": secret("ca.crt")},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": secret("kubelet.crt"),
+        "tlsPrivateKeyFile": secret("kubelet.key"),
+        "address": machine.address,
+        "clusterDomain": CLUSTER_DOMAIN,
+        "clusterDNS": [DNS_SERVICE],
+        // The host may lack CAP_SYS_RESOURCE: no lower score, no higher limit.
+        "oomScoreAdj": 0,
+        "maxOpenFiles": parts.open_files,
+        // All workers share the host's disk; none may evict pods because of what the others fill.
+        "localStorageCapacityIsolation": false,
+        "evictionHard": {},
+        "imageGCHighThresholdPercent": 100,
+        "fileCheckFrequency": "1s",
+        "syncFrequency": "10s",
+        "nodeStatusUpdateFrequency": "4s",
+    });
+    format!("{config:#}\n")
+}
+
+fn proxy_config(topology: &Topology, machine: &Machine) -> String {
+    let config = json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "clientConnection": {"kubeconfig": secret("proxy.kubeconfig")},
+        "clusterCIDR": topology.pod_cidr(),
+        "hostnameOverride": machine.name,
+        // Zero leaves the kernel's connection tracking as it is; its limits belong to the host.
+        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+    });
+    format!("{config:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::cgroup::Kind;
+
+    fn identity(text: &str) -> Identity {
+        Identity { certificate: format!("{text} certificate"), key: format!("{text} key") }
+    }
+
+    fn second_worker() -> MachineSpec {
+        let topology = Topology { name: "lab".parse().unwrap(), index: 3, workers: 2 };
+        let pki = Pki {
+            authority: "authority".into(),
+            signer: identity("signer"),
+            api_server: identity("api"),
+            admin: identity("admin"),
+            controller_manager: identity("kcm"),
+            scheduler: identity("scheduler"),
+            proxy: identity("proxy"),
+            service_accounts: identity("sa"),
+            kubelets: vec![identity("one"), identity("two")],
+        };
+        let parts = Parts {
+            layout: &Layout::new(&topology.name),
+            topology: &topology,
+            pki: &pki,
+            tree: Path::new("/tree"),
+            kubernetes: Path::new("/programs"),
+            pause_image: "docker.io/lab/pause:1",
+            hierarchies: &[Hierarchy { mount: "/sys/fs/cgroup".into(), kind: Kind::Unified }],
+            open_files: 20_000,
+        };
+        spec(&parts, &topology.machine("worker-2").unwrap(), 2, &pki.kubelets[1])
+    }
+
+    #[test]
+    fn a_worker_has_its_own_addresses_and_cgroup() {
+        let spec = second_worker();
+        assert!(spec.files[Path::new("/etc/cni/net.d/10-lab.conflist")].contains("10.131.2.0/24"));
+        assert!(spec.files[Path::new("/etc/kubernetes/kubelet.yaml")].contains("10.77.3.102"));
+        assert_eq!(spec.cgroups.directory, Path::new("tideover-lab-lab/worker-2"));
+        assert_eq!(spec.network, Path::new("/run/netns/lab-worker-2"));
+    }
+
+    #[test]
+    fn no_two_workers_share_a_clock() {
+        assert_ne!(clocks(1).monotonic, clocks(2).monotonic);
+        assert_ne!(clocks(1).boottime - clocks(1).monotonic, 0);
+    }
+
+    #[test]
+    fn containerd_reads_drop_ins_and_keeps_an_administrator_s_changes() {
+        let spec = second_worker();
+        let config = &spec.defaults[Path::new("/etc/containerd/config.toml")];
+        assert!(config.contains("imports = ['/etc/containerd/conf.d/*.toml']"));
+        assert!(config.contains("sandbox = 'docker.io/lab/pause:1'"));
+    }
+
+    #[test]
+    fn only_the_worker_s_own_key_is_inside() {
+        let spec = second_worker();
+        let all: String = spec.files.values().cloned().collect();
+        assert!(all.contains("two key"));
+        for foreign in ["one key", "admin", "signer", "sa key"] {
+            assert!(!all.contains(foreign), "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Plain `kubectl drain` of a node with a protected pod.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use e2e::scenario::drain::Drain;
+use e2e::scenario::manifests::{self, Ticker};
+use e2e::scenario::store::{KEYS, Store};
+use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
+
+const LIMIT: Duration = Duration::from_secs(180);
+
+#[test]
+fn a_drain_moves_a_store_under_load_and_loses_nothing() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "drain-store")?;
+    sandbox.apply(&manifests::policy("store", "store", ""))?;
+    let store = Store::start(&sandbox)?;
+    let before = store.identity(&store.pod.name)?;
+    let user = sandbox.run(&["exec", &store.pod.name, "--", "redis-cli", "CONFIG", "GET", "logfile"])?;
+    ensure!(user.contains("/data/redis.log"), "redis logs to a file that stays open: {user}");
+
+    let drained = Drain::start(sandbox.kube(), &store.pod.node, "app=store")?.finish(LIMIT)?;
+    ensure!(drained.code == Some(0), "kubectl drain ended with {:?}: {}", drained.code, drained.said);
+
+    let moved = sandbox.ready_pod("store")?;
+    ensure!(moved.node != store.pod.node, "the pod is still on {}", moved.node);
+    ensure!(moved.restarts == 0, "the container was restarted {} times", moved.restarts);
+    let after = store.identity(&moved.name)?;
+    ensure!(after.run_id == before.run_id, "another process runs: {} was {}", after.run_id, before.run_id);
+    ensure!(after.uptime >= before.uptime, "the uptime went back from {} to {}", before.uptime, after.uptime);
+    ensure!(after.commands > before.commands, "the counters went back");
+    ensure!(after.keys >= before.keys && after.keys >= KEYS, "keys: {} before, {} after", before.keys, after.keys);
+
+    store.written_past(store.acknowledged()?)?;
+    println!("{}", store.verify()?);
+    let log = sandbox.run(&["exec", &moved.name, "--", "cat", "/data/redis.log"])?;
+    ensure!(log.matches("Server initialized").count() == 1, "the log moved and shows one start: {log}");
+    migration::succeeded(&sandbox, &store.pod.name, LIMIT)?;
+    Ok(())
+}
+
+#[test]
+fn a_drain_moves_a_pod_that_nothing_owns_under_the_same_name() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "drain-bare")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    sandbox.apply(&manifests::policy("bare", "bare", ""))?;
+    sandbox.apply(&Ticker { mib: 16, collector: collector.address() }.pod("bare"))?;
+    let before = sandbox.ready_pod("bare")?;
+    let ticks = until("ticks", LIMIT, || Ok(Some(collector.account().newest).filter(|&newest| newest > 100)))?;
+
+    let drained = Drain::start(sandbox.kube(), &before.node, "app=bare")?.finish(LIMIT)?;
+    ensure!(drained.code == Some(0), "kubectl drain ended with {:?}: {}", drained.code, drained.said);
+
+    let after = sandbox.ready_pod("bare")?;
+    ensure!(after.name == before.name && after.uid != before.uid, "same name, another object");
+    ensure!(after.node != before.node, "the pod is still on {}", after.node);
+    let account = until("ticks from the new node", LIMIT, || {
+        Ok(Some(collector.account()).filter(|account| account.senders.len() > 1 && account.newest > ticks + 100))
+    })?;
+    ensure!(account.starts.len() == 1, "the program started {} times", account.starts.len());
+    ensure!(account.repeated == 0, "{} ticks came twice: two copies ran", account.repeated);
+    Ok(())
+}
+
+#[test]
+fn memory_clock_files_and_output_go_on_after_the_move() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "drain-ticker")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    sandbox.apply(&manifests::policy("ticker", "ticker", ""))?;
+    sandbox.apply(&Ticker { mib: 32, collector: collector.address() }.deployment("ticker"))?;
+    let before = sandbox.ready_pod("ticker")?;
+    until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 1_500)))?;
+
+    let drained = Drain::start(sandbox.kube(), &before.node, "app=ticker")?.finish(LIMIT)?;
+    ensure!(drained.code == Some(0), "kubectl drain ended with {:?}: {}", drained.code, drained.said);
+
+    let after = sandbox.ready_pod("ticker")?;
+    let moved_at = collector.account().newest;
+    let account = until("two more seconds of ticks", LIMIT, || {
+        Ok(Some(collector.account()).filter(|account| account.newest > moved_at + 2_000))
+    })?;
+    ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
+    ensure!(account.monotonic_back == 0, "CLOCK_MONOTONIC went back by {} ns", account.monotonic_back);
+    let log = sandbox.log(&after.name)?;
+    let (first, last) = (log.lines().next().unwrap_or_default(), log.lines().last().unwrap_or_default());
+    ensure!(log.lines().count() >= 1 && last.starts_with("tick "), "output goes on in the new pod's log: {first} .. {last}");
+    ensure!(!log.contains("start "), "the output before the move is not repeated: {first}");
+    Ok(())
+}

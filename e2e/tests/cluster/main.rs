@@ -1,0 +1,14 @@
+//! Everything that must hold, shown on a real cluster: real API server, kubelet, containerd, runc, CRIU and chart.
+//!
+//! The tests share one lab, each has a namespace of its own; they cordon nodes and stop agents, so they run one at a
+//! time (`--test-threads=1`).
+
+mod admission;
+mod cancel;
+mod drain;
+mod failed_restore;
+mod killed;
+mod node_clean;
+mod refused;
+mod triggers;
+mod unprotected;
