@@ -29,6 +29,7 @@ pub mod pki;
 pub mod preflight;
 pub mod process;
 pub mod progress;
+pub mod scenario;
 pub mod status;
 pub mod topology;
 pub mod tree;

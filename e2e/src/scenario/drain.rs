@@ -30,8 +30,14 @@ impl Drain {
     /// # Errors
     /// When kubectl can't be started.
     pub fn start(kube: &Kube, node: &str, selector: &str) -> Result<Self> {
-        let mut command =
-            kube.command(&["drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=180s"]);
+        let mut command = kube.command(&[
+            "drain",
+            node,
+            "--ignore-daemonsets",
+            "--delete-emptydir-data",
+            "--force",
+            "--timeout=180s",
+        ]);
         if !selector.is_empty() {
             command.arg(format!("--pod-selector={selector}"));
         }

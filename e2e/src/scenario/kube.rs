@@ -52,7 +52,8 @@ impl Kube {
     /// # Errors
     /// When kubectl fails for another reason than that the object does not exist.
     pub fn get(&self, args: &[&str]) -> Result<Option<Value>> {
-        let all: Vec<&str> = ["get", "--output=json", "--ignore-not-found"].into_iter().chain(args.iter().copied()).collect();
+        let all: Vec<&str> =
+            ["get", "--output=json", "--ignore-not-found"].into_iter().chain(args.iter().copied()).collect();
         let text = self.run(&all)?;
         if text.trim().is_empty() {
             return Ok(None);

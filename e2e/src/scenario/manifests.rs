@@ -40,7 +40,7 @@ spec:
       terminationGracePeriodSeconds: 5
       containers:
         - name: redis
-          image: redis:lab
+          image: lab/redis:1
           imagePullPolicy: IfNotPresent
           command: [redis-server, --bind, 0.0.0.0, --protected-mode, 'no', --save, '', --dir, /data, --logfile, /data/redis.log]
           ports: [{containerPort: 6379}]
@@ -65,7 +65,7 @@ spec:
   restartPolicy: Never
   terminationGracePeriodSeconds: 1
   containers:
-    - {{name: probe, image: 'probe:lab', imagePullPolicy: IfNotPresent, args: [{args}]}}
+    - {{name: probe, image: 'lab/probe:1', imagePullPolicy: IfNotPresent, args: [{args}]}}
 ---
 "
     )
@@ -88,7 +88,7 @@ impl Ticker {
 terminationGracePeriodSeconds: 1
 containers:
   - name: ticker
-    image: probe:lab
+    image: lab/probe:1
     imagePullPolicy: IfNotPresent
     args: [tick, '--mib={mib}', '--report={collector}', --log=/tmp/ticks]
     securityContext: {{runAsUser: 1000}}

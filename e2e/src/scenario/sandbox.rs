@@ -116,7 +116,14 @@ impl Sandbox {
                 self.kube.run(&["uncordon", node["metadata"]["name"].as_str().unwrap_or_default()])?;
             }
         }
-        self.kube.run(&["delete", "namespace", &self.namespace, "--ignore-not-found", "--wait=true", "--timeout=120s"])?;
+        self.kube.run(&[
+            "delete",
+            "namespace",
+            &self.namespace,
+            "--ignore-not-found",
+            "--wait=true",
+            "--timeout=120s",
+        ])?;
         Ok(())
     }
 
@@ -134,7 +141,14 @@ impl Sandbox {
         }
         for component in ["operator", "agent"] {
             let selector = format!("app.kubernetes.io/component={component}");
-            match self.kube.run(&["--namespace=tideover-system", "logs", "--selector", &selector, "--tail=60", "--prefix"]) {
+            match self.kube.run(&[
+                "--namespace=tideover-system",
+                "logs",
+                "--selector",
+                &selector,
+                "--tail=60",
+                "--prefix",
+            ]) {
                 Ok(text) => eprintln!("--- logs of the {component}\n{text}"),
                 Err(error) => eprintln!("--- {error:#}"),
             }

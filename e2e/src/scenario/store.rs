@@ -44,7 +44,9 @@ impl<'a> Store<'a> {
         sandbox.apply(&manifests::store())?;
         let pod = sandbox.ready_pod("store")?;
         sandbox.apply(&manifests::probe("filler", &["fill", "store:6379", &format!("--keys={KEYS}")]))?;
-        until_true("the store to be filled", LIMIT, || Ok(sandbox.log("filler").is_ok_and(|log| log.contains("filled"))))?;
+        until_true("the store to be filled", LIMIT, || {
+            Ok(sandbox.log("filler").is_ok_and(|log| log.contains("filled")))
+        })?;
         sandbox.apply(&manifests::probe("writer", &["write", "store:6379"]))?;
         let store = Self { sandbox, pod };
         store.written_past(100)?;
@@ -59,7 +61,8 @@ impl<'a> Store<'a> {
         let text = self.sandbox.run(&["exec", pod, "--", "redis-cli", "INFO", "everything"])?;
         let fields: BTreeMap<_, _> = text.lines().filter_map(|line| line.trim().split_once(':')).collect();
         let field = |name: &str| fields.get(name).copied().with_context(|| format!("INFO has no {name}"));
-        let keys = field("db0")?.split(',').find_map(|part| part.strip_prefix("keys=")).context("INFO has no key count")?;
+        let keys =
+            field("db0")?.split(',').find_map(|part| part.strip_prefix("keys=")).context("INFO has no key count")?;
         Ok(Identity {
             run_id: field("run_id")?.to_owned(),
             uptime: field("uptime_in_seconds")?.parse()?,

@@ -19,7 +19,9 @@ fn policies_that_make_no_sense_are_refused_with_a_sentence() -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::new(cluster.kube(), "bad-policies")?;
     let policy = |spec: &str| {
-        format!("apiVersion: tideover.dev/v1alpha1\nkind: ProtectedWorkload\nmetadata: {{name: bad}}\nspec: {{{spec}}}\n")
+        format!(
+            "apiVersion: tideover.dev/v1alpha1\nkind: ProtectedWorkload\nmetadata: {{name: bad}}\nspec: {{{spec}}}\n"
+        )
     };
     for (spec, sentence) in [
         ("selector: {}", "selector is empty"),
@@ -39,10 +41,12 @@ fn policies_that_make_no_sense_are_refused_with_a_sentence() -> Result<()> {
 fn a_migration_is_immutable() -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::new(cluster.kube(), "immutable")?;
-    let manifest = "apiVersion: tideover.dev/v1alpha1\nkind: Migration\nmetadata: {name: m}\nspec: {pod: {name: POD}}\n";
+    let manifest =
+        "apiVersion: tideover.dev/v1alpha1\nkind: Migration\nmetadata: {name: m}\nspec: {pod: {name: POD}}\n";
     refused(&sandbox, &manifest.replace("POD", "''"), "pod.name must have 1 to 253 characters")?;
     sandbox.create(&manifest.replace("POD", "one"))?;
-    let said = sandbox.run(&["patch", "migration", "m", "--type=merge", "--patch={\"spec\":{\"pod\":{\"name\":\"two\"}}}"]);
+    let said =
+        sandbox.run(&["patch", "migration", "m", "--type=merge", "--patch={\"spec\":{\"pod\":{\"name\":\"two\"}}}"]);
     let said = format!("{:#}", said.err().map_or_else(String::new, |error| error.to_string()));
     ensure!(said.contains("a Migration's spec can't be changed"), "{said}");
     Ok(())
@@ -56,7 +60,7 @@ fn nobody_else_may_set_tideovers_own_annotations() -> Result<()> {
 apiVersion: v1
 kind: Pod
 metadata: {name: forged, labels: {app: forged}, annotations: {tideover.dev/replacement-of: theirs}}
-spec: {containers: [{name: probe, image: 'probe:lab', imagePullPolicy: IfNotPresent, args: [tick]}]}
+spec: {containers: [{name: probe, image: 'lab/probe:1', imagePullPolicy: IfNotPresent, args: [tick]}]}
 ";
     refused(&sandbox, pod, "tideover.dev/")?;
     sandbox.create(&pod.replace(", annotations: {tideover.dev/replacement-of: theirs}", ""))?;

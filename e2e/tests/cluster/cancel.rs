@@ -24,7 +24,12 @@ fn uncordon_before_the_freeze_cancels_the_move() -> Result<()> {
     migration::reached(&sandbox, &pod.name, "Preparing", LIMIT)?;
     sandbox.kube().run(&["uncordon", &pod.node])?;
     let ended = migration::ended(&sandbox, &pod.name, LIMIT)?;
-    ensure!(ended["status"]["phase"] == "Cancelled", "the move is {}: {}", ended["status"]["phase"], migration::message(&ended));
+    ensure!(
+        ended["status"]["phase"] == "Cancelled",
+        "the move is {}: {}",
+        ended["status"]["phase"],
+        migration::message(&ended)
+    );
     ensure!(sandbox.ready_pod("ticker")?.uid == pod.uid, "the pod stayed");
     let reservations = sandbox.get(&["pods", "--selector=tideover.dev/reservation-for"])?.unwrap_or_default();
     ensure!(reservations["items"].as_array().is_none_or(Vec::is_empty), "a reservation is left: {reservations}");

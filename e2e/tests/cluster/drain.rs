@@ -86,7 +86,10 @@ fn memory_clock_files_and_output_go_on_after_the_move() -> Result<()> {
     ensure!(account.monotonic_back == 0, "CLOCK_MONOTONIC went back by {} ns", account.monotonic_back);
     let log = sandbox.log(&after.name)?;
     let (first, last) = (log.lines().next().unwrap_or_default(), log.lines().last().unwrap_or_default());
-    ensure!(log.lines().count() >= 1 && last.starts_with("tick "), "output goes on in the new pod's log: {first} .. {last}");
+    ensure!(
+        log.lines().count() >= 1 && last.starts_with("tick "),
+        "output goes on in the new pod's log: {first} .. {last}"
+    );
     ensure!(!log.contains("start "), "the output before the move is not repeated: {first}");
     Ok(())
 }

@@ -6,9 +6,6 @@
 mod admission;
 mod cancel;
 mod drain;
-mod failed_restore;
-mod killed;
-mod node_clean;
 mod refused;
 mod triggers;
 mod unprotected;

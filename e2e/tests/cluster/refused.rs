@@ -18,7 +18,7 @@ spec:
   terminationGracePeriodSeconds: 1
 {spec}  containers:
     - name: probe
-      image: probe:lab
+      image: lab/probe:1
       imagePullPolicy: IfNotPresent
       args: [tick]
 {container}"
