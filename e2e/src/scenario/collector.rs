@@ -24,6 +24,9 @@ pub struct Account {
     pub senders: Vec<IpAddr>,
     /// The longest gap that the program saw between two of its own ticks, nanoseconds.
     pub longest_gap: i64,
+    /// The longest time between two successive numbers since [`Collector::take_gap`] was called, on the program's own
+    /// realtime clock, nanoseconds.
+    pub gap: i64,
     /// The newest monotonic reading, nanoseconds, and the largest step backwards of it.
     pub monotonic: i64,
     /// Largest step backwards of the monotonic clock, nanoseconds; 0 where it never went back.
@@ -43,6 +46,7 @@ pub struct Collector {
 struct State {
     account: Account,
     seen: HashMap<i64, Vec<u64>>,
+    newest_at: i64,
 }
 
 impl Collector {
@@ -72,6 +76,12 @@ impl Collector {
     pub fn account(&self) -> Account {
         self.account.lock().unwrap_or_else(PoisonError::into_inner).account.clone()
     }
+
+    /// [`Account::gap`], which begins anew with this call.
+    pub fn take_gap(&self) -> Duration {
+        let mut state = self.account.lock().unwrap_or_else(PoisonError::into_inner);
+        Duration::from_nanos(u64::try_from(std::mem::take(&mut state.account.gap)).unwrap_or(0))
+    }
 }
 
 impl Drop for Collector {
@@ -98,6 +108,7 @@ fn receive(socket: &UdpSocket, account: &Mutex<State>, stop: &AtomicBool) {
 
 struct Tick {
     sequence: u64,
+    realtime: i64,
     monotonic: i64,
     longest_gap: i64,
     start: i64,
@@ -107,10 +118,10 @@ impl Tick {
     fn parse(datagram: &[u8]) -> Option<Self> {
         let mut words = std::str::from_utf8(datagram).ok()?.strip_prefix("tick ")?.split(' ');
         let sequence = words.next()?.parse().ok()?;
-        let _realtime: i64 = words.next()?.parse().ok()?;
+        let realtime = words.next()?.parse().ok()?;
         let monotonic = words.next()?.parse().ok()?;
         let longest_gap = words.next()?.parse().ok()?;
-        Some(Self { sequence, monotonic, longest_gap, start: words.next()?.parse().ok()? })
+        Some(Self { sequence, realtime, monotonic, longest_gap, start: words.next()?.parse().ok()? })
     }
 }
 
@@ -133,6 +144,10 @@ impl State {
         account.repeated += u64::from(bits[word] & bit != 0);
         bits[word] |= bit;
         account.ticks += 1;
+        if tick.sequence == account.newest + 1 {
+            account.gap = account.gap.max(tick.realtime - self.newest_at);
+        }
+        self.newest_at = tick.realtime;
         account.newest = account.newest.max(tick.sequence);
         account.longest_gap = account.longest_gap.max(tick.longest_gap);
         account.monotonic_back = account.monotonic_back.max(account.monotonic - tick.monotonic);

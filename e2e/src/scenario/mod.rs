@@ -3,14 +3,17 @@
 //!
 //! Everything goes through the doors that people use: kubectl, helm, the API. Nothing here looks into the product.
 
+pub mod bare_runc;
 pub mod cluster;
 pub mod collector;
 pub mod drain;
+pub mod figures;
 pub mod kube;
 pub mod manifests;
 pub mod migration;
 pub mod sandbox;
 pub mod store;
+pub mod victim;
 pub mod wait;
 
 pub use cluster::Cluster;

@@ -6,6 +6,9 @@
 mod admission;
 mod cancel;
 mod drain;
+mod failed_restore;
+mod killed;
+mod node_clean;
 mod refused;
 mod triggers;
 mod unprotected;

@@ -1,0 +1,6 @@
+#!/bin/sh
+# The end-to-end tests: one at a time, because they cordon nodes and end agents of the one lab they share.
+set -eu
+cd "$(dirname "$0")/.."
+cargo build --quiet --package tideover-e2e --bins
+exec cargo test --package tideover-e2e --test cluster -- --test-threads=1 "$@"

@@ -1,0 +1,87 @@
+//! The anchor of the benchmarks: the same program under bare runc, moved by `runc checkpoint` and `runc restore`.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use std::fs;
+
+use super::manifests::Ticker;
+use crate::lab::Node;
+
+const DIRECTORY: &str = "/var/lib/tideover-bench";
+const ID: &str = "bench";
+const IMAGE: &str = "docker.io/lab/probe:1";
+
+/// A ticker under bare runc on one node; removed when dropped.
+#[derive(Debug)]
+pub struct BareRunc {
+    node: Node,
+}
+
+impl BareRunc {
+    /// Starts `ticker` on `node`, as root, with the node's own network.
+    ///
+    /// # Errors
+    /// When a step fails.
+    pub fn start(node: Node, ticker: Ticker) -> Result<Self> {
+        let bare = Self { node };
+        bare.remove()?;
+        bare.shell(&format!(
+            "mkdir -p {DIRECTORY}/rootfs && ctr -n k8s.io images mount --rw {IMAGE} {DIRECTORY}/rootfs && cd {DIRECTORY} && runc spec"
+        ))?;
+        let path = bare.node.path(format!("{DIRECTORY}/config.json"))?;
+        let mut spec: Value = serde_json::from_slice(&fs::read(&path).context("read what `runc spec` wrote")?)?;
+        spec["process"]["terminal"] = json!(false);
+        spec["process"]["args"] = json!([
+            "/probe",
+            "tick",
+            format!("--mib={}", ticker.mib),
+            format!("--report={}", ticker.collector),
+            "--log=/tmp/ticks"
+        ]);
+        spec["root"]["readonly"] = json!(false);
+        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "network");
+        }
+        fs::write(&path, serde_json::to_vec(&spec)?).context("write the bundle's configuration")?;
+        bare.shell(&format!("mkdir -p rootfs/tmp && runc run --detach --bundle . {ID} </dev/null >log 2>&1"))?;
+        Ok(bare)
+    }
+
+    /// One `runc checkpoint` and `runc restore`, on the node's disk.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub fn checkpoint_and_restore(&self) -> Result<()> {
+        self.shell(&format!(
+            "rm -rf images work && runc checkpoint --image-path images --work-path work {ID} \
+             && runc restore --detach --bundle . --image-path images --work-path work {ID} </dev/null >>log 2>&1"
+        ))
+    }
+
+    fn remove(&self) -> Result<()> {
+        self.node.exec([
+            "/bin/sh",
+            "-ec",
+            &format!(
+                "runc delete --force {ID} 2>/dev/null || true; \
+                 if mountpoint -q {DIRECTORY}/rootfs; then ctr -n k8s.io images unmount --rm {DIRECTORY}/rootfs; fi; \
+                 rm -rf {DIRECTORY}"
+            ),
+        ])?;
+        Ok(())
+    }
+
+    fn shell(&self, script: &str) -> Result<()> {
+        let script = format!("mkdir -p {DIRECTORY}; cd {DIRECTORY}; {script}");
+        self.node.exec(["/bin/sh", "-ec", &script])?;
+        Ok(())
+    }
+}
+
+impl Drop for BareRunc {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            eprintln!("a container of the benchmark is left: {error:#}");
+        }
+    }
+}
