@@ -306,3 +306,66 @@ impl MigrationStatus {
         self.target.as_ref().filter(|report| report.attempt == self.attempt)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(owner: Option<(&str, u32)>, attempt: u32) -> MigrationStatus {
+        MigrationStatus {
+            attempt,
+            owner: owner.map(|(node, attempt)| Owner { node: node.to_owned(), attempt }),
+            source_pod: Some(ObjectRef {
+                name: "store".to_owned(),
+                uid: "1".to_owned(),
+                node: Some("source".to_owned()),
+            }),
+            ..MigrationStatus::default()
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_open_until_the_owner_names_it() {
+        for (owner, attempt, verdict) in [
+            (None, 0, Verdict::Open),
+            (Some(("source", 0)), 0, Verdict::Open),
+            (Some(("source", 0)), 1, Verdict::Open),
+            (Some(("source", 1)), 1, Verdict::Aborted),
+            (Some(("source", 1)), 2, Verdict::Open),
+            (Some(("source", 2)), 2, Verdict::Aborted),
+            (Some(("target", 2)), 2, Verdict::Committed),
+        ] {
+            assert_eq!(status(owner, attempt).verdict(), verdict, "{owner:?} {attempt}");
+        }
+    }
+
+    #[test]
+    fn a_commit_of_an_earlier_attempt_is_final() {
+        assert_eq!(status(Some(("target", 1)), 2).verdict(), Verdict::Committed);
+    }
+
+    #[test]
+    fn a_report_of_an_older_attempt_is_void() {
+        let mut status = status(Some(("source", 1)), 2);
+        status.source = Some(SourceReport {
+            attempt: 1,
+            step: crate::SourceStep::Frozen,
+            host: None,
+            engine: None,
+            notes: Vec::new(),
+            rounds: Vec::new(),
+            timings: None,
+            failure: None,
+        });
+        assert!(status.source_now().is_none());
+        status.attempt = 1;
+        assert!(status.source_now().is_some());
+    }
+
+    #[test]
+    fn defaults_of_the_policy_are_what_the_schema_says() {
+        let policy = ResolvedPolicy::from_policy(None, &MigrationPolicy::default());
+        assert_eq!((policy.max_downtime_millis, policy.timeout_millis, policy.max_attempts), (300, 150_000, 3));
+        assert_eq!(policy.deleted_file_limit_bytes, 64 << 20);
+    }
+}
