@@ -2,17 +2,15 @@
 //!
 //! Owns what is in them. All come from the Debian tree, from the Go modules and from `images/`; nothing is pulled.
 
-use std::io;
 use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheError, Inputs};
 use crate::command::{self, CommandError};
 use crate::go_tools::Programs;
 use crate::image::build::{BuildError, Image, ImageBuilder};
 use crate::image::libraries;
-use crate::tree::Tree;
+use crate::image::list::{self, ListError};
+use crate::tree::{self, Tree};
 
 /// Every pod's first container.
 pub const PAUSE: &str = "docker.io/lab/pause:1";
@@ -28,9 +26,8 @@ pub const REDIS_USER: u64 = 999;
 
 const PAUSE_SOURCE: &str = include_str!("../../images/pause.c");
 /// What the images are made from also includes how they are made.
-const RECIPES: [&str; 4] = [PAUSE_SOURCE, include_str!("catalogue.rs"), include_str!("build.rs"), include_str!("libraries.rs")];
-
-const LIST: &str = "images.json";
+const RECIPES: [&str; 4] =
+    [PAUSE_SOURCE, include_str!("catalogue.rs"), include_str!("build.rs"), include_str!("libraries.rs")];
 
 /// Why the images are not there.
 #[derive(Debug, thiserror::Error)]
@@ -48,24 +45,11 @@ pub enum CatalogueError {
     #[error(transparent)]
     Build(#[from] BuildError),
     /// The list of images could not be read or written.
-    #[error("keep the list of images {path}")]
-    List {
-        /// The list.
-        path: PathBuf,
-        /// The operating system's reason.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    List(#[from] ListError),
     /// The result could not be kept.
     #[error(transparent)]
     Cache(#[from] CacheError),
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Listed {
-    reference: String,
-    digest: String,
-    file: String,
 }
 
 /// Builds the images unless the cache has them.
@@ -88,10 +72,10 @@ pub fn ensure(cache: &Cache, tree: &Tree, coredns: &Programs) -> Result<Vec<Imag
             redis(&tree.path)?.write(&partial.join("redis.tar"))?,
             busybox(&tree.path)?.write(&partial.join("busybox.tar"))?,
         ];
-        store(&partial.join(LIST), &images)?;
+        list::store(&partial, &images)?;
         entry.install(&partial)?;
     }
-    load(entry.path())
+    Ok(list::load(entry.path())?.unwrap_or_default())
 }
 
 fn pause(work: &Path) -> Result<ImageBuilder, CatalogueError> {
@@ -125,10 +109,10 @@ fn with_program(
     reference: &'static str,
     program: &str,
 ) -> Result<ImageBuilder, CatalogueError> {
-    let libraries = libraries::of_program(tree, program)
-        .map_err(|source| CatalogueError::Prepare { reference, source })?;
+    let libraries =
+        libraries::of_program(tree, program).map_err(|source| CatalogueError::Prepare { reference, source })?;
     for path in libraries.iter().map(PathBuf::as_path).chain([Path::new(program)]) {
-        image = image.copy(path, &in_tree(tree, path))?;
+        image = image.copy(path, &tree::resolve(tree, path))?;
     }
     Ok(image)
 }
@@ -142,38 +126,10 @@ fn busybox(tree: &Path) -> Result<ImageBuilder, CatalogueError> {
         .file("/etc/group", 0o644, "root:x:0:\nnogroup:x:65534:\n")
         .directory("/root", 0o700, 0)
         .directory("/tmp", 0o1777, 0)
-        .copy("/bin/busybox", &in_tree(tree, Path::new(program)))?
+        .copy("/bin/busybox", &tree::resolve(tree, Path::new(program)))?
         .command(&["/bin/sh"]);
     for applet in listing.lines().filter(|applet| *applet != "busybox") {
         image = image.link(Path::new("/bin").join(applet), "busybox");
     }
     Ok(image)
-}
-
-/// `path` inside the tree as a path of the host, its links resolved inside the tree.
-fn in_tree(tree: &Path, path: &Path) -> PathBuf {
-    crate::tree::resolve(tree, path)
-}
-
-fn store(path: &Path, images: &[Image]) -> Result<(), CatalogueError> {
-    let listed: Vec<_> = images
-        .iter()
-        .map(|image| Listed {
-            reference: image.reference.clone(),
-            digest: image.digest.clone(),
-            file: image.archive.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        })
-        .collect();
-    crate::write_atomic::json(path, &listed).map_err(|source| CatalogueError::List { path: path.to_owned(), source })
-}
-
-fn load(directory: &Path) -> Result<Vec<Image>, CatalogueError> {
-    let path = directory.join(LIST);
-    let failed = |source| CatalogueError::List { path: path.clone(), source };
-    let bytes = std::fs::read(&path).map_err(failed)?;
-    let listed: Vec<Listed> = serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?;
-    Ok(listed
-        .into_iter()
-        .map(|image| Image { reference: image.reference, digest: image.digest, archive: directory.join(image.file) })
-        .collect())
 }

@@ -42,9 +42,8 @@ pub enum ImportError {
 /// # Errors
 /// With containerd's message.
 pub fn import(node: &Node, images: &[Image]) -> Result<usize, ImportError> {
-    let failed = |action: String| {
-        move |source| ImportError::Containerd { action, node: node.name().to_owned(), source }
-    };
+    let failed =
+        |action: String| move |source| ImportError::Containerd { action, node: node.name().to_owned(), source };
     let listing = command::read(&mut node.command(["ctr", "-n", NAMESPACE, "images", "list"]))
         .map_err(failed("list images".to_owned()))?;
     let mut imported = 0;

@@ -1,28 +1,177 @@
-//! Tideover's own images, built from the work tree.
+//! Tideover's own images, built from the work tree without a container engine.
+//!
+//! Owns what is in them; `containers/*.Containerfile` make equal ones for people with an engine. The agent's image
+//! carries, under [`PAYLOAD`], what its installer puts on the node under `/opt/tideover`.
 
-use crate::image::build::Image;
-use crate::progress::Progress;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use crate::cache::{Cache, CacheError};
+use crate::command::{self, CommandError};
+use crate::image::build::{BuildError, Image, ImageBuilder};
+use crate::image::criu::{self, CriuError};
+use crate::image::list::{self, ListError};
+use crate::preflight::{self, Refusal};
+use crate::progress::{Progress, Step};
+use crate::tree::{self, TreeError};
+
+/// The operator.
+pub const OPERATOR: &str = "docker.io/library/tideover-operator:dev";
+/// The agent with everything that a node needs.
+pub const AGENT: &str = "docker.io/library/tideover-agent:dev";
+/// Where in the agent's image the files for `/opt/tideover` are.
+pub const PAYLOAD: &str = "/payload";
+
+/// As whom the operator runs, the same number as in its Containerfile and in the chart.
+const OPERATOR_USER: &str = "65532:65532";
+
+const TARGET: &str =
+    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
 
 /// Why there are no images.
 #[derive(Debug, thiserror::Error)]
 pub enum ProductError {
+    /// The host lacks something.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// Nothing was built yet.
     #[error("Tideover's images are not built: run `lab image build`")]
     NotBuilt,
+    /// The compiler failed.
+    #[error("build Tideover")]
+    Compile(#[source] CommandError),
+    /// The directory of the images could not be made.
+    #[error("make the directory {path}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The Debian tree could not be made.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// CRIU could not be packed.
+    #[error(transparent)]
+    Criu(#[from] CriuError),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// An image could not be written.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The list of the images failed.
+    #[error(transparent)]
+    List(#[from] ListError),
 }
 
-/// Builds them.
+/// Builds the programs and writes the images below `target/images` of the work tree.
 ///
 /// # Errors
 /// Names the step.
-pub fn build(_progress: &Progress) -> Result<Vec<Image>, ProductError> {
-    Err(ProductError::NotBuilt)
+pub fn build(progress: &Progress) -> Result<Vec<Image>, ProductError> {
+    preflight::check()?;
+    let mut step = progress.step("Tideover programs");
+    let programs = compile(&mut step)?;
+    step.done();
+
+    let mut step = progress.step("CRIU for nodes");
+    let cache = Cache::open()?;
+    let tree = tree::ensure(&cache, |line| step.say(line))?;
+    let criu = criu::ensure(&cache, &tree)?;
+    step.done();
+
+    let step = progress.step("Tideover images");
+    let directory = images_directory();
+    let images = [
+        operator(&programs)?.write(&directory.join("tideover-operator.tar"))?,
+        agent(&programs, &criu)?.write(&directory.join("tideover-agent.tar"))?,
+    ];
+    list::store(&directory, &images)?;
+    step.done();
+    Ok(images.into())
 }
 
-/// Those that were built last.
+/// The images that were built last.
 ///
 /// # Errors
 /// When none were.
 pub fn built() -> Result<Vec<Image>, ProductError> {
-    Err(ProductError::NotBuilt)
+    list::load(&images_directory())?.ok_or(ProductError::NotBuilt)
+}
+
+/// Where the compiler put things.
+struct Programs {
+    /// Static programs.
+    programs: PathBuf,
+    /// The library that is loaded into CRIU.
+    preload: PathBuf,
+}
+
+fn workspace() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
+
+fn target_directory() -> PathBuf {
+    workspace().join("target")
+}
+
+fn images_directory() -> PathBuf {
+    target_directory().join("images")
+}
+
+fn compile(step: &mut Step) -> Result<Programs, ProductError> {
+    let target = target_directory();
+    let directory = images_directory();
+    fs::create_dir_all(&directory).map_err(|source| ProductError::Directory { path: directory.clone(), source })?;
+    // Static, because they run on nodes of any distribution and in images without a single library.
+    let flags = format!("target.{TARGET}.rustflags=['-C','target-feature=+crt-static']");
+    let packages = ["-p", "tideover-operator", "-p", "criu-shim"];
+    cargo(step, &directory.join("programs.log"), ["--target", TARGET, "--config", &flags].into_iter().chain(packages))?;
+    // A library that is loaded into another program cannot be static.
+    cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload"])?;
+    Ok(Programs {
+        programs: target.join(TARGET).join("release"),
+        preload: target.join("release").join("librlimit_preload.so"),
+    })
+}
+
+fn cargo<'a>(step: &mut Step, log: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<(), ProductError> {
+    let mut build = command::program("cargo", ["build", "--release", "--locked", "--target-dir"]);
+    build.arg(target_directory()).args(arguments).current_dir(workspace());
+    command::run_logged(&mut build, log, |line| step.say(line)).map_err(ProductError::Compile)
+}
+
+fn operator(programs: &Programs) -> Result<ImageBuilder, ProductError> {
+    Ok(ImageBuilder::new(OPERATOR)
+        .copy("/tideover-operator", &programs.programs.join("tideover-operator"))?
+        .entrypoint(&["/tideover-operator"])
+        .user(OPERATOR_USER))
+}
+
+fn agent(programs: &Programs, criu: &Path) -> Result<ImageBuilder, ProductError> {
+    let inside = |path: &str| Path::new(PAYLOAD).join(path);
+    let mut image = ImageBuilder::new(AGENT)
+        .copy(inside("bin/tideover-agent"), &programs.programs.join("tideover-agent"))?
+        .copy(inside("bin/criu-shim"), &programs.programs.join("criu-shim"))?
+        // Under this name, because runc starts whatever `criu` is first on its search path.
+        .copy(inside("relay/criu"), &programs.programs.join("criu-relay"))?
+        .copy(inside("lib/librlimit_preload.so"), &programs.preload)?
+        .copy(inside("criu/criu"), &criu.join("criu"))?
+        .link("/usr/bin/tideover-agent", inside("bin/tideover-agent"))
+        .directory("/tmp", 0o1777, 0)
+        .entrypoint(&["/usr/bin/tideover-agent"]);
+    for library in listed(&criu.join("lib"))? {
+        let name = library.file_name().unwrap_or_default().to_owned();
+        image = image.copy(inside("criu/lib").join(name), &library)?;
+    }
+    Ok(image)
+}
+
+fn listed(directory: &Path) -> Result<Vec<PathBuf>, ProductError> {
+    let failed = |source| ProductError::Directory { path: directory.to_owned(), source };
+    let entries = fs::read_dir(directory).map_err(failed)?;
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
 }

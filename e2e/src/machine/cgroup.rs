@@ -102,7 +102,8 @@ fn parse_mounts(mountinfo: &str) -> Vec<Hierarchy> {
     for line in mountinfo.lines() {
         let Some((left, right)) = line.split_once(" - ") else { continue };
         let (left, right): (Vec<_>, Vec<_>) = (left.split(' ').collect(), right.split(' ').collect());
-        let (Some(root), Some(mount), Some(&kind), Some(options)) = (left.get(3), left.get(4), right.first(), right.get(2))
+        let (Some(root), Some(mount), Some(&kind), Some(options)) =
+            (left.get(3), left.get(4), right.first(), right.get(2))
         else {
             continue;
         };
@@ -320,7 +321,11 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 
 fn subdirectories(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
-    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 #[cfg(test)]

@@ -164,7 +164,9 @@ fn first_process(spec: &MachineSpec, go_ahead: OwnedFd, reporter: OwnedFd) -> ! 
         // The launcher died before it could record us: nobody would ever find this machine again.
         std::process::exit(1);
     }
-    let stood = rootfs::assemble(spec).map_err(|error| sentence(&error)).and_then(|()| init::settle(spec).map_err(|error| sentence(&error)));
+    let stood = rootfs::assemble(spec)
+        .map_err(|error| sentence(&error))
+        .and_then(|()| init::settle(spec).map_err(|error| sentence(&error)));
     match stood {
         Ok(()) => {
             let told = reporter.write_all(b"+");

@@ -18,7 +18,18 @@ use crate::machine::spec::{Bind, MachineSpec, Root};
 /// Devices that a machine has; those the host lacks are left out. A machine has its own /dev so that /dev/shm and
 /// terminals are not shared with other machines.
 const DEVICES: [&str; 13] = [
-    "null", "zero", "full", "random", "urandom", "tty", "kmsg", "fuse", "userfaultfd", "net/tun", "loop-control", "loop0",
+    "null",
+    "zero",
+    "full",
+    "random",
+    "urandom",
+    "tty",
+    "kmsg",
+    "fuse",
+    "userfaultfd",
+    "net/tun",
+    "loop-control",
+    "loop0",
     "loop1",
 ];
 
@@ -91,12 +102,8 @@ fn mount_overlay(root: &Root) -> Result<(), RootfsError> {
     for path in [&root.upper, &root.work, &root.mount_point] {
         make_directory(path)?;
     }
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        root.lower.display(),
-        root.upper.display(),
-        root.work.display()
-    );
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", root.lower.display(), root.upper.display(), root.work.display());
     mount_one("overlay", &root.mount_point, "overlay", MsFlags::empty(), &options)
 }
 
@@ -131,7 +138,14 @@ fn make_devices(root: &Path) -> Result<(), RootfsError> {
         let kind = SFlag::from_bits_truncate(device.mode() & SFlag::S_IFMT.bits());
         let mode = Mode::from_bits_truncate(device.mode() & 0o7777);
         mknod(&path, kind, Mode::empty(), device.rdev())
-            .and_then(|()| nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &path, mode, nix::sys::stat::FchmodatFlags::FollowSymlink))
+            .and_then(|()| {
+                nix::sys::stat::fchmodat(
+                    nix::fcntl::AT_FDCWD,
+                    &path,
+                    mode,
+                    nix::sys::stat::FchmodatFlags::FollowSymlink,
+                )
+            })
             .map_err(|errno| RootfsError::Make { path, source: errno.into() })?;
     }
     for (name, target) in [
