@@ -1,1 +1,35 @@
-//! Filled by the commits that follow.
+//! CRIU from the agent's side: a prost client of its RPC, and what must be known before and mended after a dump.
+//!
+//! Owns starting `criu swrk` warm, asking for one dump, reading why one failed, and the image files that Tideover
+//! itself reads or writes. It never freezes or thaws anything and never ends CRIU: a CRIU that is killed half way
+//! leaves its parasite in the tasks.
+//!
+//! Restores are not asked for here: `runc restore` does that, through the relay ([`crate::relay`]).
+
+pub mod bundle;
+pub mod capability;
+pub mod descriptors;
+mod dump;
+mod error;
+pub mod image;
+mod log;
+pub mod mend;
+pub mod mounts;
+mod place;
+pub mod preflight;
+mod process;
+mod program;
+pub mod rpc;
+mod spawn;
+mod swrk;
+pub mod version;
+pub mod wire;
+
+pub use bundle::Bundle;
+pub use dump::{DumpOptions, DumpRequest};
+pub use error::CriuError;
+pub use log::last_errors;
+pub use place::Place;
+pub use process::ProcessId;
+pub use program::CriuProgram;
+pub use swrk::{DumpReport, RunningDump, Waited, WarmCriu};

@@ -1,0 +1,85 @@
+//! Where a CRIU runs: in which cgroups and namespaces.
+
+use super::CriuError;
+use crate::freezer::{self, Hierarchy};
+use nix::sched::CloneFlags;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+/// Name of the cgroup below every hierarchy's root. CRIU must not be in the agent's: the end of the agent's container
+/// would be its end too, in the middle of a dump. Nor in the application's, which is frozen.
+const CGROUP: &str = "tideover";
+
+/// Where a CRIU runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Process whose network, UTS and IPC namespaces CRIU enters: the container's. They are then none that the dump has to
+    /// name, which saves 18 ms of freeze.
+    pub namespaces_of: i32,
+    /// The node's file system as the caller sees it: `/`, or `/proc/1/root` from a container that shares the node's PID
+    /// namespace. In the latter case CRIU also enters the node's mount and cgroup namespaces.
+    pub node_root: PathBuf,
+}
+
+/// A [`Place`] with everything opened that can be opened before the fork.
+#[derive(Debug)]
+pub(super) struct OpenPlace {
+    /// `cgroup.procs` of each cgroup to enter.
+    pub cgroups: Vec<File>,
+    /// Namespaces to enter, in this order.
+    pub namespaces: Vec<(File, CloneFlags)>,
+}
+
+impl Place {
+    pub(super) fn open(&self) -> Result<OpenPlace, CriuError> {
+        let mountinfo = self.node_root.join("proc/1/mountinfo");
+        let text = std::fs::read_to_string(&mountinfo)
+            .map_err(|source| CriuError::Hierarchies(freezer::FreezerError::Read { path: mountinfo, source }))?;
+        let cgroups = freezer::hierarchies(&text)
+            .iter()
+            .map(|hierarchy| open_cgroup(&self.node_root, hierarchy))
+            .collect::<Result<_, _>>()?;
+
+        let mut namespaces = Vec::new();
+        let mut add = |path: PathBuf, kind: CloneFlags| match File::open(&path) {
+            Ok(file) => {
+                namespaces.push((file, kind));
+                Ok(())
+            }
+            Err(source) => Err(CriuError::Namespace { path, source }),
+        };
+        let container = PathBuf::from(format!("/proc/{}/ns", self.namespaces_of));
+        add(container.join("net"), CloneFlags::CLONE_NEWNET)?;
+        add(container.join("uts"), CloneFlags::CLONE_NEWUTS)?;
+        add(container.join("ipc"), CloneFlags::CLONE_NEWIPC)?;
+        if self.node_root != Path::new("/") {
+            let node = self.node_root.join("proc/1/ns");
+            add(node.join("cgroup"), CloneFlags::CLONE_NEWCGROUP)?;
+            // Last, because it changes what every path means.
+            add(node.join("mnt"), CloneFlags::CLONE_NEWNS)?;
+        }
+        Ok(OpenPlace { cgroups, namespaces })
+    }
+}
+
+fn open_cgroup(node_root: &Path, hierarchy: &Hierarchy) -> Result<File, CriuError> {
+    let root = node_root.join(hierarchy.mount_point.strip_prefix("/").unwrap_or(&hierarchy.mount_point));
+    let directory = root.join(CGROUP);
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CriuError::Cgroup { path, source }
+    };
+    if !directory.is_dir() {
+        std::fs::create_dir(&directory).map_err(failed(&directory))?;
+    }
+    if hierarchy.controllers.iter().any(|controller| controller == "cpuset") {
+        // A v1 cpuset takes no process before it has processors and memory nodes.
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let path = directory.join(file);
+            let parent = std::fs::read_to_string(root.join(file)).map_err(failed(&path))?;
+            std::fs::write(&path, parent.trim_end()).map_err(failed(&path))?;
+        }
+    }
+    let procs = directory.join("cgroup.procs");
+    OpenOptions::new().write(true).open(&procs).map_err(failed(&procs))
+}

@@ -1,0 +1,133 @@
+//! What can be known before a freeze about whether CRIU will be able to dump these processes.
+//!
+//! Reads `/proc` and looks at sockets through pidfds; touches nothing. What it can't see (a unix socket whose other end is
+//! outside, say) CRIU itself refuses later, inside the freeze. Neither can see Landlock rules or PR_SET_MDWE: no interface
+//! of the kernel shows them from outside of the task.
+
+mod descriptor;
+mod finding;
+mod task;
+
+pub use finding::Finding;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// CRIU keeps pipes of one dump in tables of 1,024; a few are its own.
+const MAX_PIPES: usize = 1_000;
+
+/// Why processes could not be looked at.
+#[derive(Debug, Error)]
+pub enum PreflightError {
+    /// The container's init process is gone.
+    #[error("process {pid} is gone")]
+    Gone {
+        /// Id of the process.
+        pid: i32,
+    },
+    /// A file in `/proc` could not be read.
+    #[error("read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Looks at all processes of a container, of which `init` is the first. A process that ends meanwhile is left out.
+///
+/// # Errors
+/// [`PreflightError::Gone`] when `init` has ended.
+pub fn inspect(init: i32, pids: &[i32]) -> Result<Vec<Finding>, PreflightError> {
+    let home = task::namespaces(init)?.ok_or(PreflightError::Gone { pid: init })?;
+    let mut findings = Vec::new();
+    let mut pipes = BTreeSet::new();
+    for pid in pids {
+        task::inspect(*pid, &home, &mut findings)?;
+        descriptor::inspect(*pid, init, &mut pipes, &mut findings)?;
+    }
+    if pipes.len() > MAX_PIPES {
+        findings.push(Finding::TooManyPipes { count: pipes.len(), limit: MAX_PIPES });
+    }
+    if has_message_queues(init) {
+        findings.push(Finding::MessageQueue { pid: init, fd: None });
+    }
+    Ok(findings)
+}
+
+/// Where CRIU should look for files with inotify watches: the top directories of the container, if a watch is on its
+/// root file system; else nowhere, because it costs a scan inside the freeze.
+pub fn inotify_paths(init: i32, findings: &[Finding]) -> Vec<String> {
+    if !findings.iter().any(|finding| matches!(finding, Finding::InotifyOnRoot { .. })) {
+        return Vec::new();
+    }
+    const KERNELS: [&str; 3] = ["proc", "sys", "dev"];
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{init}/root")) else { return Vec::new() };
+    let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let names = directories.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut paths: Vec<String> =
+        names.filter(|name| !KERNELS.contains(&name.as_str())).map(|name| format!("/{name}")).collect();
+    paths.sort();
+    paths
+}
+
+fn has_message_queues(init: i32) -> bool {
+    std::fs::read_dir(format!("/proc/{init}/root/dev/mqueue")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// What a read in `/proc` is worth when the process may end at any time.
+fn unless_gone<T>(result: std::io::Result<T>, path: impl Into<PathBuf>) -> Result<Option<T>, PreflightError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(source) => Err(PreflightError::Read { path: path.into(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command, Stdio};
+
+    fn sleeper(script: &str) -> Child {
+        Command::new("sh").arg("-c").arg(script).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    #[test]
+    fn an_ordinary_process_has_nothing_that_blocks() {
+        let mut child = sleeper("sleep 60");
+        let pid = child.id() as i32;
+        let findings = inspect(pid, &[pid]).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!findings.iter().any(Finding::blocks), "{findings:?}");
+    }
+
+    #[test]
+    fn a_stopped_process_is_found() {
+        let mut child = sleeper("kill -STOP $$; sleep 60");
+        let pid = child.id() as i32;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        let found = loop {
+            let found = inspect(pid, &[pid]).unwrap().contains(&Finding::Stopped { pid });
+            if found || std::time::Instant::now() > deadline {
+                break found;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_an_error_only_if_it_is_the_first() {
+        let own = std::process::id() as i32;
+        assert!(inspect(own, &[i32::MAX]).unwrap().is_empty());
+        assert!(matches!(inspect(i32::MAX, &[]), Err(PreflightError::Gone { .. })));
+    }
+}

@@ -1,0 +1,249 @@
+//! `criu swrk`: one CRIU process that serves one client over a SOCK_SEQPACKET pair.
+
+use super::dump::{LOG_FILE, resolve_in_container};
+use super::rpc::{Features, Request, RequestType, Response};
+use super::{CriuError, CriuProgram, DumpRequest, Place, ProcessId, last_errors, mounts, spawn};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use prost::Message;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+/// Longest answer of CRIU's, bytes. Real ones have less than 1 KiB; runc accepts 40.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// How long CRIU may take to say that it is there. Without `/run/criu.kdat` it examines the kernel first, 0.2-1.2 s.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// How many error lines of the log explain a failure.
+const LOG_LINES: usize = 4;
+
+/// A connection to a CRIU process, and the process.
+#[derive(Debug)]
+pub(super) struct Swrk {
+    socket: Option<OwnedFd>,
+    child: Option<Child>,
+}
+
+impl Swrk {
+    pub(super) fn start(program: &CriuProgram, place: Option<&Place>) -> Result<Self, CriuError> {
+        let place = place.map(Place::open).transpose()?;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(|errno| CriuError::SocketPair(errno.into()))?;
+        let child = spawn::swrk(program, place, theirs)?;
+        Ok(Self { socket: Some(ours), child: Some(child) })
+    }
+
+    pub(super) fn ask(&self, request: &Request) -> Result<(), CriuError> {
+        let Some(socket) = &self.socket else { return Err(CriuError::Vanished { log: Vec::new() }) };
+        send(socket.as_raw_fd(), &request.encode_to_vec(), MsgFlags::MSG_NOSIGNAL)
+            .map(|_| ())
+            .map_err(|errno| CriuError::Send(errno.into()))
+    }
+
+    /// The next answer; none when `limit` has passed.
+    pub(super) fn answer(&self, limit: Duration) -> Result<Option<Response>, CriuError> {
+        let Some(socket) = &self.socket else { return Err(CriuError::Vanished { log: Vec::new() }) };
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so that a wait of less than a millisecond does not become a busy loop.
+            let left = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+            let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut ready, left) {
+                Ok(0) if Instant::now() >= deadline => return Ok(None),
+                Ok(0) | Err(Errno::EINTR) => continue,
+                Ok(_) => break,
+                Err(errno) => return Err(CriuError::Receive(errno.into())),
+            }
+        }
+        let mut packet = vec![0; MAX_ANSWER];
+        let length = recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty())
+            .map_err(|errno| CriuError::Receive(errno.into()))?;
+        if length == 0 {
+            return Err(CriuError::Vanished { log: Vec::new() });
+        }
+        Response::decode(&packet[..length]).map(Some).map_err(CriuError::Decode)
+    }
+
+    /// Asks for `kind` and returns the answer, if it is one to that.
+    pub(super) fn exchange(&self, request: &Request, kind: RequestType) -> Result<Response, CriuError> {
+        self.ask(request)?;
+        let response = self.answer(START_LIMIT)?.ok_or(CriuError::Silent(START_LIMIT))?;
+        if response.r#type == i32::from(kind) {
+            Ok(response)
+        } else {
+            Err(CriuError::Unexpected { asked: kind.into(), found: response.r#type })
+        }
+    }
+
+    /// Waits until CRIU has ended by itself.
+    fn finish(&mut self) -> Result<Option<std::process::ExitStatus>, CriuError> {
+        drop(self.socket.take());
+        self.child.take().map(|mut child| child.wait()).transpose().map_err(CriuError::Wait)
+    }
+}
+
+impl Drop for Swrk {
+    /// Hangs up, which makes CRIU fail through its own protocol wherever it is, and has it reaped whenever that is done.
+    /// It is never killed.
+    fn drop(&mut self) {
+        drop(self.socket.take());
+        if let Some(mut child) = self.child.take() {
+            std::thread::spawn(move || child.wait());
+        }
+    }
+}
+
+/// A CRIU that is started, has examined the kernel and waits for a request. Made before the freeze.
+#[derive(Debug)]
+pub struct WarmCriu {
+    swrk: Swrk,
+    process: ProcessId,
+}
+
+impl WarmCriu {
+    /// Starts a CRIU in its place and waits until it has answered once.
+    ///
+    /// After success it waits for a dump for as long as it is kept; dropped, it ends by itself. After an error nothing is
+    /// left behind. Not one task of the container has been touched in either case.
+    ///
+    /// # Errors
+    /// Any [`CriuError`] but [`CriuError::Dump`].
+    pub fn start(program: &CriuProgram, place: &Place) -> Result<Self, CriuError> {
+        let swrk = Swrk::start(program, Some(place))?;
+        let pid = swrk.child.as_ref().map_or(0, |child| child.id() as i32);
+        let process = ProcessId::now(pid).ok_or(CriuError::Vanished { log: Vec::new() })?;
+        let check = Request {
+            r#type: RequestType::FeatureCheck.into(),
+            features: Some(Features { lazy_pages: Some(true), ..Default::default() }),
+            // CRIU waits for another request after this one.
+            keep_open: Some(true),
+            ..Default::default()
+        };
+        swrk.exchange(&check, RequestType::FeatureCheck)?;
+        Ok(Self { swrk, process })
+    }
+
+    /// The CRIU process, for the journal: while it is alive, an earlier agent's dump is still going on.
+    pub fn process(&self) -> ProcessId {
+        self.process
+    }
+
+    /// Asks for the dump. Returns at once; [`RunningDump::wait`] tells how it went.
+    ///
+    /// # Errors
+    /// Any [`CriuError`] but [`CriuError::Dump`]: CRIU was not asked then and has not touched the tasks.
+    pub fn dump(self, request: &DumpRequest) -> Result<RunningDump, CriuError> {
+        let images = open_directory(&request.images_dir)?;
+        let work = open_directory(&request.work_dir)?;
+        let mountinfo = std::fs::read_to_string(format!("/proc/{}/mountinfo", request.pid))
+            .map_err(|source| CriuError::Mounts { pid: request.pid, source })?;
+        let opts =
+            request.options(&images, &work, &mounts::parse(&mountinfo), |path| resolve_in_container(request.pid, path));
+        let begin = Instant::now();
+        self.swrk.ask(&Request { r#type: RequestType::Dump.into(), opts: Some(opts), ..Default::default() })?;
+        Ok(RunningDump {
+            swrk: self.swrk,
+            log: request.work_dir.join(LOG_FILE),
+            begin,
+            notifications: Vec::new(),
+            _directories: [images, work],
+        })
+    }
+}
+
+/// A dump under way. Dropped, it makes CRIU fail and leave the tasks; better wait.
+#[derive(Debug)]
+pub struct RunningDump {
+    swrk: Swrk,
+    log: PathBuf,
+    begin: Instant,
+    notifications: Vec<(String, f64)>,
+    // CRIU opens them through /proc/<this process>/fd.
+    _directories: [OwnedFd; 2],
+}
+
+/// What [`RunningDump::wait`] saw.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Waited {
+    /// CRIU is still at work. If that is because a task can't be seized, only a thaw lets it end.
+    Overdue,
+    /// The images are complete; CRIU has ended; the tasks are as frozen as before.
+    Done(DumpReport),
+}
+
+/// How a good dump went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DumpReport {
+    /// From the request until CRIU's answer, milliseconds.
+    pub millis: f64,
+    /// CRIU's notifications, each with milliseconds since the request.
+    pub notifications: Vec<(String, f64)>,
+}
+
+impl RunningDump {
+    /// Waits for the end of the dump, no longer than `limit`.
+    ///
+    /// # Errors
+    /// [`CriuError::Dump`]: CRIU said no, has ended, and left the tasks as they were found: frozen. Every other error
+    /// means that CRIU itself broke; it has ended or is about to.
+    pub fn wait(&mut self, limit: Duration) -> Result<Waited, CriuError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let response = match self.swrk.answer(left) {
+                Ok(Some(response)) => response,
+                Ok(None) => return Ok(Waited::Overdue),
+                Err(CriuError::Vanished { .. }) => {
+                    self.swrk.finish()?;
+                    return Err(CriuError::Vanished { log: self.explain() });
+                }
+                Err(error) => return Err(error),
+            };
+            if response.r#type == i32::from(RequestType::Notify) {
+                self.acknowledge(response)?;
+            } else {
+                return self.conclude(response).map(Waited::Done);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, notification: Response) -> Result<(), CriuError> {
+        let script = notification.notify.and_then(|notify| notify.script).unwrap_or_default();
+        self.notifications.push((script, millis(self.begin.elapsed())));
+        self.swrk.ask(&Request { r#type: RequestType::Notify.into(), notify_success: Some(true), ..Default::default() })
+    }
+
+    fn conclude(&mut self, response: Response) -> Result<DumpReport, CriuError> {
+        let elapsed = millis(self.begin.elapsed());
+        let status = self.swrk.finish()?;
+        if !response.success || response.r#type != i32::from(RequestType::Dump) {
+            let log = self.explain();
+            let first =
+                response.cr_errmsg.map(|message| message.trim().to_owned()).filter(|message| !message.is_empty());
+            let message = first.or_else(|| log.first().cloned()).unwrap_or_else(|| "no reason given".to_owned());
+            return Err(CriuError::Dump { message, errno: response.cr_errno.unwrap_or(0), log });
+        }
+        if let Some(status) = status.filter(|status| !status.success()) {
+            return Err(CriuError::Status { status, log: self.explain() });
+        }
+        Ok(DumpReport { millis: elapsed, notifications: std::mem::take(&mut self.notifications) })
+    }
+
+    fn explain(&self) -> Vec<String> {
+        last_errors(&self.log, LOG_LINES)
+    }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, CriuError> {
+    File::open(path).map(OwnedFd::from).map_err(|source| CriuError::Directory { path: path.to_owned(), source })
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
