@@ -79,8 +79,8 @@ pub fn down(name: &LabName, progress: &Progress) -> Result<bool, DownError> {
         Ok(())
     })?;
     step.done();
-    drop(lock);
-    leave_no_root(&layout)?;
+    lock.remove()?;
+    leave_no_root()?;
     Ok(existed)
 }
 
@@ -113,19 +113,13 @@ fn remove_directory(path: &Path) -> Result<(), DownError> {
     }
 }
 
-/// After the last lab nothing of any lab remains, not even the directories and locks.
-fn leave_no_root(layout: &Layout) -> Result<(), DownError> {
+/// After the last lab nothing of any lab remains, not even the directories.
+fn leave_no_root() -> Result<(), DownError> {
+    let index = Lock::acquire(&layout::index_lock())?;
     if index::load()?.names().next().is_some() {
         return Ok(());
     }
-    for file in [layout.lock(), layout::index_lock()] {
-        match fs::remove_file(&file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(DownError::Remove { path: file, source: error });
-            }
-            _ => {}
-        }
-    }
+    index.remove()?;
     for root in [layout::RUN_ROOT, layout::DATA_ROOT] {
         match fs::remove_dir(root) {
             // Not empty: another lab is being made right now.

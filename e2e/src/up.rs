@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 use crate::addons::{self, AddonsError};
 use crate::cache::{Cache, CacheError};
-use crate::command::{self, CommandError};
+use crate::command::CommandError;
 use crate::go_tools::{self, GoModule, GoToolsError};
 use crate::image::build::Image;
 use crate::image::catalogue::{self, CatalogueError};
@@ -126,7 +126,7 @@ pub enum UpError {
         logs: PathBuf,
         /// What the last attempt said.
         #[source]
-        source: CommandError,
+        source: Box<CommandError>,
     },
     /// The nodes did not get ready.
     #[error("wait for the nodes to be Ready; see `lab status`")]
@@ -215,8 +215,7 @@ fn gather(progress: &Progress) -> Result<Materials, UpError> {
     let step = progress.step("lab images");
     let images = catalogue::ensure(&cache, &tree, &coredns)?;
     step.done();
-    let programs =
-        Programs { kubectl: kubernetes.directory.join("kubectl"), helm: helm.directory.join("helm") };
+    let programs = Programs { kubectl: kubernetes.directory.join("kubectl"), helm: helm.directory.join("helm") };
     Ok(Materials { kubernetes: kubernetes.directory, tree, images, programs })
 }
 
@@ -334,32 +333,23 @@ fn await_success<T>(
             Err(_) if Instant::now() < limit => thread::sleep(Duration::from_millis(200)),
             Err(source) => {
                 let logs = node.log("any").with_file_name("");
-                return Err(UpError::NotReady { what: format!("{what} of {}", node.name()), patience, logs, source });
+                let what = format!("{what} of {}", node.name());
+                return Err(UpError::NotReady { what, patience, logs, source: Box::new(source) });
             }
         }
     }
 }
 
 fn await_ready(lab: &Lab) -> Result<(), UpError> {
-    // kubectl wait fails at once where an object does not exist yet.
+    // A condition in the API may be older than the kubelet; only the kubelet itself can say that it is there.
     for worker in lab.workers() {
-        let name = worker.name().to_owned();
-        await_success("the kubelet", API_PATIENCE, &worker, || lab.kubectl(["get", "node", &name]))?;
+        let health = format!("/api/v1/nodes/{}/proxy/healthz", worker.name());
+        await_success("the kubelet", API_PATIENCE, &worker, || lab.kubectl(["get", "--raw", &health]))?;
     }
     lab.kubectl(["wait", "--for=condition=Ready", "nodes", "--all", READY_PATIENCE]).map_err(UpError::Nodes)?;
     lab.kubectl(["-n", "kube-system", "rollout", "status", "deployment/coredns", READY_PATIENCE])
         .map_err(UpError::Nodes)?;
     Ok(())
-}
-
-/// `kubectl` and `helm` on the caller's own streams; returns the exit code.
-///
-/// # Errors
-/// When it cannot be started.
-pub fn pass_through(mut command: std::process::Command) -> Result<u8, CommandError> {
-    let status =
-        command.status().map_err(|source| CommandError::Start { line: command::line_of(&command), source })?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 #[cfg(test)]
