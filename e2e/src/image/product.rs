@@ -15,10 +15,12 @@ use crate::preflight::{self, Refusal};
 use crate::progress::{Progress, Step};
 use crate::tree::{self, TreeError};
 
-/// The operator.
-pub const OPERATOR: &str = "docker.io/library/tideover-operator:dev";
-/// The agent with everything that a node needs.
-pub const AGENT: &str = "docker.io/library/tideover-agent:dev";
+/// The operator's repository; the tag is made from the content.
+pub const OPERATOR: &str = "docker.io/library/tideover-operator";
+/// The repository of the agent with everything that a node needs.
+pub const AGENT: &str = "docker.io/library/tideover-agent";
+/// What the scenarios run in pods.
+pub const PROBE: &str = "docker.io/lab/probe:1";
 /// Where in the agent's image the files for `/opt/tideover` are.
 pub const PAYLOAD: &str = "/payload";
 
@@ -85,12 +87,25 @@ pub fn build(progress: &Progress) -> Result<Vec<Image>, ProductError> {
     let step = progress.step("Tideover images");
     let directory = images_directory();
     let images = [
-        operator(&programs)?.write(&directory.join("tideover-operator.tar"))?,
-        agent(&programs, &criu)?.write(&directory.join("tideover-agent.tar"))?,
+        tagged_by_content(OPERATOR, &directory.join("tideover-operator.tar"), |name| operator(name, &programs))?,
+        tagged_by_content(AGENT, &directory.join("tideover-agent.tar"), |name| agent(name, &programs, &criu))?,
+        probe(&programs)?.write(&directory.join("probe.tar"))?,
     ];
     list::store(&directory, &images)?;
     step.done();
     Ok(images.into())
+}
+
+/// Writes an image whose tag names its content, so that a Deployment which names the tag is rolled out when the content
+/// has changed, and only then.
+fn tagged_by_content(
+    repository: &str,
+    archive: &Path,
+    image: impl Fn(&str) -> Result<ImageBuilder, ProductError>,
+) -> Result<Image, ProductError> {
+    let digest = image(&format!("{repository}:untagged"))?.write(archive)?.digest;
+    let tag: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
+    Ok(image(&format!("{repository}:{tag}"))?.write(archive)?)
 }
 
 /// The images that were built last.
@@ -128,7 +143,7 @@ fn compile(step: &mut Step) -> Result<Programs, ProductError> {
     fs::create_dir_all(&directory).map_err(|source| ProductError::Directory { path: directory.clone(), source })?;
     // Static, because they run on nodes of any distribution and in images without a single library.
     let flags = format!("target.{TARGET}.rustflags=['-C','target-feature=+crt-static']");
-    let packages = ["-p", "tideover-operator", "-p", "criu-shim"];
+    let packages = ["-p", "tideover-operator", "-p", "criu-shim", "-p", "tideover-probe"];
     cargo(step, &directory.join("programs.log"), ["--target", TARGET, "--config", &flags].into_iter().chain(packages))?;
     // A library that is loaded into another program cannot be static.
     cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload"])?;
@@ -144,16 +159,16 @@ fn cargo<'a>(step: &mut Step, log: &Path, arguments: impl IntoIterator<Item = &'
     command::run_logged(&mut build, log, |line| step.say(line)).map_err(ProductError::Compile)
 }
 
-fn operator(programs: &Programs) -> Result<ImageBuilder, ProductError> {
-    Ok(ImageBuilder::new(OPERATOR)
+fn operator(name: &str, programs: &Programs) -> Result<ImageBuilder, ProductError> {
+    Ok(ImageBuilder::new(name)
         .copy("/tideover-operator", &programs.programs.join("tideover-operator"))?
         .entrypoint(&["/tideover-operator"])
         .user(OPERATOR_USER))
 }
 
-fn agent(programs: &Programs, criu: &Path) -> Result<ImageBuilder, ProductError> {
+fn agent(name: &str, programs: &Programs, criu: &Path) -> Result<ImageBuilder, ProductError> {
     let inside = |path: &str| Path::new(PAYLOAD).join(path);
-    let mut image = ImageBuilder::new(AGENT)
+    let mut image = ImageBuilder::new(name)
         .copy(inside("bin/tideover-agent"), &programs.programs.join("tideover-agent"))?
         .copy(inside("bin/criu-shim"), &programs.programs.join("criu-shim"))?
         // Under this name, because runc starts whatever `criu` is first on its search path.
@@ -168,6 +183,13 @@ fn agent(programs: &Programs, criu: &Path) -> Result<ImageBuilder, ProductError>
         image = image.copy(inside("criu/lib").join(name), &library)?;
     }
     Ok(image)
+}
+
+fn probe(programs: &Programs) -> Result<ImageBuilder, ProductError> {
+    Ok(ImageBuilder::new(PROBE)
+        .copy("/probe", &programs.programs.join("probe"))?
+        .directory("/tmp", 0o1777, 0)
+        .entrypoint(&["/probe"]))
 }
 
 fn listed(directory: &Path) -> Result<Vec<PathBuf>, ProductError> {
