@@ -29,6 +29,12 @@ pub const RESERVATION_FOR: &str = "tideover.dev/reservation-for";
 /// Finalizer on Migrations: deleting one aborts the move, and the object stays until that is done.
 pub const FINALIZER: &str = "tideover.dev/abort-before-delete";
 
+/// Finalizer on NodeMaintenances: deleting one uncordons what it cordoned.
+pub const MAINTENANCE_FINALIZER: &str = "tideover.dev/uncordon-before-delete";
+
+/// Node annotation: name of the NodeMaintenance that cordoned the node. Only what it names is ever uncordoned.
+pub const CORDONED_BY: &str = "tideover.dev/cordoned-by";
+
 /// NodeMaintenance label: the operator created it, because somebody cordoned the node.
 pub const CREATED_FOR_CORDON: &str = "tideover.dev/created-for-cordon";
 

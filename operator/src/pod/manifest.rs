@@ -1,0 +1,121 @@
+//! A pod's object made fit to be created once more under the same name: for pods that no controller makes again.
+
+use super::pin;
+use super::seen::{annotation, node};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use thiserror::Error;
+use tideover_crds::names;
+
+/// Why a replacement can't be built from what was kept.
+#[derive(Debug, Error)]
+pub enum ManifestError {
+    /// What was kept is no pod any more.
+    #[error("read the kept manifest of the pod")]
+    Read(#[source] serde_json::Error),
+}
+
+/// The object without what belongs to the one that exists: identity, history, binding, and what admission works out.
+pub fn again(pod: &Pod) -> Value {
+    let meta = &pod.metadata;
+    let mut spec = free_spec(pod);
+    spec.node_name = None;
+    spec.ephemeral_containers = None;
+    // Both follow from priorityClassName, and admission refuses a value that it has not worked out itself.
+    spec.priority = None;
+    spec.preemption_policy = None;
+    // As does this from runtimeClassName.
+    spec.overhead = None;
+    let fresh = Pod {
+        metadata: ObjectMeta {
+            name: meta.name.clone(),
+            namespace: meta.namespace.clone(),
+            labels: meta.labels.clone().map(without_ours),
+            annotations: meta.annotations.clone().map(without_ours),
+            owner_references: meta.owner_references.clone(),
+            ..Default::default()
+        },
+        spec: Some(spec),
+        status: None,
+    };
+    serde_json::to_value(fresh).unwrap_or(Value::Null)
+}
+
+/// The spec without the pin of an earlier move.
+pub fn free_spec(pod: &Pod) -> PodSpec {
+    let mut spec = pod.spec.clone().unwrap_or_default();
+    if let (Some(_), Some(node)) = (annotation(pod, names::REPLACEMENT_OF), node(pod)) {
+        pin::unpin(&mut spec, node);
+    }
+    spec
+}
+
+fn without_ours(mut map: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let prefix = format!("{}/", names::GROUP);
+    map.retain(|key, _| !key.starts_with(&prefix));
+    map
+}
+
+/// The replacement to create from what [`again`] kept: stamped for `migration`, pinned to `node`.
+///
+/// # Errors
+/// [`ManifestError::Read`] where the manifest is no pod.
+pub fn replacement(manifest: &Value, migration: &str, node: &str) -> Result<Pod, ManifestError> {
+    let mut pod: Pod = serde_json::from_value(manifest.clone()).map_err(ManifestError::Read)?;
+    stamp(&mut pod, migration, node);
+    Ok(pod)
+}
+
+/// Makes `pod` the replacement for `migration` on `node`: under the shim, pinned, and told where to ask.
+pub fn stamp(pod: &mut Pod, migration: &str, node: &str) {
+    let annotations = pod.metadata.annotations.get_or_insert_default();
+    annotations.insert(names::REPLACEMENT_OF.to_owned(), migration.to_owned());
+    protect(pod);
+    pin::only_on(pod.spec.get_or_insert_default(), node);
+}
+
+/// Puts `pod` under the shim, unless its author has chosen another runtime.
+pub fn protect(pod: &mut Pod) {
+    let annotations = pod.metadata.annotations.get_or_insert_default();
+    annotations.insert(names::TIME_NAMESPACE.to_owned(), "true".to_owned());
+    let spec = pod.spec.get_or_insert_default();
+    spec.runtime_class_name.get_or_insert_with(|| names::RUNTIME_CLASS.to_owned());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn nothing_of_the_old_object_is_kept_but_what_its_author_wrote() {
+        let pod = json!({
+            "metadata": {
+                "name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "7", "creationTimestamp": null,
+                "labels": { "app": "x" }, "annotations": { "note": "n", names::CLAIMED_BY: "m" },
+                "managedFields": [],
+            },
+            "spec": { "containers": [{ "name": "c" }], "nodeName": "a", "priority": 0, "priorityClassName": "high" },
+            "status": { "phase": "Running" },
+        });
+        let kept = again(&serde_json::from_value(pod).expect("a pod"));
+        let expected = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": "p", "namespace": "ns", "labels": { "app": "x" }, "annotations": { "note": "n" } },
+            "spec": { "containers": [{ "name": "c" }], "priorityClassName": "high" },
+        });
+        assert_eq!(kept, expected);
+    }
+
+    #[test]
+    fn a_replacement_is_stamped_pinned_and_under_the_shim() {
+        let manifest = json!({ "metadata": { "name": "p" }, "spec": { "containers": [] } });
+        let pod = replacement(&manifest, "m", "b").expect("a pod");
+        assert_eq!(pod.metadata.annotations.expect("annotations")[names::REPLACEMENT_OF], "m");
+        let spec = pod.spec.expect("a spec");
+        assert_eq!(spec.runtime_class_name.as_deref(), Some(names::RUNTIME_CLASS));
+        assert!(spec.affinity.is_some());
+    }
+}

@@ -1,0 +1,8 @@
+//! Pods as data: what is read from them, and the pods that the operator makes. No I/O.
+
+pub mod manifest;
+pub mod obstacles;
+pub mod pin;
+pub mod quantity;
+pub mod reservation;
+pub mod seen;

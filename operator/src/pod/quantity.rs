@@ -1,0 +1,68 @@
+//! Comparing resource quantities (`250m`, `64Mi`, `1e3`). Quantities are kept as they were written; nothing is summed.
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+/// The value in thousand-millionths of the unit; none of a text that is no quantity.
+fn nanos(quantity: &Quantity) -> Option<i128> {
+    let text = quantity.0.trim();
+    let end = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let scale: i128 = match suffix {
+        "n" => 1,
+        "u" => 1_000,
+        "m" => 1_000_000,
+        "" => 1_000_000_000,
+        "k" => 1_000_000_000_000,
+        "M" => 1_000_000_000_000_000,
+        "G" => 1_000_000_000_000_000_000,
+        "T" => 1_000_000_000_000_000_000_000,
+        "P" => 1_000_000_000_000_000_000_000_000,
+        "E" => 1_000_000_000_000_000_000_000_000_000,
+        "Ki" => 1_000_000_000 << 10,
+        "Mi" => 1_000_000_000 << 20,
+        "Gi" => 1_000_000_000 << 30,
+        "Ti" => 1_000_000_000 << 40,
+        "Pi" => 1_000_000_000 << 50,
+        "Ei" => 1_000_000_000 << 60,
+        exponent => {
+            let power: u32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
+            1_000_000_000i128.checked_mul(10i128.checked_pow(power)?)?
+        }
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let mut value = if whole.is_empty() { 0 } else { whole.parse::<i128>().ok()?.checked_mul(scale)? };
+    let mut place = scale;
+    for digit in fraction.chars() {
+        place /= 10;
+        value = value.checked_add(i128::from(digit.to_digit(10)?).checked_mul(place)?)?;
+    }
+    Some(value)
+}
+
+/// The larger of two quantities, as it was written. One that can't be read loses.
+pub fn larger(a: Quantity, b: Quantity) -> Quantity {
+    if nanos(&b) > nanos(&a) { b } else { a }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn q(text: &str) -> Quantity {
+        Quantity(text.to_owned())
+    }
+
+    #[test]
+    fn units_are_compared_by_value() {
+        for (small, large) in [("250m", "1"), ("1000M", "1Gi"), ("0.5", "501m"), ("1e3", "1.1k"), ("0", "1n")] {
+            assert_eq!(larger(q(small), q(large)), q(large));
+            assert_eq!(larger(q(large), q(small)), q(large));
+        }
+    }
+
+    #[test]
+    fn what_is_no_quantity_loses() {
+        assert_eq!(larger(q("lots"), q("1")), q("1"));
+        assert_eq!(larger(q("1"), q("9e99")), q("1"));
+    }
+}

@@ -1,0 +1,101 @@
+//! A pod's object reduced to what a move depends on.
+
+use super::manifest;
+use super::obstacles::{ClaimModes, obstacles};
+use crate::transition::{Claim, Controller, PodSeen, RunState, SourceSeen};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use tideover_crds::names;
+
+/// What any pod is to a move.
+pub fn pod_seen(pod: &Pod) -> PodSeen {
+    let meta = &pod.metadata;
+    let terminating = meta.deletion_timestamp.is_some();
+    PodSeen {
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+        node: node(pod).map(str::to_owned),
+        terminating,
+        force_deleted: terminating && meta.deletion_grace_period_seconds == Some(0),
+        state: pod.status.as_ref().map_or(RunState::Pending, run_state),
+        unschedulable: pod.status.as_ref().and_then(unschedulable),
+    }
+}
+
+/// What the pod to be moved is to the move.
+pub fn source_seen(pod: &Pod, claims: &ClaimModes, claim: Claim) -> SourceSeen {
+    let label = |name: &str| pod.metadata.labels.as_ref().and_then(|labels| labels.get(name)).cloned();
+    SourceSeen {
+        pod: pod_seen(pod),
+        obstacles: obstacles(pod, claims),
+        claim,
+        controller: controller(pod).map(|owner| Controller { kind: owner.kind.clone(), uid: owner.uid.clone() }),
+        template_hash: label(names::POD_TEMPLATE_HASH),
+        original_template_hash: annotation(pod, names::ORIGINAL_TEMPLATE_HASH).map(str::to_owned),
+        manifest: manifest::again(pod),
+    }
+}
+
+/// The node that a pod is bound to.
+pub fn node(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|node| !node.is_empty())
+}
+
+/// The controller that owns a pod.
+pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
+    pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+/// The value of an annotation.
+pub fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+fn run_state(status: &PodStatus) -> RunState {
+    let started = || {
+        let containers = status.container_statuses.iter().flatten();
+        containers.into_iter().any(|one| one.container_id.as_deref().is_some_and(|id| !id.is_empty()))
+    };
+    match status.phase.as_deref() {
+        Some("Running") => RunState::Running,
+        Some("Failed") if !started() => RunState::TurnedAway,
+        Some("Succeeded" | "Failed") => RunState::Ended,
+        _ => RunState::Pending,
+    }
+}
+
+fn unschedulable(status: &PodStatus) -> Option<String> {
+    let scheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled")?;
+    if scheduled.status == "True" { None } else { scheduled.message.clone().or_else(|| scheduled.reason.clone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(status: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({ "metadata": { "name": "p", "uid": "u" }, "status": status })).expect("a pod")
+    }
+
+    #[test]
+    fn a_pod_that_kubelet_refused_was_turned_away() {
+        let seen = pod_seen(&pod(json!({ "phase": "Failed", "reason": "OutOfcpu" })));
+        assert_eq!(seen.state, RunState::TurnedAway);
+    }
+
+    #[test]
+    fn a_pod_whose_container_failed_has_ended() {
+        let containers = json!([{ "name": "c", "containerID": "containerd://1", "image": "", "imageID": "",
+            "ready": false, "restartCount": 0 }]);
+        let seen = pod_seen(&pod(json!({ "phase": "Failed", "containerStatuses": containers })));
+        assert_eq!(seen.state, RunState::Ended);
+    }
+
+    #[test]
+    fn the_schedulers_words_are_kept() {
+        let conditions = json!([{ "type": "PodScheduled", "status": "False", "message": "0/3 nodes are available" }]);
+        let seen = pod_seen(&pod(json!({ "phase": "Pending", "conditions": conditions })));
+        assert_eq!(seen.unschedulable.as_deref(), Some("0/3 nodes are available"));
+    }
+}

@@ -1,0 +1,21 @@
+//! Succeeded, Failed, Cancelled: nothing leads out; what is left of the move is tidied away.
+
+use super::decision::{Action, PodRole};
+use super::observed::Claim;
+use super::step::Step;
+
+/// `True` once the Migration is over.
+pub(super) const COMPLETED: &str = "Completed";
+
+pub(super) fn tidy(step: &mut Step<'_>) {
+    if let Some(pod) = &step.observed.reservation {
+        step.delete(PodRole::Reservation, pod, 0);
+    }
+    let ours = step.observed.source.as_ref().filter(|source| source.claim == Claim::Ours);
+    if let Some(source) = ours {
+        return step.act(Action::ReleasePod { name: source.pod.name.clone(), uid: source.pod.uid.clone() });
+    }
+    if step.has_finalizer() {
+        step.act(Action::RemoveFinalizer);
+    }
+}
