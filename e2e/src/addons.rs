@@ -26,12 +26,8 @@ pub enum AddonsError {
 /// With kubectl's message.
 pub fn apply(lab: &Lab) -> Result<(), AddonsError> {
     let mut command = lab.kubectl_command(["apply", "--server-side", "--force-conflicts", "-f", "-"]);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(AddonsError::Run)?;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(AddonsError::Run)?;
     if let Some(mut input) = child.stdin.take() {
         input.write_all(COREDNS.as_bytes()).map_err(AddonsError::Run)?;
     }

@@ -40,7 +40,10 @@ fn choose(sources: &[Source]) -> Option<String> {
         let uri = source.uri.trim_end_matches('/');
         let remote = ["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme));
         let last = uri.rsplit('/').next().unwrap_or_default();
-        remote && last == "debian" && !source.suite.contains("security") && source.components.iter().any(|name| name == "main")
+        remote
+            && last == "debian"
+            && !source.suite.contains("security")
+            && source.components.iter().any(|name| name == "main")
     };
     sources.iter().find(is_main_archive).map(|source| source.uri.trim_end_matches('/').to_owned())
 }

@@ -201,7 +201,8 @@ mod tests {
 
     #[test]
     fn the_variable_comes_before_the_home_directory() {
-        let only = |name: &'static str, value: &'static str| move |asked: &str| (asked == name).then(|| PathBuf::from(value));
+        let only =
+            |name: &'static str, value: &'static str| move |asked: &str| (asked == name).then(|| PathBuf::from(value));
         assert_eq!(locate(only("HOME", "/root")).unwrap(), Path::new("/root/.cache/tideover"));
         assert_eq!(locate(only(CACHE_VARIABLE, "/big/disk")).unwrap(), Path::new("/big/disk"));
         assert_eq!(locate(only(CACHE_VARIABLE, "relative")), None);

@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -16,7 +16,7 @@ use crate::network::Link;
 use crate::progress::Progress;
 use crate::topology::LabName;
 use crate::up::{self, Wish};
-use crate::{down, status};
+use crate::{command, down, status};
 
 /// A real Kubernetes cluster on this machine.
 #[derive(Debug, Parser)]
@@ -42,9 +42,9 @@ enum Command {
         /// How many workers; as before where the lab exists, else 3.
         #[arg(long)]
         workers: Option<u8>,
-        /// Let etcd wait for the disk, as in production; slower.
-        #[arg(long)]
-        fsync: bool,
+        /// Let etcd wait for the disk, as in production; slower. As before where the lab exists, else not.
+        #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+        fsync: Option<bool>,
     },
     /// Remove a cluster and everything it left.
     Down {
@@ -115,8 +115,14 @@ enum NodeCommand {
     Start { machine: String },
     /// Halt, continue or restart one service.
     Service { machine: String, service: String, action: Action },
-    /// Pull or plug the network cable.
-    Link { machine: String, action: LinkAction },
+    /// Pull, plug or slow down the network cable.
+    Link {
+        machine: String,
+        action: LinkAction,
+        /// For `slow`: megabits a second towards the machine.
+        #[arg(long, default_value_t = 10)]
+        rate: u32,
+    },
     /// Print the path of a service's log.
     Log { machine: String, service: String },
 }
@@ -135,6 +141,8 @@ enum Action {
 enum LinkAction {
     /// Nothing goes in or out.
     Cut,
+    /// What goes in is held up.
+    Slow,
     /// As before.
     Restore,
 }
@@ -172,10 +180,10 @@ fn run(command: Command) -> Result<u8> {
         Command::Status { name } => println!("{}", status::table(&open(&name)?)?),
         Command::Kubeconfig { name } => println!("{}", open(&name)?.kubeconfig().display()),
         Command::Kubectl(PassThrough { arguments }) => {
-            return Ok(up::pass_through(open_by_environment()?.kubectl_command(arguments))?);
+            return pass_through(open_by_environment()?.kubectl_command(arguments));
         }
         Command::Helm(PassThrough { arguments }) => {
-            return Ok(up::pass_through(open_by_environment()?.helm_command(arguments))?);
+            return pass_through(open_by_environment()?.helm_command(arguments));
         }
         Command::Node { name, command } => return run_node(&open(&name)?, command),
         Command::Image { name, command } => run_image(&name, command)?,
@@ -190,7 +198,10 @@ fn run(command: Command) -> Result<u8> {
 
 fn run_node(lab: &Lab, command: NodeCommand) -> Result<u8> {
     match command {
-        NodeCommand::Exec { machine, argv } => return Ok(up::pass_through(lab.node(&machine)?.command(argv))?),
+        NodeCommand::Exec { machine, argv } => {
+            let (program, arguments) = argv.split_first().context("no program to run")?;
+            return Ok(lab.node(&machine)?.enter(program, arguments)?);
+        }
         NodeCommand::Kill { machine } => report(lab.node(&machine)?.kill()?, "was down already"),
         NodeCommand::Stop { machine } => report(lab.node(&machine)?.stop()?, "was down already"),
         NodeCommand::Start { machine } => report(lab.node(&machine)?.start()?, "is running already"),
@@ -202,9 +213,10 @@ fn run_node(lab: &Lab, command: NodeCommand) -> Result<u8> {
             };
             lab.node(&machine)?.service(&service, action)?;
         }
-        NodeCommand::Link { machine, action } => {
+        NodeCommand::Link { machine, action, rate } => {
             let link = match action {
                 LinkAction::Cut => Link::Cut,
+                LinkAction::Slow => Link::Slow { megabits: rate },
                 LinkAction::Restore => Link::Restored,
             };
             lab.node(&machine)?.set_link(link)?;
@@ -237,6 +249,12 @@ fn run_image(name: &Name, command: ImageCommand) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs `command` on our own standard streams; returns its exit code.
+fn pass_through(mut command: process::Command) -> Result<u8> {
+    let status = command.status().with_context(|| format!("start `{}`", command::line_of(&command)))?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 fn report(did: bool, otherwise: &str) {

@@ -143,7 +143,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         let mut seen = Vec::new();
-        run_logged(&mut program("sh", ["-c", "echo one; echo two >&2"]), &log, |line| seen.push(line.to_owned())).unwrap();
+        run_logged(&mut program("sh", ["-c", "echo one; echo two >&2"]), &log, |line| seen.push(line.to_owned()))
+            .unwrap();
         assert_eq!(seen, ["one", "two"]);
         assert_eq!(std::fs::read_to_string(&log).unwrap(), "one\ntwo\n");
     }

@@ -48,6 +48,8 @@ pub fn spec(parts: &Parts<'_>) -> MachineSpec {
         ("/etc/hostname".into(), format!("{}\n", machine.name)),
         ("/etc/hosts".into(), format!("127.0.0.1 localhost\n{} {}\n", machine.address, machine.name)),
         ("/etc/resolv.conf".into(), String::new()),
+    ]);
+    let secrets = BTreeMap::from([
         (secret("ca.crt"), pki.authority.clone()),
         (secret("ca.key"), pki.signer.key.clone()),
         (secret("api-server.crt"), pki.api_server.certificate.clone()),
@@ -56,10 +58,7 @@ pub fn spec(parts: &Parts<'_>) -> MachineSpec {
         (secret("admin.key"), pki.admin.key.clone()),
         (secret("service-accounts.pub"), pki.service_accounts.certificate.clone()),
         (secret("service-accounts.key"), pki.service_accounts.key.clone()),
-        (
-            secret("controller-manager.kubeconfig"),
-            config("system:kube-controller-manager", &pki.controller_manager),
-        ),
+        (secret("controller-manager.kubeconfig"), config("system:kube-controller-manager", &pki.controller_manager)),
         (secret("scheduler.kubeconfig"), config("system:kube-scheduler", &pki.scheduler)),
     ]);
     MachineSpec {
@@ -83,6 +82,7 @@ pub fn spec(parts: &Parts<'_>) -> MachineSpec {
             Bind::writable(disk.services(), SERVICES_DIRECTORY),
         ],
         files,
+        secrets,
         defaults: BTreeMap::new(),
         directories: vec![],
         services: vec![etcd(parts.fsync), api_server(parts.topology), controller_manager(parts.topology), scheduler()],

@@ -3,7 +3,7 @@
 //! Owns the ways to reach a lab that is up. Never starts or removes one, see [`crate::up`] and [`crate::down`].
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -16,13 +16,13 @@ use rustix::process::Signal;
 use crate::command::{self, CommandError};
 use crate::layout::Layout;
 use crate::machine::cgroup;
+use crate::machine::enter::{self, EnterError};
 use crate::machine::init::{SERVICES_FILE, ServiceState};
 use crate::machine::launch::{self, LaunchError};
 use crate::machine::spec::{Cgroups, MachineSpec};
 use crate::network::{self, Link, NetworkError};
 use crate::process::{ProcessError, ProcessId};
 use crate::topology::{BadName, LabName, Machine, Topology};
-use crate::worker::KUBERNETES;
 
 /// How long a machine may take for a clean stop before it is ended.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
@@ -53,6 +53,9 @@ pub struct Stored {
     pub topology: Topology,
     /// Its programs.
     pub programs: Programs,
+    /// Whether etcd waits for the disk.
+    #[serde(default)]
+    pub fsync: bool,
 }
 
 /// What could not be done with a lab.
@@ -272,9 +275,23 @@ impl Node {
         Ok(PathBuf::from(format!("/proc/{}/root", first.pid)).join(path.strip_prefix("/").unwrap_or(path)))
     }
 
-    /// The log of one of its services, on the host; readable also while the machine is down.
+    /// The directory of its services' logs on the host; readable also while the machine is down.
+    pub fn logs(&self) -> PathBuf {
+        self.layout.disk(self.name()).log()
+    }
+
+    /// The log of one of its services, on the host.
     pub fn log(&self, service: &str) -> PathBuf {
-        self.layout.disk(self.name()).log().join(format!("{service}.log"))
+        self.logs().join(format!("{service}.log"))
+    }
+
+    /// Moves this process into the machine and runs a program there on our own standard streams; returns the exit code
+    /// that a shell would show. Only for a process with a single thread that does nothing else; see [`Node::command`].
+    ///
+    /// # Errors
+    /// Names the step.
+    pub fn enter(&self, program: &OsString, arguments: &[OsString]) -> Result<u8, EnterError> {
+        enter::enter(&self.layout.record(self.name()), &self.layout.spec(self.name()), program, arguments)
     }
 
     /// A program inside the machine, to be completed and run. Standard streams are the caller's.
@@ -340,7 +357,7 @@ impl Node {
         Ok(launch::launch(&self.layout, self.name(), spec)?)
     }
 
-    /// Cuts or restores the machine's cable.
+    /// Cuts, slows or restores the machine's cable.
     ///
     /// # Errors
     /// With `ip`'s message.
@@ -374,10 +391,9 @@ impl Node {
             name: service.to_owned(),
             known: services.keys().cloned().collect(),
         })?;
-        let pid = state.pid.ok_or_else(|| LabError::ServiceDown {
-            machine: self.name().to_owned(),
-            service: service.to_owned(),
-        })?;
+        let pid = state
+            .pid
+            .ok_or_else(|| LabError::ServiceDown { machine: self.name().to_owned(), service: service.to_owned() })?;
         let signal = match action {
             ServiceAction::Stop => "STOP",
             ServiceAction::Continue => "CONT",
@@ -388,12 +404,11 @@ impl Node {
         Ok(())
     }
 
-    /// Kubernetes' programs inside the machine.
-    pub fn kubernetes_programs() -> &'static Path {
-        Path::new(KUBERNETES)
-    }
-
-    fn spec(&self) -> Result<MachineSpec, LabError> {
+    /// As what the machine was started last.
+    ///
+    /// # Errors
+    /// When it never was, or by another version of the lab.
+    pub fn spec(&self) -> Result<MachineSpec, LabError> {
         let path = self.layout.spec(self.name());
         let failed = |source| LabError::Read { path: path.clone(), source };
         let bytes = fs::read(&path).map_err(failed)?;

@@ -8,6 +8,8 @@
 //! directories, namespaces, cgroups and one network interface of the host is changed; nothing here knows Tideover but
 //! [`image::product`], which packs it.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on should say where"))]
+
 pub mod addons;
 pub mod apt;
 pub mod cache;

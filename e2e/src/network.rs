@@ -71,7 +71,19 @@ pub fn plug(topology: &Topology, machine: &Machine) -> Result<(), NetworkError> 
     ip(["netns", "add", own.as_str()])?;
     ip_in(&own, ["link", "set", "lo", "up"])?;
     ip([
-        "link", "add", &port, "netns", switch.as_str(), "type", "veth", "peer", "name", MACHINE_INTERFACE, "netns",
+        "link",
+        "add",
+        &port,
+        "netns",
+        switch.as_str(),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        MACHINE_INTERFACE,
+        "address",
+        &topology.hardware_address(machine),
+        "netns",
         own.as_str(),
     ])?;
     ip_in(&switch, ["link", "set", &port, "master", BRIDGE, "up"])?;
@@ -104,21 +116,39 @@ pub fn route_pods(topology: &Topology, machines: &[Machine]) -> Result<(), Netwo
 pub enum Link {
     /// Pull it: nothing goes in or out, nobody is told.
     Cut,
-    /// Plug it in again.
+    /// Let at most so many megabits a second go towards the machine.
+    Slow {
+        /// Megabits a second.
+        megabits: u32,
+    },
+    /// Plugged in, at full speed.
     Restored,
 }
 
-/// Cuts or restores the cable of `machine`, at the switch's end: the machine itself sees no change.
+/// Cuts, slows or restores the cable of `machine`, at the switch's end: the machine itself sees no change.
 ///
 /// # Errors
-/// With `ip`'s message.
+/// With the message of `ip` or `tc`.
 pub fn set_link(topology: &Topology, machine: &Machine, link: Link) -> Result<(), NetworkError> {
     // Taking the port off the bridge and not down: a port that goes down takes the machine's carrier with it, and a
     // machine that knows that it is cut off behaves otherwise than one that does not.
     let (switch, port) = (topology.switch(), machine.port());
     match link {
         Link::Cut => ip_in(&switch, ["link", "set", &port, "nomaster"])?,
-        Link::Restored => ip_in(&switch, ["link", "set", &port, "master", BRIDGE])?,
+        Link::Slow { megabits } => {
+            let rate = format!("{megabits}mbit");
+            // A burst of 256 KiB is more than the kernel hands over at once; packets wait for at most 400 ms.
+            tc_in(
+                &switch,
+                &["qdisc", "replace", "dev", &port, "root", "tbf"],
+                &["rate", &rate, "burst", "256kb", "latency", "400ms"],
+            )?;
+        }
+        Link::Restored => {
+            // A fresh cable has no queue, and replacing works whether there is one or not.
+            tc_in(&switch, &["qdisc", "replace", "dev", &port, "root"], &["noqueue"])?;
+            ip_in(&switch, ["link", "set", &port, "master", BRIDGE])?;
+        }
     }
     Ok(())
 }
@@ -186,6 +216,10 @@ fn ip<const N: usize>(arguments: [&str; N]) -> Result<(), CommandError> {
 
 fn ip_in<const N: usize>(namespace: &NetworkNamespace, arguments: [&str; N]) -> Result<(), CommandError> {
     command::run(command::program("ip", ["-n", namespace.as_str()]).args(arguments)).map(drop)
+}
+
+fn tc_in(namespace: &NetworkNamespace, queue: &[&str], options: &[&str]) -> Result<(), CommandError> {
+    command::run(command::program("tc", ["-n", namespace.as_str()]).args(queue).args(options)).map(drop)
 }
 
 #[cfg(test)]

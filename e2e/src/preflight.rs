@@ -30,8 +30,7 @@ impl fmt::Display for Missing {
         match self {
             Self::Root => write!(f, "not root: run this as root, for example with sudo"),
             Self::Namespace(kind) => {
-                let option = kind.to_ascii_uppercase();
-                write!(f, "the kernel has no {kind} namespaces: use one built with CONFIG_{option}_NS")
+                write!(f, "the kernel has no {kind} namespaces: use one built with {}", option_of(kind))
             }
             Self::Userfaultfd => write!(f, "the kernel has no userfaultfd: use one built with CONFIG_USERFAULTFD"),
             Self::Tool { name, remedy } => write!(f, "{name} is not installed: {remedy}"),
@@ -63,17 +62,28 @@ const NAMESPACES: [(&str, &str); 7] = [
     ("time", "/proc/self/ns/time"),
 ];
 
+/// The kernel's build option for a namespace kind.
+fn option_of(kind: &str) -> String {
+    match kind {
+        "mnt" => "CONFIG_NAMESPACES".to_owned(),
+        "cgroup" => "CONFIG_CGROUPS".to_owned(),
+        other => format!("CONFIG_{}_NS", other.to_ascii_uppercase()),
+    }
+}
+
 /// Its presence means that the kernel has userfaultfd(2).
 const USERFAULTFD: &str = "/proc/sys/vm/unprivileged_userfaultfd";
 
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 10] = [
     ("debootstrap", "`apt-get install debootstrap`"),
     ("go", "see https://go.dev/doc/install"),
     ("cargo", "see https://rustup.rs"),
     ("cc", "`apt-get install gcc libc6-dev`"),
     ("patchelf", "`apt-get install patchelf`"),
     ("ip", "`apt-get install iproute2`"),
+    ("tc", "`apt-get install iproute2`"),
     ("unshare", "`apt-get install util-linux`"),
+    ("setpriv", "`apt-get install util-linux`"),
     ("chroot", "`apt-get install coreutils`"),
 ];
 

@@ -167,6 +167,13 @@ impl Topology {
         format!("https://{}:{API_PORT}", self.control_plane().address)
     }
 
+    /// The hardware address of a machine's interface: locally administered, and the same at every start, because the
+    /// others remember it for half a minute.
+    pub fn hardware_address(&self, machine: &Machine) -> String {
+        let [a, b, c, d] = machine.address.octets();
+        format!("02:4c:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    }
+
     /// The network namespace of the lab's switch.
     pub fn switch(&self) -> NetworkNamespace {
         NetworkNamespace(format!("{}-switch", self.name))
@@ -250,7 +257,13 @@ mod tests {
             let mut all: HashSet<String> = lab
                 .machines()
                 .iter()
-                .flat_map(|machine| [machine.address.to_string(), lab.namespace_of(machine).as_str().to_owned()])
+                .flat_map(|machine| {
+                    [
+                        lab.hardware_address(machine),
+                        machine.address.to_string(),
+                        lab.namespace_of(machine).as_str().to_owned(),
+                    ]
+                })
                 .collect();
             all.extend([lab.network(), lab.pod_cidr(), lab.host_interface(), lab.cgroup(), lab.switch().0]);
             all

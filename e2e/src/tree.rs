@@ -97,8 +97,9 @@ pub fn ensure(cache: &Cache, on_line: impl FnMut(&str)) -> Result<Tree, TreeErro
 
 fn debootstrap(target: &Path, mirror: Option<&str>) -> std::process::Command {
     // In a mount and pid namespace of its own: debootstrap mounts /proc in the tree and starts package scripts, and
-    // neither may survive it.
-    let mut command = command::program("unshare", ["--mount", "--pid", "--fork", "--kill-child", "debootstrap"]);
+    // neither may survive it, nor it us.
+    let mut command = command::program("setpriv", ["--pdeathsig", "KILL", "unshare"]);
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "debootstrap"]);
     command.arg("--variant=minbase").arg(format!("--include={}", PACKAGES.join(",")));
     if Path::new(KEYRING).exists() {
         command.arg(format!("--keyring={KEYRING}"));
@@ -126,7 +127,9 @@ fn tidy(tree: &Path) -> Result<(), TreeError> {
     for file in ["etc/containerd/config.toml", "etc/machine-id"] {
         let path = tree.join(file);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(TreeError::Tidy { path, source: error }),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(TreeError::Tidy { path, source: error });
+            }
             _ => {}
         }
     }
@@ -150,7 +153,11 @@ pub fn resolve(tree: &Path, path: &Path) -> PathBuf {
         if links > 40 {
             break;
         }
-        resolved = if target.is_absolute() { PathBuf::new() } else { resolved.parent().map(Path::to_owned).unwrap_or_default() };
+        resolved = if target.is_absolute() {
+            PathBuf::new()
+        } else {
+            resolved.parent().map(Path::to_owned).unwrap_or_default()
+        };
         pending.extend(parts(&target));
     }
     tree.join(resolved)

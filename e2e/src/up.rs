@@ -25,6 +25,7 @@ use crate::lab::{Lab, LabError, Node, Programs, Stored};
 use crate::layout::Layout;
 use crate::lock::{Lock, LockError};
 use crate::machine::cgroup::{self, CgroupError, Hierarchy};
+use crate::machine::spec::MachineSpec;
 use crate::network::{self, NetworkError};
 use crate::pki::{self, Pki, PkiError};
 use crate::preflight::{self, Refusal};
@@ -49,8 +50,8 @@ pub struct Wish {
     pub name: LabName,
     /// How many workers; as before, or [`DEFAULT_WORKERS`], where absent.
     pub workers: Option<u8>,
-    /// Whether etcd waits for the disk.
-    pub fsync: bool,
+    /// Whether etcd waits for the disk; as before, or not, where absent.
+    pub fsync: Option<bool>,
 }
 
 /// Why the lab is not up.
@@ -151,9 +152,10 @@ pub fn up(wish: &Wish, progress: &Progress) -> Result<Lab, UpError> {
     let _held = Lock::try_acquire(&layout.lock())?;
     let before = Lab::stored(&layout)?;
     let workers = choose_workers(wish.workers, before.as_ref().map(|stored| stored.topology.workers))?;
+    let fsync = wish.fsync.or(before.map(|stored| stored.fsync)).unwrap_or_default();
 
     let materials = gather(progress)?;
-    let topology = describe(&layout, wish, workers, &materials)?;
+    let topology = describe(&layout, &wish.name, workers, fsync, &materials.programs)?;
     let lab = Lab::open(wish.name.as_str())?;
     let pki = prepare_secrets(&layout, &topology)?;
     let hierarchies = cgroup::hierarchies()?;
@@ -163,7 +165,7 @@ pub fn up(wish: &Wish, progress: &Progress) -> Result<Lab, UpError> {
     step.done();
 
     let step = progress.step("control plane");
-    ensure_control_plane(&lab, wish.fsync, &pki, &materials, &hierarchies)?;
+    ensure_control_plane(&lab, fsync, &pki, &materials, &hierarchies)?;
     step.done();
 
     let step = progress.step(format!("{workers} workers"));
@@ -220,11 +222,17 @@ fn gather(progress: &Progress) -> Result<Materials, UpError> {
 }
 
 /// Gives the lab its number and stores what it is.
-fn describe(layout: &Layout, wish: &Wish, workers: u8, materials: &Materials) -> Result<Topology, UpError> {
+fn describe(
+    layout: &Layout,
+    name: &LabName,
+    workers: u8,
+    fsync: bool,
+    programs: &Programs,
+) -> Result<Topology, UpError> {
     let busy = network::busy_indices()?;
-    let index = index::update(|index| index.allocate(&wish.name, busy))?;
-    let topology = Topology { name: wish.name.clone(), index, workers };
-    let stored = Stored { topology: topology.clone(), programs: materials.programs.clone() };
+    let index = index::update(|index| index.allocate(name, busy))?;
+    let topology = Topology { name: name.clone(), index, workers };
+    let stored = Stored { topology: topology.clone(), programs: programs.clone(), fsync };
     let path = layout.topology();
     write_atomic::json(&path, &stored).map_err(|source| UpError::Write { path, source })?;
     install_program(layout)?;
@@ -259,9 +267,6 @@ fn ensure_control_plane(
     hierarchies: &[Hierarchy],
 ) -> Result<(), UpError> {
     let node = lab.node(&lab.topology().control_plane().name)?;
-    if node.is_running().map_err(LabError::from)? {
-        return Ok(());
-    }
     let parts = control_plane::Parts {
         layout: lab.layout(),
         topology: lab.topology(),
@@ -271,7 +276,18 @@ fn ensure_control_plane(
         hierarchies,
         fsync,
     };
-    Ok(node.launch(&control_plane::spec(&parts))?)
+    Ok(ensure_machine(&node, &control_plane::spec(&parts))?)
+}
+
+/// Has `node` running as `wanted`. One that runs otherwise, by an older lab or with other options, starts again.
+fn ensure_machine(node: &Node, wanted: &MachineSpec) -> Result<(), LabError> {
+    if node.is_running()? {
+        if node.spec().is_ok_and(|spec| spec == *wanted) {
+            return Ok(());
+        }
+        node.stop()?;
+    }
+    node.launch(wanted)
 }
 
 fn ensure_workers(lab: &Lab, pki: &Pki, materials: &Materials, hierarchies: &[Hierarchy]) -> Result<(), UpError> {
@@ -287,10 +303,7 @@ fn ensure_workers(lab: &Lab, pki: &Pki, materials: &Materials, hierarchies: &[Hi
     };
     for (machine, kubelet) in lab.topology().workers().zip(&pki.kubelets) {
         let Role::Worker(number) = machine.role else { continue };
-        let node = lab.node(&machine.name)?;
-        if !node.is_running().map_err(LabError::from)? {
-            node.launch(&worker::spec(&parts, &machine, number, kubelet))?;
-        }
+        ensure_machine(&lab.node(&machine.name)?, &worker::spec(&parts, &machine, number, kubelet))?;
     }
     Ok(())
 }
@@ -332,9 +345,8 @@ fn await_success<T>(
             Ok(_) => return Ok(()),
             Err(_) if Instant::now() < limit => thread::sleep(Duration::from_millis(200)),
             Err(source) => {
-                let logs = node.log("any").with_file_name("");
                 let what = format!("{what} of {}", node.name());
-                return Err(UpError::NotReady { what, patience, logs, source: Box::new(source) });
+                return Err(UpError::NotReady { what, patience, logs: node.logs(), source: Box::new(source) });
             }
         }
     }

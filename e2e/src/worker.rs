@@ -57,6 +57,8 @@ pub fn spec(parts: &Parts<'_>, machine: &Machine, number: u8, kubelet: &Identity
         ("/etc/resolv.conf".into(), String::new()),
         ("/etc/machine-id".into(), format!("{:016x}{number:016x}\n", u64::from(parts.topology.index) + 1)),
         ("/etc/cni/net.d/10-lab.conflist".into(), cni(&parts.topology.pod_cidr_of(number))),
+    ]);
+    let secrets = BTreeMap::from([
         (secret("kubelet.yaml"), kubelet_config(parts, machine)),
         (secret("kubelet.kubeconfig"), kubeconfig::render(&url, authority, &node_user, kubelet)),
         (secret("kubelet.crt"), kubelet.certificate.clone()),
@@ -90,6 +92,7 @@ pub fn spec(parts: &Parts<'_>, machine: &Machine, number: u8, kubelet: &Identity
             Bind::writable(disk.services(), SERVICES_DIRECTORY),
         ],
         files,
+        secrets,
         // An administrator's file: what is changed here stays.
         defaults: BTreeMap::from([("/etc/containerd/config.toml".into(), containerd_config(parts.pause_image))]),
         directories: vec!["/etc/containerd/conf.d".into()],
@@ -252,7 +255,7 @@ mod tests {
     fn a_worker_has_its_own_addresses_and_cgroup() {
         let spec = second_worker();
         assert!(spec.files[Path::new("/etc/cni/net.d/10-lab.conflist")].contains("10.131.2.0/24"));
-        assert!(spec.files[Path::new("/etc/kubernetes/kubelet.yaml")].contains("10.77.3.102"));
+        assert!(spec.secrets[Path::new("/etc/kubernetes/kubelet.yaml")].contains("10.77.3.102"));
         assert_eq!(spec.cgroups.directory, Path::new("tideover-lab-lab/worker-2"));
         assert_eq!(spec.network, Path::new("/run/netns/lab-worker-2"));
     }
@@ -274,7 +277,7 @@ mod tests {
     #[test]
     fn only_the_worker_s_own_key_is_inside() {
         let spec = second_worker();
-        let all: String = spec.files.values().cloned().collect();
+        let all: String = spec.files.values().chain(spec.secrets.values()).cloned().collect();
         assert!(all.contains("two key"));
         for foreign in ["one key", "admin", "signer", "sa key"] {
             assert!(!all.contains(foreign), "{foreign}");

@@ -85,12 +85,15 @@ pub fn assemble(spec: &MachineSpec) -> Result<(), RootfsError> {
         make_directory(&inside(root, directory))?;
     }
     for (path, content) in &spec.files {
-        write_file(&inside(root, path), content)?;
+        write_file(&inside(root, path), content, 0o644)?;
+    }
+    for (path, content) in &spec.secrets {
+        write_file(&inside(root, path), content, 0o600)?;
     }
     for (path, content) in &spec.defaults {
         let path = inside(root, path);
         if !path.exists() {
-            write_file(&path, content)?;
+            write_file(&path, content, 0o644)?;
         }
     }
     pivot(root)?;
@@ -230,16 +233,15 @@ fn make_directory(path: &Path) -> Result<(), RootfsError> {
     fs::create_dir_all(path).map_err(|source| RootfsError::Make { path: path.to_owned(), source })
 }
 
-fn write_file(path: &Path, content: &str) -> Result<(), RootfsError> {
+fn write_file(path: &Path, content: &str, mode: u32) -> Result<(), RootfsError> {
     if let Some(parent) = path.parent() {
         make_directory(parent)?;
     }
-    // /etc/resolv.conf and the like must be readable by everybody; keys lie in a directory that only root may enter.
     fs::OpenOptions::new()
         .create(true)
         .truncate(true)
         .write(true)
-        .mode(0o644)
+        .mode(mode)
         .open(path)
         .and_then(|mut file| file.write_all(content.as_bytes()))
         .map_err(|source| RootfsError::Make { path: path.to_owned(), source })

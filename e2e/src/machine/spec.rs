@@ -28,9 +28,11 @@ pub struct MachineSpec {
     pub root: Root,
     /// Host directories seen inside.
     pub binds: Vec<Bind>,
-    /// Files written at every start, path inside to content; mode 0600.
+    /// Files written at every start, path inside to content; mode 0644.
     pub files: BTreeMap<PathBuf, String>,
-    /// Files written only where absent, path inside to content; the machine may change them.
+    /// Keys and what holds some, written at every start, path inside to content; mode 0600.
+    pub secrets: BTreeMap<PathBuf, String>,
+    /// Files written only where absent, path inside to content, mode 0644; the machine may change them.
     pub defaults: BTreeMap<PathBuf, String>,
     /// Directories made at every start.
     pub directories: Vec<PathBuf>,
