@@ -22,23 +22,17 @@ use crate::{command, down, status};
 #[derive(Debug, Parser)]
 #[command(name = "lab", version)]
 struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Args)]
-struct Name {
-    /// Which lab.
+    /// Which lab; for kubectl and helm before these words.
     #[arg(long, default_value = "tideover", env = "TIDEOVER_LAB", global = true)]
     name: LabName,
+    #[command(subcommand)]
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start a cluster, or repair one.
     Up {
-        #[command(flatten)]
-        name: Name,
         /// How many workers; as before where the lab exists, else 3.
         #[arg(long)]
         workers: Option<u8>,
@@ -47,35 +41,22 @@ enum Command {
         fsync: Option<bool>,
     },
     /// Remove a cluster and everything it left.
-    Down {
-        #[command(flatten)]
-        name: Name,
-    },
+    Down,
     /// Show the machines and their services.
-    Status {
-        #[command(flatten)]
-        name: Name,
-    },
+    Status,
     /// Print the path of the administrator's kubeconfig.
-    Kubeconfig {
-        #[command(flatten)]
-        name: Name,
-    },
-    /// Run kubectl for the cluster that TIDEOVER_LAB names.
+    Kubeconfig,
+    /// Run kubectl for the cluster.
     Kubectl(PassThrough),
-    /// Run helm for the cluster that TIDEOVER_LAB names.
+    /// Run helm for the cluster.
     Helm(PassThrough),
     /// Do something to one machine.
     Node {
-        #[command(flatten)]
-        name: Name,
         #[command(subcommand)]
         command: NodeCommand,
     },
     /// Build and load images.
     Image {
-        #[command(flatten)]
-        name: Name,
         #[command(subcommand)]
         command: ImageCommand,
     },
@@ -157,7 +138,8 @@ enum ImageCommand {
 
 /// Parses the command line, does what it says, and returns what the shell shall see.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let Cli { name, command } = Cli::parse();
+    match run(name, command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("lab: {error:#}");
@@ -166,27 +148,27 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<u8> {
+fn run(name: LabName, command: Command) -> Result<u8> {
     match command {
-        Command::Up { name, workers, fsync } => {
-            let lab = up::up(&Wish { name: name.name, workers, fsync }, &Progress::new())?;
+        Command::Up { workers, fsync } => {
+            let lab = up::up(&Wish { name, workers, fsync }, &Progress::new())?;
             println!("export KUBECONFIG={}", lab.kubeconfig().display());
         }
-        Command::Down { name } => {
-            if !down::down(&name.name, &Progress::new())? {
-                println!("there was no lab called {}", name.name);
+        Command::Down => {
+            if !down::down(&name, &Progress::new())? {
+                println!("there was no lab called {name}");
             }
         }
-        Command::Status { name } => println!("{}", status::table(&open(&name)?)?),
-        Command::Kubeconfig { name } => println!("{}", open(&name)?.kubeconfig().display()),
+        Command::Status => println!("{}", status::table(&open(&name)?)?),
+        Command::Kubeconfig => println!("{}", open(&name)?.kubeconfig().display()),
         Command::Kubectl(PassThrough { arguments }) => {
-            return pass_through(open_by_environment()?.kubectl_command(arguments));
+            return pass_through(open(&name)?.kubectl_command(arguments));
         }
         Command::Helm(PassThrough { arguments }) => {
-            return pass_through(open_by_environment()?.helm_command(arguments));
+            return pass_through(open(&name)?.helm_command(arguments));
         }
-        Command::Node { name, command } => return run_node(&open(&name)?, command),
-        Command::Image { name, command } => run_image(&name, command)?,
+        Command::Node { command } => return run_node(&open(&name)?, command),
+        Command::Image { command } => run_image(&name, command)?,
         Command::MachineLaunch { spec, record } => launch::run_launcher(&spec, &record)?,
         Command::MachineEnter { record, spec, argv } => {
             let (program, arguments) = argv.split_first().context("no program to run")?;
@@ -226,7 +208,7 @@ fn run_node(lab: &Lab, command: NodeCommand) -> Result<u8> {
     Ok(0)
 }
 
-fn run_image(name: &Name, command: ImageCommand) -> Result<()> {
+fn run_image(name: &LabName, command: ImageCommand) -> Result<()> {
     match command {
         ImageCommand::Build => {
             for image in product::build(&Progress::new())? {
@@ -263,12 +245,32 @@ fn report(did: bool, otherwise: &str) {
     }
 }
 
-fn open(name: &Name) -> Result<Lab> {
-    Ok(Lab::open(name.name.as_str())?)
+fn open(name: &LabName) -> Result<Lab> {
+    Ok(Lab::open(name.as_str())?)
 }
 
-/// For commands whose own words are all passed on.
-fn open_by_environment() -> Result<Lab> {
-    let name = std::env::var("TIDEOVER_LAB").unwrap_or_else(|_| "tideover".to_owned());
-    Ok(Lab::open(&name)?)
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_words_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_lab_s_name_goes_before_or_after_the_command() {
+        for line in [["lab", "--name", "other", "status"], ["lab", "status", "--name", "other"]] {
+            assert_eq!(Cli::parse_from(line).name.as_str(), "other");
+        }
+    }
+
+    #[test]
+    fn what_follows_kubectl_is_passed_on_as_it_is() {
+        let cli = Cli::parse_from(["lab", "kubectl", "get", "pods", "-A", "--name", "x", "--", "y"]);
+        let Command::Kubectl(PassThrough { arguments }) = cli.command else { panic!("not kubectl: {cli:?}") };
+        assert_eq!(arguments, ["get", "pods", "-A", "--name", "x", "--", "y"]);
+    }
 }
