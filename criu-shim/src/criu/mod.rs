@@ -29,7 +29,7 @@ pub use bundle::Bundle;
 pub use dump::{DumpOptions, DumpRequest};
 pub use error::CriuError;
 pub use log::last_errors;
-pub use place::Place;
+pub use place::{Place, own_cgroups};
 pub use process::ProcessId;
 pub use program::CriuProgram;
 pub use swrk::{DumpReport, RunningDump, Waited, WarmCriu};

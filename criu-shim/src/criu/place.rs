@@ -32,13 +32,7 @@ pub(super) struct OpenPlace {
 
 impl Place {
     pub(super) fn open(&self) -> Result<OpenPlace, CriuError> {
-        let mountinfo = self.node_root.join("proc/1/mountinfo");
-        let text = std::fs::read_to_string(&mountinfo)
-            .map_err(|source| CriuError::Hierarchies(freezer::FreezerError::Read { path: mountinfo, source }))?;
-        let cgroups = freezer::hierarchies(&text)
-            .iter()
-            .map(|hierarchy| open_cgroup(&self.node_root, hierarchy))
-            .collect::<Result<_, _>>()?;
+        let cgroups = own_cgroups(&self.node_root)?;
 
         let mut namespaces = Vec::new();
         let mut add = |path: PathBuf, kind: CloneFlags| match File::open(&path) {
@@ -60,6 +54,18 @@ impl Place {
         }
         Ok(OpenPlace { cgroups, namespaces })
     }
+}
+
+/// `cgroup.procs` of Tideover's own cgroup in each hierarchy of the node, made where it is missing. A process that
+/// writes "0" to all of them leaves whatever container it was in.
+///
+/// # Errors
+/// [`CriuError::Hierarchies`], [`CriuError::Cgroup`].
+pub fn own_cgroups(node_root: &Path) -> Result<Vec<File>, CriuError> {
+    let mountinfo = node_root.join("proc/1/mountinfo");
+    let text = std::fs::read_to_string(&mountinfo)
+        .map_err(|source| CriuError::Hierarchies(freezer::FreezerError::Read { path: mountinfo, source }))?;
+    freezer::hierarchies(&text).iter().map(|hierarchy| open_cgroup(node_root, hierarchy)).collect()
 }
 
 fn open_cgroup(node_root: &Path, hierarchy: &Hierarchy) -> Result<File, CriuError> {

@@ -26,3 +26,6 @@ pub const TOKEN_ENV: &str = "TIDEOVER_TOKEN";
 
 /// Where Tideover lives on a node.
 pub const INSTALL_ROOT: &str = "/opt/tideover";
+
+/// How long shim and relay bear the agent's silence before they give up. kubelet gives a CRI call two minutes.
+pub const SILENCE: std::time::Duration = std::time::Duration::from_secs(100);

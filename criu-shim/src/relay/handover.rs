@@ -1,0 +1,91 @@
+//! Becoming CRIU: one process goes on as the real CRIU, another relays.
+
+use crate::criu::{CriuProgram, own_cgroups};
+use crate::local::TOKEN_ENV;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use std::ffi::OsString;
+use std::io::{Error, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Becomes the real CRIU with these arguments. Returns only if that fails.
+pub(super) fn become_criu(program: &CriuProgram, arguments: &[OsString]) -> Error {
+    let (executable, leading) = program.command();
+    Command::new(executable).args(leading).args(arguments).envs(program.environment()).env_remove(TOKEN_ENV).exec()
+}
+
+/// Enters the namespaces of the new pod, so that CRIU need not be told of them.
+pub(super) fn enter(network: Option<BorrowedFd<'_>>, joined: &[(CloneFlags, PathBuf)]) -> std::io::Result<()> {
+    if let Some(network) = network {
+        setns(network, CloneFlags::CLONE_NEWNET)?;
+        fcntl(network, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    for (kind, path) in joined {
+        setns(std::fs::File::open(path)?, *kind)?;
+    }
+    Ok(())
+}
+
+/// Which of the two processes this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The one that runc started. It becomes CRIU.
+    Criu,
+    /// The one beside it.
+    Relay,
+}
+
+/// Splits off the relay, as a child of nobody: CRIU waits for every child that it has, and must not find this one.
+pub(super) fn split() -> std::io::Result<Side> {
+    // SAFETY: this program has one thread, so the child may do anything.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => {
+            waitpid(child, None)?;
+            Ok(Side::Criu)
+        }
+        // SAFETY: as above.
+        ForkResult::Child => match unsafe { fork() } {
+            Ok(ForkResult::Child) => Ok(Side::Relay),
+            Ok(ForkResult::Parent { .. }) => std::process::exit(0),
+            Err(_) => std::process::exit(1),
+        },
+    }
+}
+
+/// Makes the relay a process that holds nothing of the container: not its cgroups, whose limits and end are not its
+/// own, nor its input and output, whose readers wait for the last writer, nor any descriptor but `keep`.
+pub(super) fn detach(keep: &[&OwnedFd]) -> std::io::Result<()> {
+    setsid()?;
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    drop(null);
+    let mut numbers: Vec<RawFd> = keep.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
+    numbers.sort_unstable();
+    let mut from = 3;
+    for number in numbers {
+        close_between(from, number);
+        from = number + 1;
+    }
+    close_between(from, RawFd::MAX);
+    std::env::set_current_dir("/")?;
+    for mut procs in own_cgroups(Path::new("/")).map_err(Error::other)? {
+        procs.write_all(b"0")?;
+    }
+    Ok(())
+}
+
+/// Closes the descriptors `from..to`.
+fn close_between(from: RawFd, to: RawFd) {
+    if from < to {
+        // SAFETY: no Rust object of this process owns a descriptor of the range: the caller keeps those that one does,
+        // and has given up the rest. close_range(2) fails only for a range that is none.
+        unsafe { libc::close_range(from as libc::c_uint, to as libc::c_uint - 1, 0) };
+    }
+}

@@ -1,0 +1,258 @@
+//! The relay as a process: taking over from runc, and carrying out what [`super::state`] says.
+
+use super::agent::AgentLine;
+use super::handover::{self, Side};
+use super::pass::{self, Packet};
+use super::request::{self, Directories, RequestError, RestoreRequest};
+use super::state::{Act, Event, State};
+use super::take;
+use crate::criu::rpc::{Request, RequestType, Response};
+use crate::criu::{CriuProgram, last_errors};
+use crate::local::{FromRelay, SILENCE, SOCKET, TOKEN_ENV};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use prost::Message;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use thiserror::Error;
+
+/// How often the relay looks whether the line to the agent is up, milliseconds.
+const TICK_MILLIS: u16 = 100;
+
+/// How many error lines of CRIU's log explain a failure.
+const LOG_LINES: usize = 4;
+
+/// Why a restore could not be relayed.
+#[derive(Debug, Error)]
+enum RelayError {
+    #[error("take the socket that runc named")]
+    Socket(#[source] std::io::Error),
+    #[error("receive runc's request")]
+    Receive(#[source] std::io::Error),
+    #[error("read runc's request")]
+    Request(#[from] RequestError),
+    #[error("runc's request names no image directory")]
+    NoDirectory,
+    #[error("take runc's directories")]
+    Directories(#[source] std::io::Error),
+    #[error("make a socket pair for CRIU")]
+    SocketPair(#[source] std::io::Error),
+    #[error("split off the relay")]
+    Split(#[source] std::io::Error),
+    #[error("enter the pod's namespaces")]
+    Enter(#[source] std::io::Error),
+    #[error("execute CRIU")]
+    Execute(#[source] std::io::Error),
+}
+
+/// The program `criu`: relays a restore that has a token, and becomes the real CRIU for everything else.
+pub fn main() -> ExitCode {
+    let program = CriuProgram::installed();
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let token = std::env::var(TOKEN_ENV).ok().filter(|token| !token.is_empty());
+    let result = match (arguments.as_slice(), token) {
+        ([command, number], Some(token)) if command == "swrk" => swrk(&program, &number.to_string_lossy(), token),
+        _ => Err(RelayError::Execute(handover::become_criu(&program, &arguments))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Standard error is the container's. runc sees that its CRIU has gone; the agent hears the reason, if the relay is
+        // there to tell it.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn swrk(program: &CriuProgram, number: &str, token: String) -> Result<(), RelayError> {
+    let runc = take::named(number).map_err(RelayError::Socket)?;
+    let peeked = pass::peek(runc.as_fd()).map_err(RelayError::Receive)?;
+    if !peeked.is_some_and(|packet| request::is_restore(&packet.bytes)) {
+        let number = runc.into_raw_fd().to_string();
+        return Err(RelayError::Execute(handover::become_criu(program, &["swrk".into(), number.into()])));
+    }
+    let packet = pass::receive(runc.as_fd()).map_err(RelayError::Receive)?.ok_or(RequestError::NoOptions)?;
+    let runc = take::high(runc).map_err(RelayError::Socket)?;
+    let request = RestoreRequest::decode(&packet.bytes)?;
+    let of_runc = request.directories().ok_or(RelayError::NoDirectory)?;
+    let (images, work) = take::directories(of_runc).map_err(RelayError::Directories)?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|errno| RelayError::SocketPair(errno.into()))?;
+    let ours = take::high(ours).map_err(RelayError::SocketPair)?;
+    let theirs = take::inheritable(theirs).map_err(RelayError::SocketPair)?;
+
+    match handover::split().map_err(RelayError::Split)? {
+        Side::Criu => {
+            drop((runc, ours));
+            let network = request.network_namespace().map(take::inherited).transpose().map_err(RelayError::Enter)?;
+            handover::enter(network, &request.joined_namespaces()).map_err(RelayError::Enter)?;
+            let socket = theirs.as_raw_fd().to_string();
+            let arguments = ["--no-default-config".into(), "swrk".into(), socket.into()];
+            Err(RelayError::Execute(handover::become_criu(program, &arguments)))
+        }
+        Side::Relay => {
+            let directories = Directories { images: images.as_raw_fd(), work: work.as_ref().map(AsRawFd::as_raw_fd) };
+            let relay = Relay {
+                runc,
+                criu: ours,
+                log: log_path(&request, work.as_ref()),
+                work,
+                line: AgentLine::new(PathBuf::from(SOCKET), token),
+                state: State::new(),
+                request,
+                directories,
+                packet: None,
+                answer: None,
+            };
+            // CRIU's alone from here on; `detach` closes this process' copies.
+            let _ = (images.into_raw_fd(), theirs.into_raw_fd());
+            relay.serve();
+            Ok(())
+        }
+    }
+}
+
+fn log_path(request: &RestoreRequest, work: Option<&OwnedFd>) -> Option<PathBuf> {
+    Some(PathBuf::from(format!("/proc/self/fd/{}", work?.as_raw_fd())).join(request.log_file()?))
+}
+
+/// The relaying process.
+#[derive(Debug)]
+struct Relay {
+    runc: OwnedFd,
+    criu: OwnedFd,
+    work: Option<OwnedFd>,
+    log: Option<PathBuf>,
+    line: AgentLine,
+    state: State,
+    request: RestoreRequest,
+    directories: Directories,
+    /// What came last from CRIU or runc; kept while it is held.
+    packet: Option<Packet>,
+    /// CRIU's last answer.
+    answer: Option<Response>,
+}
+
+impl Relay {
+    fn serve(mut self) {
+        let keep: Vec<&OwnedFd> = [&self.runc, &self.criu].into_iter().chain(self.work.as_ref()).collect();
+        if let Err(error) = handover::detach(&keep) {
+            return self.end(false, &format!("the relay could not leave the container: {error}"));
+        }
+        loop {
+            for event in self.wait() {
+                let (state, acts) = self.state.step(event);
+                self.state = state;
+                for act in acts {
+                    if let Act::End { success, reason } = act {
+                        return self.end(success, reason);
+                    }
+                    self.act(act);
+                }
+            }
+        }
+    }
+
+    /// What has happened, after no more than a tick.
+    fn wait(&mut self) -> Vec<Event> {
+        self.line.keep_up(self.state.stage);
+        let [criu, runc, agent] = self.poll();
+        let mut events = Vec::new();
+        // One packet at a time, because an event is about the packet that came last.
+        if criu {
+            events.push(self.from_criu());
+        } else if runc {
+            events.push(self.from_runc());
+        } else if agent {
+            events.extend(self.line.receive().into_iter().map(Event::Agent));
+        } else if self.line.silence() > SILENCE {
+            events.push(Event::Silence);
+        }
+        events
+    }
+
+    fn poll(&self) -> [bool; 3] {
+        let mut ready: Vec<PollFd> = [Some(self.criu.as_fd()), self.runc_descriptor(), self.line.descriptor()]
+            .into_iter()
+            .flatten()
+            .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
+            .collect();
+        // A failed poll is a tick without news.
+        if poll(&mut ready, PollTimeout::from(TICK_MILLIS)).is_err() {
+            return [false; 3];
+        }
+        let mut ready = ready.iter().map(|descriptor| descriptor.any() == Some(true));
+        let mut next = |present: bool| present && ready.next() == Some(true);
+        [next(true), next(self.runc_descriptor().is_some()), next(self.line.descriptor().is_some())]
+    }
+
+    /// runc's socket, while runc is there; a closed one would be ready all the time.
+    fn runc_descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        (!self.state.orphaned).then(|| self.runc.as_fd())
+    }
+
+    fn from_criu(&mut self) -> Event {
+        let Ok(Some(packet)) = pass::receive(self.criu.as_fd()) else { return Event::CriuGone };
+        let Ok(response) = Response::decode(packet.bytes.as_slice()) else { return Event::CriuGone };
+        self.packet = Some(packet);
+        if response.r#type == i32::from(RequestType::Notify) {
+            return Event::Notified(response.notify.and_then(|notify| notify.script).unwrap_or_default());
+        }
+        let success = response.success;
+        self.answer = Some(response);
+        Event::Answered { success }
+    }
+
+    fn from_runc(&mut self) -> Event {
+        match pass::receive(self.runc.as_fd()) {
+            Ok(Some(packet)) => {
+                self.packet = Some(packet);
+                Event::Runc
+            }
+            _ => Event::RuncGone,
+        }
+    }
+
+    /// A send that fails is no event of its own: the other side has hung up, and the next wait says so.
+    fn act(&mut self, act: Act) {
+        let sent = match act {
+            Act::Release(options) => {
+                let bytes = self.request.edit(self.directories, &options);
+                pass::send(self.criu.as_fd(), &Packet { bytes, descriptors: Vec::new() })
+            }
+            Act::ToRunc | Act::Resume => {
+                self.packet.take().map_or(Ok(()), |packet| pass::send(self.runc.as_fd(), &packet))
+            }
+            Act::ToCriu => self.packet.take().map_or(Ok(()), |packet| pass::send(self.criu.as_fd(), &packet)),
+            Act::Refuse => {
+                let refusal =
+                    Request { r#type: RequestType::Notify.into(), notify_success: Some(false), ..Default::default() };
+                pass::send(self.criu.as_fd(), &Packet { bytes: refusal.encode_to_vec(), descriptors: Vec::new() })
+            }
+            Act::Tell(message) => {
+                self.line.tell(&message);
+                Ok(())
+            }
+            Act::Hold | Act::End { .. } => Ok(()),
+        };
+        drop(sent);
+    }
+
+    fn end(mut self, success: bool, reason: &str) {
+        let message = if success { String::new() } else { self.explain(reason) };
+        self.line.tell_the_end(&FromRelay::Ended { success, message }, self.state.stage);
+    }
+
+    /// Our own reason, CRIU's first error and the last ones of its log.
+    fn explain(&self, reason: &str) -> String {
+        let mut parts = vec![reason.to_owned()];
+        if let Some(answer) = &self.answer {
+            parts.extend(answer.cr_errmsg.as_ref().map(|message| message.trim().to_owned()));
+            parts.extend(answer.cr_errno.filter(|errno| *errno != 0).map(|errno| format!("errno {errno}")));
+        }
+        parts.extend(self.log.iter().flat_map(|log| last_errors(log, LOG_LINES)));
+        parts.retain(|part| !part.is_empty());
+        parts.dedup();
+        parts.join("; ")
+    }
+}

@@ -1,0 +1,249 @@
+//! What each event means to the relay: a pure state machine.
+
+use crate::local::{FromRelay, RelayStage, ReleaseOptions, ToRelay};
+
+/// What the relay knows of the restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Where it stands.
+    pub stage: RelayStage,
+    /// runc has gone: nobody will ever own the processes.
+    pub orphaned: bool,
+    /// CRIU waits for runc's answer to a notification.
+    pub asked: bool,
+}
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The agent spoke.
+    Agent(ToRelay),
+    /// CRIU sent a notification of this name.
+    Notified(String),
+    /// CRIU sent its last answer.
+    Answered {
+        /// Whether the processes run.
+        success: bool,
+    },
+    /// CRIU hung up without one.
+    CriuGone,
+    /// runc sent something.
+    Runc,
+    /// runc hung up.
+    RuncGone,
+    /// The agent has not been heard of for [`crate::local::SILENCE`].
+    Silence,
+}
+
+/// What to do about it, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Edit runc's request and give it to CRIU.
+    Release(ReleaseOptions),
+    /// Pass what CRIU just sent on to runc.
+    ToRunc,
+    /// Pass what runc just sent on to CRIU.
+    ToCriu,
+    /// Keep what CRIU just sent.
+    Hold,
+    /// Pass what was kept on to runc.
+    Resume,
+    /// Answer CRIU's notification with "failed": it destroys what it has rebuilt.
+    Refuse,
+    /// Tell the agent.
+    Tell(FromRelay),
+    /// Tell the agent how it ended, with what the log says if it ended badly, and end.
+    End {
+        /// Whether the processes run.
+        success: bool,
+        /// Our own reason, where CRIU has none.
+        reason: &'static str,
+    },
+}
+
+/// The name of the notification that is held: processes rebuilt, not one instruction of theirs run.
+pub const POST_RESTORE: &str = "post-restore";
+
+impl State {
+    /// A relay that has just read the request.
+    pub fn new() -> Self {
+        Self { stage: RelayStage::Requested, orphaned: false, asked: false }
+    }
+
+    /// The next state, and what to do. What does not fit the state is ignored: the agent may repeat itself after a
+    /// reconnection.
+    #[must_use]
+    pub fn step(self, event: Event) -> (Self, Vec<Act>) {
+        use RelayStage::{Finishing, Held, Requested, Restoring};
+        let to = |stage: RelayStage| Self { stage, ..self };
+        let ended = |success: bool, reason: &'static str| vec![Act::End { success, reason }];
+        match (self.stage, event) {
+            (Requested, Event::Agent(ToRelay::Release { options })) => (to(Restoring), vec![Act::Release(options)]),
+            (Requested, Event::Agent(ToRelay::Abandon)) => (self, ended(false, "abandoned before the restore")),
+            (Requested, Event::Silence) => (self, ended(false, "the agent was silent for too long")),
+            (Requested, Event::RuncGone) => (self, ended(false, "runc is gone")),
+
+            // Without runc there is no container that the processes could belong to, whoever has won.
+            (_, Event::Notified(_)) if self.orphaned => (to(Finishing), vec![Act::Refuse]),
+            (Restoring, Event::Notified(name)) if name == POST_RESTORE => {
+                (to(Held), vec![Act::Hold, Act::Tell(FromRelay::Held)])
+            }
+            (_, Event::Notified(_)) => (Self { asked: true, ..self }, vec![Act::ToRunc]),
+            (_, Event::Runc) => (Self { asked: false, ..self }, vec![Act::ToCriu]),
+
+            // The point of no return is not here: the agent says this after it has won the commit.
+            (Held, Event::Agent(ToRelay::Resume)) => {
+                (Self { stage: Finishing, asked: true, ..self }, vec![Act::Resume])
+            }
+            (Held, Event::Agent(ToRelay::Abandon)) => (to(Finishing), vec![Act::Refuse]),
+
+            // CRIU waits for an answer that will not come; where it does not, its next notification is refused.
+            (stage, Event::RuncGone) => {
+                let waits = self.asked || stage == Held;
+                let state = Self { stage: if waits { Finishing } else { stage }, orphaned: true, asked: false };
+                (state, if waits { vec![Act::Refuse] } else { vec![] })
+            }
+
+            (_, Event::Answered { success }) if self.orphaned => (self, ended(success, "runc is gone")),
+            (_, Event::Answered { success }) => (self, vec![Act::ToRunc, Act::End { success, reason: "" }]),
+            (_, Event::CriuGone) => (self, ended(false, "CRIU ended without an answer")),
+
+            // A rebuilt copy waits for ever: after a commit it must go on, after an abort it must not, and only the
+            // agent can know which.
+            (_, Event::Silence | Event::Agent(_)) => (self, vec![]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn run(events: &[Event]) -> (State, Vec<Act>) {
+        events.iter().fold((State::new(), Vec::new()), |(state, mut acts), event| {
+            let (state, more) = state.step(event.clone());
+            acts.extend(more);
+            (state, acts)
+        })
+    }
+
+    fn release() -> Event {
+        Event::Agent(ToRelay::Release { options: ReleaseOptions::default() })
+    }
+
+    fn notified(name: &str) -> Event {
+        Event::Notified(name.to_owned())
+    }
+
+    #[test]
+    fn a_commit_lets_the_processes_run() {
+        let (_, acts) = run(&[
+            release(),
+            notified("setup-namespaces"),
+            Event::Runc,
+            notified(POST_RESTORE),
+            Event::Agent(ToRelay::Resume),
+            Event::Runc,
+            notified("pre-resume"),
+            Event::Runc,
+            Event::Answered { success: true },
+        ]);
+        assert_eq!(
+            acts,
+            [
+                Act::Release(ReleaseOptions::default()),
+                Act::ToRunc,
+                Act::ToCriu,
+                Act::Hold,
+                Act::Tell(FromRelay::Held),
+                Act::Resume,
+                Act::ToCriu,
+                Act::ToRunc,
+                Act::ToCriu,
+                Act::ToRunc,
+                Act::End { success: true, reason: "" },
+            ]
+        );
+    }
+
+    #[test]
+    fn an_abort_makes_criu_fail_and_runc_never_hears_of_post_restore() {
+        let (_, acts) = run(&[
+            release(),
+            notified(POST_RESTORE),
+            Event::Agent(ToRelay::Abandon),
+            Event::Answered { success: false },
+        ]);
+        assert!(!acts.contains(&Act::Resume));
+        assert_eq!(acts[3..], [Act::Refuse, Act::ToRunc, Act::End { success: false, reason: "" }]);
+    }
+
+    #[test]
+    fn an_abort_before_the_release_never_wakes_criu() {
+        let (_, acts) = run(&[Event::Agent(ToRelay::Abandon)]);
+        assert_eq!(acts, [Act::End { success: false, reason: "abandoned before the restore" }]);
+    }
+
+    #[test]
+    fn silence_ends_a_relay_that_holds_a_request_but_never_one_that_holds_processes() {
+        assert!(matches!(run(&[Event::Silence]).1[..], [Act::End { success: false, .. }]));
+        let (state, acts) = run(&[release(), notified(POST_RESTORE), Event::Silence]);
+        assert_eq!(state.stage, RelayStage::Held);
+        assert_eq!(acts.len(), 3);
+    }
+
+    #[test]
+    fn processes_that_no_runtime_owns_are_not_resumed() {
+        let (_, acts) = run(&[release(), notified(POST_RESTORE), Event::RuncGone, Event::Agent(ToRelay::Resume)]);
+        assert!(acts.contains(&Act::Refuse) && !acts.contains(&Act::Resume));
+        let (_, acts) = run(&[release(), Event::RuncGone, notified("setup-namespaces")]);
+        assert_eq!(acts[1..], [Act::Refuse]);
+        let (_, acts) = run(&[release(), notified("setup-namespaces"), Event::RuncGone]);
+        assert_eq!(acts[1..], [Act::ToRunc, Act::Refuse]);
+        let resumed = Event::Agent(ToRelay::Resume);
+        let (_, acts) = run(&[release(), notified(POST_RESTORE), resumed, Event::RuncGone]);
+        assert_eq!(acts[3..], [Act::Resume, Act::Refuse]);
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(release()),
+            Just(Event::Agent(ToRelay::Wait)),
+            Just(Event::Agent(ToRelay::Resume)),
+            Just(Event::Agent(ToRelay::Abandon)),
+            Just(notified("setup-namespaces")),
+            Just(notified(POST_RESTORE)),
+            Just(notified("pre-resume")),
+            any::<bool>().prop_map(|success| Event::Answered { success }),
+            Just(Event::CriuGone),
+            Just(Event::Runc),
+            Just(Event::RuncGone),
+            Just(Event::Silence),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn post_restore_reaches_runc_only_after_the_word_and_never_after_a_refusal(
+            events in proptest::collection::vec(event(), 0..30),
+        ) {
+            let mut state = State::new();
+            let mut resumed = false;
+            let mut refused = false;
+            for event in events {
+                let word = event == Event::Agent(ToRelay::Resume);
+                let (next, acts) = state.step(event);
+                if acts.contains(&Act::Resume) {
+                    prop_assert!(word && state.stage == RelayStage::Held && !refused && !resumed);
+                    resumed = true;
+                }
+                refused |= acts.contains(&Act::Refuse);
+                if acts.iter().any(|act| matches!(act, Act::End { .. })) {
+                    break;
+                }
+                state = next;
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Asking the agent how a container shall start.
+
+use crate::local::{Client, ClientError, Create, FromShim, Role, SILENCE, ToShim};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long the agent may be silent about a container that is no replacement.
+const SILENCE_COLD: Duration = Duration::from_secs(2);
+
+/// Pause between attempts to reach the agent about a replacement.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// How long to try to tell the agent how a restore ended. The relay has told it already; this is the last word.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
+/// How a container shall start.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// As runc would.
+    Cold,
+    /// From images.
+    Restore(Restore),
+    /// Not at all.
+    Refuse(String),
+}
+
+/// A restore that the agent has ordered.
+#[derive(Debug)]
+pub(super) struct Restore {
+    /// Names it towards the relay.
+    pub token: String,
+    /// Directory of the images.
+    pub images_dir: PathBuf,
+    /// Directory of logs and sockets.
+    pub work_dir: PathBuf,
+    line: Option<Client>,
+    socket: PathBuf,
+}
+
+/// Asks. A container that is no replacement never waits for an agent that is not there.
+pub(super) fn ask(socket: &Path, create: &Create) -> Answer {
+    let replacement = create.replacement_of.is_some();
+    let limit = if replacement { SILENCE } else { SILENCE_COLD };
+    let mut heard = Instant::now();
+    loop {
+        match converse(socket, create, &mut heard, limit) {
+            Ok(answer) => return answer,
+            Err(_) if !replacement => return Answer::Cold,
+            Err(error) if heard.elapsed() >= limit => {
+                return Answer::Refuse(format!(
+                    "this pod replaces a running one and may only be restored, and for {} s there was no word from \
+                     the node's agent: {error}",
+                    limit.as_secs()
+                ));
+            }
+            Err(_) => std::thread::sleep(RETRY),
+        }
+    }
+}
+
+/// One connection, until there is an answer or the connection is of no further use.
+fn converse(socket: &Path, create: &Create, heard: &mut Instant, limit: Duration) -> Result<Answer, ClientError> {
+    let mut line = Client::connect(socket, Role::Shim)?;
+    line.send(&FromShim::Create(create.clone()))?;
+    loop {
+        let message = line.receive(Some(limit.saturating_sub(heard.elapsed())))?;
+        *heard = Instant::now();
+        match message {
+            ToShim::Wait => {}
+            ToShim::ColdStart => return Ok(Answer::Cold),
+            ToShim::Refuse { reason } => return Ok(Answer::Refuse(reason)),
+            ToShim::Restore { token, images_dir, work_dir } => {
+                let socket = socket.to_owned();
+                return Ok(Answer::Restore(Restore { token, images_dir, work_dir, line: Some(line), socket }));
+            }
+        }
+    }
+}
+
+impl Restore {
+    /// A restore without an agent behind it.
+    #[cfg(test)]
+    pub(super) fn example(token: &str, images_dir: &str, work_dir: &str) -> Self {
+        Self {
+            token: token.into(),
+            images_dir: images_dir.into(),
+            work_dir: work_dir.into(),
+            line: None,
+            socket: "/nowhere/agent.sock".into(),
+        }
+    }
+
+    /// Tells the agent how `runc restore` ended, on the same line, or on a new one if that has broken. An agent that
+    /// stays away learns it from the container itself.
+    pub(super) fn report(mut self, exit_code: i32) {
+        let message = FromShim::Restored { token: self.token.clone(), exit_code };
+        let deadline = Instant::now() + LAST_WORD;
+        loop {
+            let line = self.line.take().map_or_else(|| Client::connect(&self.socket, Role::Shim), Ok);
+            if line.and_then(|mut line| line.send(&message)).is_ok() || Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::{ContainerType, decode, encode};
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+
+    fn create(replacement_of: Option<&str>) -> Create {
+        Create {
+            container_id: "c".into(),
+            bundle: "/b".into(),
+            pod_namespace: "n".into(),
+            pod_name: "p".into(),
+            pod_uid: "u".into(),
+            container_name: "app".into(),
+            container_type: ContainerType::Container,
+            replacement_of: replacement_of.map(str::to_owned),
+        }
+    }
+
+    /// An agent that says these messages to each connection in turn, then hangs up.
+    fn agent(socket: PathBuf, said: Vec<Vec<ToShim>>) -> std::thread::JoinHandle<Vec<FromShim>> {
+        let listener = UnixListener::bind(socket).unwrap();
+        std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            for messages in said {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap());
+                let mut hello = String::new();
+                lines.read_line(&mut hello).unwrap();
+                let mut question = String::new();
+                lines.read_line(&mut question).unwrap();
+                heard.push(decode(question.as_bytes()).unwrap());
+                for message in messages {
+                    stream.write_all(&encode(&message).unwrap()).unwrap();
+                }
+            }
+            heard
+        })
+    }
+
+    #[test]
+    fn without_an_agent_a_pod_that_nobody_restores_starts_cold_at_once() {
+        let begin = Instant::now();
+        assert!(matches!(ask(Path::new("/nowhere/agent.sock"), &create(None)), Answer::Cold));
+        assert!(begin.elapsed() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_replacement_asks_again_after_a_lost_connection() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let restore = ToShim::Restore { token: "t".into(), images_dir: "/i".into(), work_dir: "/w".into() };
+        let agent = agent(socket.clone(), vec![vec![ToShim::Wait], vec![ToShim::Wait, restore]]);
+        let Answer::Restore(restore) = ask(&socket, &create(Some("mig"))) else { panic!("no restore") };
+        assert_eq!(restore.token, "t");
+        let heard = agent.join().unwrap();
+        assert_eq!(heard.len(), 2);
+        assert_eq!(heard[0], heard[1]);
+    }
+
+    #[test]
+    fn the_agents_refusal_carries_its_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let agent = agent(socket.clone(), vec![vec![ToShim::Refuse { reason: "attempt is over".into() }]]);
+        let answer = ask(&socket, &create(Some("mig")));
+        assert!(matches!(answer, Answer::Refuse(reason) if reason == "attempt is over"));
+        agent.join().unwrap();
+    }
+}

@@ -1,0 +1,143 @@
+//! `create`: a cold start, a restore, or neither.
+
+use super::ask::{Answer, Restore, ask};
+use super::bundle::{self, PrepareError};
+use super::cli::Create;
+use super::marker::Markers;
+use super::runtime::Runtime;
+use crate::local::{ContainerType, INSTALL_ROOT, SOCKET, TOKEN_ENV};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use thiserror::Error;
+
+/// Why a container was not created.
+#[derive(Debug, Error)]
+pub(super) enum CreateError {
+    /// Its bundle could not be set right.
+    #[error("prepare the bundle")]
+    Prepare(#[from] PrepareError),
+    /// The agent said no, or nothing.
+    #[error("{0}")]
+    Refused(String),
+    /// The marker could not be set: `start` would fail after the processes run.
+    #[error("mark the container as restored")]
+    Mark(#[source] std::io::Error),
+    /// The runtime could not be executed.
+    #[error("execute the container runtime")]
+    Execute(#[source] std::io::Error),
+}
+
+/// How a `create` ended in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Created {
+    /// Go on as the runtime.
+    Cold,
+    /// `runc restore` has ended with this code.
+    Restored(i32),
+}
+
+/// Decides, and restores if that is the decision.
+pub(super) fn create(runtime: &Runtime, create: &Create) -> Result<Created, CreateError> {
+    let bundle = std::path::absolute(&create.bundle).unwrap_or_else(|_| create.bundle.clone());
+    let identity = bundle::prepare(&bundle, &create.id)?;
+    let Some(identity) = identity.filter(|identity| identity.container_type == ContainerType::Container) else {
+        return Ok(Created::Cold);
+    };
+    match ask(Path::new(SOCKET), &identity) {
+        Answer::Cold => Ok(Created::Cold),
+        Answer::Refuse(reason) => Err(CreateError::Refused(reason)),
+        Answer::Restore(restore) => self::restore(runtime, create, restore).map(Created::Restored),
+    }
+}
+
+fn restore(runtime: &Runtime, create: &Create, restore: Restore) -> Result<i32, CreateError> {
+    let markers = Markers::of_node();
+    // Before the restore: once the processes run there is no way back, and without the mark `start` would fail.
+    markers.set(&create.id).map_err(CreateError::Mark)?;
+    let status = runtime
+        .command(&restore_arguments(create, &restore))
+        .env("PATH", relay_first(std::env::var_os("PATH").as_deref()))
+        .env(TOKEN_ENV, &restore.token)
+        .status();
+    let code = match &status {
+        Ok(status) => exit_code(*status),
+        Err(_) => 1,
+    };
+    if code != 0 {
+        // Its id is never used again, and `delete` takes the mark away too.
+        if let Err(error) = markers.clear(&create.id) {
+            eprintln!("tideover: clear the mark of {}: {error}", create.id);
+        }
+    }
+    restore.report(code);
+    status.map(|_| code).map_err(CreateError::Execute)
+}
+
+fn restore_arguments(create: &Create, restore: &Restore) -> Vec<OsString> {
+    let mut arguments = create.globals.clone();
+    arguments.extend(["restore", "--detach", "--image-path"].map(OsString::from));
+    arguments.push(restore.images_dir.clone().into());
+    arguments.push("--work-path".into());
+    arguments.push(restore.work_dir.clone().into());
+    arguments.push("--bundle".into());
+    arguments.push(create.bundle.clone().into());
+    for (option, value) in [("--pid-file", &create.pid_file), ("--console-socket", &create.console_socket)] {
+        arguments.extend(value.iter().flat_map(|value| [OsString::from(option), value.clone()]));
+    }
+    arguments.extend(create.flags.iter().cloned());
+    arguments.push(create.id.clone().into());
+    arguments
+}
+
+/// PATH with the relay's directory in front, where runc looks for `criu`.
+fn relay_first(path: Option<&OsStr>) -> OsString {
+    let mut relay = PathBuf::from(INSTALL_ROOT).join("relay").into_os_string();
+    if let Some(path) = path {
+        relay.push(":");
+        relay.push(path);
+    }
+    relay
+}
+
+fn exit_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_is_told_what_the_create_was_told() {
+        let create = Create {
+            globals: vec!["--root".into(), "/r".into()],
+            id: "c".into(),
+            bundle: "/b".into(),
+            pid_file: Some("/p".into()),
+            console_socket: None,
+            flags: vec!["--no-pivot".into()],
+            log: None,
+        };
+        let restore = Restore::example("t", "/i", "/w");
+        let line: Vec<String> =
+            restore_arguments(&create, &restore).iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        assert_eq!(
+            line.join(" "),
+            "--root /r restore --detach --image-path /i --work-path /w --bundle /b --pid-file /p --no-pivot c"
+        );
+    }
+
+    #[test]
+    fn the_relay_is_first_on_path() {
+        assert_eq!(relay_first(Some(OsStr::new("/bin"))), "/opt/tideover/relay:/bin");
+        assert_eq!(relay_first(None), "/opt/tideover/relay");
+    }
+
+    #[test]
+    fn a_signal_shows_in_the_exit_code() {
+        assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
+    }
+}
