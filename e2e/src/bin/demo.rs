@@ -52,7 +52,9 @@ fn run() -> Result<()> {
     for (phase, millis) in migration::phases(&migration::succeeded(&sandbox, &store.pod.name, LIMIT)?)? {
         table.add_row([phase, format!("{millis:.1}")]);
     }
-    table.column_mut(1).map(|column| column.set_cell_alignment(CellAlignment::Right));
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
     println!("{table}\n\n`make lab-down` removes the cluster.");
     Ok(())
 }
