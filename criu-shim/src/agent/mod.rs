@@ -1,1 +1,27 @@
-//! Filled by the commits that follow.
+//! `tideover-agent`: moves state between nodes.
+//!
+//! What a node must do now is decided by [`duty`], from the Migration object and from what was done here already. The
+//! rest does it: [`source`] freezes, dumps and sends; [`target`] receives, has the processes rebuilt and holds them;
+//! [`owner`] is the one field by which exactly one of them goes on. [`journal`] is what a restarted agent reads first.
+
+pub mod context;
+pub mod duty;
+pub mod failure;
+pub mod files;
+#[cfg(test)]
+mod fixture;
+pub mod host;
+pub mod identity;
+pub mod images;
+pub mod install;
+pub mod journal;
+pub mod owner;
+pub mod report;
+pub mod run;
+pub mod settings;
+pub mod source;
+pub mod supervise;
+pub mod target;
+pub mod transfer;
+
+pub use failure::chain;

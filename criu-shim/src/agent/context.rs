@@ -1,0 +1,77 @@
+//! What every task of the agent shares.
+
+use crate::agent::host::NodeRoot;
+use crate::agent::identity::Tls;
+use crate::agent::journal::Journal;
+use crate::agent::owner::Ownership;
+use crate::agent::settings::Settings;
+use crate::criu::CriuProgram;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+use std::fmt;
+use std::sync::Arc;
+use tideover_crds::{HostFacts, Migration};
+use tokio::sync::watch;
+
+/// What every task of the agent shares.
+#[derive(Clone)]
+pub struct Context {
+    /// What the agent was told.
+    pub settings: Settings,
+    /// The API server.
+    pub client: kube::Client,
+    /// The journal.
+    pub journal: Journal,
+    /// This node's certificate, once there is one.
+    pub identity: watch::Receiver<Option<Arc<Tls>>>,
+    /// The node's file system.
+    pub node: NodeRoot,
+    /// CRIU on this node.
+    pub criu: CriuProgram,
+    /// Facts of this node.
+    pub facts: HostFacts,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Context").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// The pods of a namespace.
+    pub fn pods(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// The owner field of a Migration.
+    pub fn ownership(&self, key: &Key) -> Ownership {
+        Ownership::new(self.client.clone(), &key.namespace, &key.name, &key.uid)
+    }
+}
+
+/// One Migration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+}
+
+impl Key {
+    /// The key of an object that came from the API server.
+    pub fn of(migration: &Migration) -> Self {
+        let metadata = &migration.metadata;
+        Self {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// The newest object that the watch has shown, for one Migration; `None` before the first and after it is gone.
+pub type News = watch::Receiver<Option<Arc<Migration>>>;

@@ -1,0 +1,227 @@
+//! What this node must do now for one Migration: a pure decision from the object and what was done here already.
+//!
+//! It never does I/O and never reads a clock. Two rules hold for whatever sequence of objects it is shown: it answers
+//! [`SourceDuty::Thaw`] only where the attempt that froze the pod was aborted, and [`TargetDuty::Resume`] only where
+//! the attempt was committed to this node.
+
+use tideover_crds::migration::Verdict;
+use tideover_crds::{Migration, MigrationStatus, Phase, SourceStep, Strategy, TargetStep};
+
+/// Which side of a Migration a node is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The pod runs here.
+    Source,
+    /// The pod will run here.
+    Target,
+}
+
+/// The side that `node` is on in `migration`, if any.
+pub fn role(migration: &Migration, node: &str) -> Option<Role> {
+    let status = migration.status.as_ref()?;
+    if status.source_pod.as_ref()?.node.as_deref() == Some(node) {
+        Some(Role::Source)
+    } else if status.target_node.as_deref() == Some(node) {
+        Some(Role::Target)
+    } else {
+        None
+    }
+}
+
+/// How attempt `attempt` was decided. A commit of any attempt decides all of them.
+pub fn verdict_of(status: &MigrationStatus, attempt: u32) -> Verdict {
+    let Some(owner) = &status.owner else { return Verdict::Open };
+    let Some(source) = status.source_pod.as_ref().and_then(|pod| pod.node.as_deref()) else { return Verdict::Open };
+    if owner.node != source {
+        Verdict::Committed
+    } else if attempt > 0 && owner.attempt >= attempt {
+        Verdict::Aborted
+    } else {
+        Verdict::Open
+    }
+}
+
+/// What the source's side has done, for which attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceLocal {
+    /// The attempt that `at` speaks of.
+    pub attempt: u32,
+    /// How far it got.
+    pub at: SourceAt,
+}
+
+/// How far the source's side got in an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceAt {
+    /// Nothing was done.
+    Idle,
+    /// Preflight passed.
+    Ready,
+    /// Connected to the target; what can go early has gone.
+    Connected,
+    /// This side said that it can't go on. Nothing is frozen.
+    Failed,
+    /// The pod is frozen, or may be: the journal says that a freeze was begun and not that it was ended.
+    Frozen,
+    /// Nothing of the attempt is left here; the application runs.
+    Thawed,
+    /// No process of the source is left here.
+    Retired,
+}
+
+/// What the source's side must do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceDuty {
+    /// Wait for news.
+    None,
+    /// Look whether the pod can be dumped, and report `Ready`.
+    Preflight(u32),
+    /// Connect to the target, send what can go early, and report `PreCopying`, then `Converged`.
+    Connect(u32),
+    /// The go: freeze, dump, send, and see it through to the verdict.
+    Freeze(u32),
+    /// Frozen, and nobody has decided: stay so, and find out.
+    Settle(u32),
+    /// Aborted while frozen: thaw.
+    Thaw(u32),
+    /// Aborted (or over) with nothing frozen: clean up and report `Thawed`.
+    Abandon(u32),
+    /// Committed: make sure that nothing of the source ever runs again.
+    Retire(u32),
+}
+
+/// Decides the source's next step.
+pub fn source_duty(migration: &Migration, local: SourceLocal) -> SourceDuty {
+    let Some(status) = &migration.status else { return SourceDuty::None };
+    if local.at == SourceAt::Frozen {
+        return match verdict_of(status, local.attempt) {
+            Verdict::Open => SourceDuty::Settle(local.attempt),
+            Verdict::Aborted => SourceDuty::Thaw(local.attempt),
+            Verdict::Committed => SourceDuty::Retire(local.attempt),
+        };
+    }
+    let attempt = status.attempt;
+    let at = if local.attempt == attempt { local.at } else { SourceAt::Idle };
+    let reported = status.source_now().map(|report| report.step);
+    match verdict_of(status, attempt) {
+        Verdict::Committed if at == SourceAt::Retired || reported == Some(SourceStep::Retired) => SourceDuty::None,
+        Verdict::Committed => SourceDuty::Retire(attempt),
+        Verdict::Aborted if at == SourceAt::Thawed || reported == Some(SourceStep::Thawed) => SourceDuty::None,
+        Verdict::Aborted => SourceDuty::Abandon(attempt),
+        Verdict::Open if status.phase.is_terminal() => match at {
+            SourceAt::Ready | SourceAt::Connected => SourceDuty::Abandon(attempt),
+            _ => SourceDuty::None,
+        },
+        Verdict::Open if migration.metadata.deletion_timestamp.is_some() || attempt == 0 => SourceDuty::None,
+        Verdict::Open => open_source_duty(status, attempt, at),
+    }
+}
+
+fn open_source_duty(status: &MigrationStatus, attempt: u32, at: SourceAt) -> SourceDuty {
+    let reachable =
+        status.target_now().is_some_and(|target| target.failure.is_none() && target.address.is_some());
+    match (status.phase, at) {
+        (Phase::Preparing | Phase::PreCopying | Phase::Handover | Phase::Freezing, SourceAt::Idle) => {
+            SourceDuty::Preflight(attempt)
+        }
+        (Phase::PreCopying | Phase::Handover | Phase::Freezing, SourceAt::Ready) if reachable => {
+            SourceDuty::Connect(attempt)
+        }
+        (Phase::Freezing, SourceAt::Connected) => SourceDuty::Freeze(attempt),
+        _ => SourceDuty::None,
+    }
+}
+
+/// What the target's side has done, for which attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TargetLocal {
+    /// The attempt that the rest speaks of.
+    pub attempt: u32,
+    /// Ready to receive.
+    pub listening: bool,
+    /// Everything has landed and is verified.
+    pub staged: bool,
+    /// A relay holds CRIU's request.
+    pub waiting: bool,
+    /// The request was released.
+    pub released: bool,
+    /// The processes are rebuilt and held.
+    pub held: bool,
+    /// The processes run here.
+    pub resumed: bool,
+    /// This side said that it can't go on.
+    pub failed: bool,
+    /// Nothing of the attempt is left here.
+    pub destroyed: bool,
+}
+
+/// What the target's side must do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetDuty {
+    /// Wait for news.
+    None,
+    /// Get ready to receive and report `Listening`.
+    Listen(u32),
+    /// Put files in place and let CRIU have its request.
+    Release(u32),
+    /// Take `status.owner` for this node.
+    Commit(u32),
+    /// Committed: let the processes run.
+    Resume(u32),
+    /// Aborted: remove everything and report `Destroyed`.
+    Destroy(u32),
+    /// The processes run here: remove images.
+    Clean(u32),
+}
+
+/// Decides the target's next step on `node`.
+pub fn target_duty(migration: &Migration, node: &str, local: TargetLocal) -> TargetDuty {
+    let Some(status) = &migration.status else { return TargetDuty::None };
+    let busy = local.attempt > 0 && local.attempt < status.attempt && local.listening && !local.destroyed;
+    let local = if busy || local.attempt == status.attempt {
+        local
+    } else {
+        TargetLocal { attempt: status.attempt, ..TargetLocal::default() }
+    };
+    let chosen = status.target_node.as_deref() == Some(node);
+    let attempt = local.attempt;
+    let reported = status.target.as_ref().filter(|report| report.attempt == attempt).map(|report| report.step);
+    match verdict_of(status, attempt) {
+        Verdict::Committed if status.owner.as_ref().is_none_or(|owner| owner.node != node) => TargetDuty::None,
+        Verdict::Committed if local.resumed => {
+            if local.listening {
+                TargetDuty::Clean(attempt)
+            } else {
+                TargetDuty::None
+            }
+        }
+        Verdict::Committed if local.held => TargetDuty::Resume(attempt),
+        Verdict::Committed if local.staged && local.waiting && !local.released => TargetDuty::Release(attempt),
+        Verdict::Committed => TargetDuty::None,
+        Verdict::Aborted if !chosen && !local.listening => TargetDuty::None,
+        Verdict::Aborted if local.destroyed || reported == Some(TargetStep::Destroyed) => TargetDuty::None,
+        Verdict::Aborted => TargetDuty::Destroy(attempt),
+        Verdict::Open if !chosen || local.failed || attempt == 0 || status.phase.is_terminal() => TargetDuty::None,
+        Verdict::Open => open_target_duty(status, local),
+    }
+}
+
+fn open_target_duty(status: &MigrationStatus, local: TargetLocal) -> TargetDuty {
+    let attempt = local.attempt;
+    match status.strategy {
+        Some(Strategy::ReplaceFirst) if local.held => TargetDuty::Commit(attempt),
+        Some(Strategy::ReplaceFirst) if local.staged && local.waiting && !local.released => {
+            TargetDuty::Release(attempt)
+        }
+        Some(Strategy::DeleteFirst) if local.staged => TargetDuty::Commit(attempt),
+        _ if local.listening => TargetDuty::None,
+        _ => match status.phase {
+            Phase::Preparing | Phase::PreCopying | Phase::Handover | Phase::Freezing => TargetDuty::Listen(attempt),
+            _ => TargetDuty::None,
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "duty_tests.rs"]
+mod tests;

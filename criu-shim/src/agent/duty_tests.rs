@@ -1,0 +1,190 @@
+//! The table of duties, and the two rules that hold for every sequence of objects.
+
+use super::*;
+use crate::agent::fixture::migration;
+use proptest::prelude::*;
+use tideover_crds::Owner;
+
+fn source(attempt: u32, at: SourceAt) -> SourceLocal {
+    SourceLocal { attempt, at }
+}
+
+#[test]
+fn a_source_does_one_thing_after_the_other() {
+    let base = migration().attempt(1).target_step(TargetStep::Listening);
+    let duty = |phase, at| source_duty(&base.clone().phase(phase).build(), source(1, at));
+    assert_eq!(duty(Phase::Pending, SourceAt::Idle), SourceDuty::None);
+    assert_eq!(duty(Phase::Preparing, SourceAt::Idle), SourceDuty::Preflight(1));
+    assert_eq!(duty(Phase::Preparing, SourceAt::Ready), SourceDuty::None);
+    assert_eq!(duty(Phase::PreCopying, SourceAt::Ready), SourceDuty::Connect(1));
+    assert_eq!(duty(Phase::Handover, SourceAt::Connected), SourceDuty::None);
+    assert_eq!(duty(Phase::Freezing, SourceAt::Connected), SourceDuty::Freeze(1));
+    assert_eq!(duty(Phase::Freezing, SourceAt::Frozen), SourceDuty::Settle(1));
+    assert_eq!(duty(Phase::Freezing, SourceAt::Failed), SourceDuty::None);
+}
+
+#[test]
+fn nothing_is_frozen_for_a_migration_that_is_being_deleted() {
+    let deleted = migration().attempt(1).phase(Phase::Freezing).deleted().build();
+    assert_eq!(source_duty(&deleted, source(1, SourceAt::Connected)), SourceDuty::None);
+}
+
+#[test]
+fn an_aborted_attempt_ends_in_thawed_whether_or_not_it_froze() {
+    let aborted = migration().attempt(1).phase(Phase::RollingBack).owner("a", 1);
+    let build = aborted.build();
+    assert_eq!(source_duty(&build, source(1, SourceAt::Frozen)), SourceDuty::Thaw(1));
+    assert_eq!(source_duty(&build, source(1, SourceAt::Connected)), SourceDuty::Abandon(1));
+    assert_eq!(source_duty(&build, source(0, SourceAt::Idle)), SourceDuty::Abandon(1));
+    let reported = aborted.source_step(SourceStep::Thawed).build();
+    assert_eq!(source_duty(&reported, source(0, SourceAt::Idle)), SourceDuty::None);
+}
+
+#[test]
+fn a_pod_frozen_for_an_earlier_attempt_is_judged_by_that_attempt() {
+    let next = migration().attempt(2).phase(Phase::Preparing).owner("a", 1).build();
+    assert_eq!(source_duty(&next, source(1, SourceAt::Frozen)), SourceDuty::Thaw(1));
+    assert_eq!(source_duty(&next, source(1, SourceAt::Thawed)), SourceDuty::Preflight(2));
+}
+
+#[test]
+fn a_commit_retires_the_source_whatever_it_remembers() {
+    let committed = migration().attempt(1).phase(Phase::Succeeded).owner("b", 1);
+    for at in [SourceAt::Idle, SourceAt::Connected, SourceAt::Frozen, SourceAt::Thawed] {
+        assert_eq!(source_duty(&committed.build(), source(1, at)), SourceDuty::Retire(1), "{at:?}");
+    }
+    let reported = committed.source_step(SourceStep::Retired).build();
+    assert_eq!(source_duty(&reported, source(0, SourceAt::Idle)), SourceDuty::None);
+}
+
+fn listening() -> TargetLocal {
+    TargetLocal { attempt: 1, listening: true, ..TargetLocal::default() }
+}
+
+#[test]
+fn a_target_holds_before_it_commits_where_the_replacement_comes_first() {
+    let base = migration().attempt(1).phase(Phase::Freezing).build();
+    let duty = |local| target_duty(&base, "b", local);
+    assert_eq!(duty(TargetLocal::default()), TargetDuty::Listen(1));
+    assert_eq!(duty(listening()), TargetDuty::None);
+    assert_eq!(duty(TargetLocal { waiting: true, ..listening() }), TargetDuty::None);
+    assert_eq!(duty(TargetLocal { staged: true, ..listening() }), TargetDuty::None);
+    let ready = TargetLocal { staged: true, waiting: true, ..listening() };
+    assert_eq!(duty(ready), TargetDuty::Release(1));
+    assert_eq!(duty(TargetLocal { released: true, ..ready }), TargetDuty::None);
+    assert_eq!(duty(TargetLocal { released: true, held: true, ..ready }), TargetDuty::Commit(1));
+    assert_eq!(duty(TargetLocal { failed: true, held: true, ..ready }), TargetDuty::None);
+}
+
+#[test]
+fn a_target_commits_what_is_staged_where_the_name_must_be_free_first() {
+    let base = migration().attempt(1).phase(Phase::Freezing).strategy(Strategy::DeleteFirst);
+    let staged = TargetLocal { staged: true, ..listening() };
+    assert_eq!(target_duty(&base.build(), "b", staged), TargetDuty::Commit(1));
+    let committed = base.owner("b", 1).build();
+    assert_eq!(target_duty(&committed, "b", staged), TargetDuty::None);
+    let asked = TargetLocal { waiting: true, ..staged };
+    assert_eq!(target_duty(&committed, "b", asked), TargetDuty::Release(1));
+    let held = TargetLocal { released: true, held: true, ..asked };
+    assert_eq!(target_duty(&committed, "b", held), TargetDuty::Resume(1));
+    assert_eq!(target_duty(&committed, "b", TargetLocal { resumed: true, ..held }), TargetDuty::Clean(1));
+}
+
+#[test]
+fn a_node_that_was_the_target_of_an_earlier_attempt_cleans_up() {
+    let next = migration().attempt(2).owner("a", 1).phase(Phase::Preparing).target_node("c").build();
+    assert_eq!(target_duty(&next, "b", listening()), TargetDuty::Destroy(1));
+    let done = TargetLocal { destroyed: true, ..listening() };
+    assert_eq!(target_duty(&next, "b", done), TargetDuty::None, "another node is the target now");
+}
+
+fn any_phase() -> impl Strategy2<Value = Phase> {
+    prop::sample::select(vec![
+        Phase::Pending,
+        Phase::Preparing,
+        Phase::PreCopying,
+        Phase::Handover,
+        Phase::Freezing,
+        Phase::Transferring,
+        Phase::Restoring,
+        Phase::Committing,
+        Phase::RollingBack,
+        Phase::BackingOff,
+        Phase::Succeeded,
+        Phase::Failed,
+        Phase::Cancelled,
+    ])
+}
+
+use proptest::strategy::Strategy as Strategy2;
+
+proptest! {
+    /// Whatever the objects say in whatever order, a pod frozen for attempt N thaws only where N is aborted, and
+    /// is retired only where something is committed.
+    #[test]
+    fn no_thaw_without_an_abort_and_no_end_without_a_commit(
+        frozen_for in 1_u32..4, attempt in 0_u32..5, phase in any_phase(), on_target: bool, decided in 0_u32..5,
+        deleted: bool, delete_first: bool,
+    ) {
+        let node = if on_target { "b" } else { "a" };
+        let mut fixture = migration().attempt(attempt).phase(phase).owner(node, decided);
+        if deleted { fixture = fixture.deleted(); }
+        if delete_first { fixture = fixture.strategy(Strategy::DeleteFirst); }
+        let object = fixture.build();
+        let duty = source_duty(&object, source(frozen_for, SourceAt::Frozen));
+        match duty {
+            SourceDuty::Thaw(n) => prop_assert!(n == frozen_for && !on_target && decided >= frozen_for),
+            SourceDuty::Retire(_) => prop_assert!(on_target),
+            SourceDuty::Settle(_) => prop_assert!(!on_target && decided < frozen_for),
+            other => prop_assert!(false, "a frozen pod was answered with {other:?}"),
+        }
+    }
+
+    /// Whatever a target has done and whatever the objects say, it resumes only where this node owns the application,
+    /// and commits only what is complete.
+    #[test]
+    fn no_resume_without_a_commit_to_this_node(
+        attempt in 0_u32..4, local_attempt in 0_u32..4, phase in any_phase(), owner in "[abc]", decided in 0_u32..4,
+        flags in proptest::collection::vec(any::<bool>(), 8), delete_first: bool,
+    ) {
+        let mut fixture = migration().attempt(attempt).phase(phase).owner(&owner, decided);
+        if delete_first { fixture = fixture.strategy(Strategy::DeleteFirst); }
+        let local = TargetLocal {
+            attempt: local_attempt, listening: flags[0], staged: flags[1], waiting: flags[2], released: flags[3],
+            held: flags[4], resumed: flags[5], failed: flags[6], destroyed: flags[7],
+        };
+        match target_duty(&fixture.build(), "b", local) {
+            TargetDuty::Resume(_) => prop_assert!(owner == "b" && local.held),
+            TargetDuty::Commit(n) => {
+                prop_assert!(owner == "a" && decided < n && n == local.attempt && !local.failed);
+                prop_assert!(if delete_first { local.staged } else { local.held });
+            }
+            TargetDuty::Release(n) => prop_assert!(owner == "b" || (owner == "a" && decided < n)),
+            TargetDuty::Destroy(n) => prop_assert!(owner == "a" && decided >= n),
+            TargetDuty::Clean(_) => prop_assert!(owner == "b" && local.resumed),
+            TargetDuty::Listen(n) => prop_assert!(owner == "a" && decided < n && n == attempt),
+            TargetDuty::None => {}
+        }
+    }
+
+    /// The two sides never both go on: where one may run the application, the other may not.
+    #[test]
+    fn the_two_sides_never_both_run(attempt in 1_u32..4, phase in any_phase(), on_target: bool, decided in 0_u32..4) {
+        let node = if on_target { "b" } else { "a" };
+        let object = migration().attempt(attempt).phase(phase).owner(node, decided).build();
+        let thaws = matches!(source_duty(&object, source(attempt, SourceAt::Frozen)), SourceDuty::Thaw(_));
+        let held = TargetLocal { staged: true, waiting: true, released: true, held: true, attempt, listening: true,
+            ..TargetLocal::default() };
+        let resumes = matches!(target_duty(&object, "b", held), TargetDuty::Resume(_));
+        prop_assert!(!(thaws && resumes));
+    }
+}
+
+#[test]
+fn the_owner_alone_decides_and_not_the_phase() {
+    let mut object = migration().attempt(1).phase(Phase::Failed).build();
+    assert_eq!(source_duty(&object, source(1, SourceAt::Frozen)), SourceDuty::Settle(1));
+    let status = object.status.as_mut().expect("status");
+    status.owner = Some(Owner { node: "a".into(), attempt: 1 });
+    assert_eq!(source_duty(&object, source(1, SourceAt::Frozen)), SourceDuty::Thaw(1));
+}

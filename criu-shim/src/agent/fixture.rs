@@ -1,0 +1,111 @@
+//! Migrations for tests, built by chained calls: source node `a`, source pod `old`, target node `b`, UID `u`.
+
+use tideover_crds::{
+    Migration, MigrationReason, MigrationSpec, MigrationStatus, ObjectRef, Owner, Phase, PodRef, SourceReport,
+    SourceStep, Strategy, TargetReport, TargetStep,
+};
+
+/// A Migration under construction.
+#[derive(Clone, Debug)]
+pub struct Fixture(Migration);
+
+/// The Migration `move` with nothing but its two nodes.
+pub fn migration() -> Fixture {
+    let spec = MigrationSpec {
+        pod: PodRef { name: "p".into(), uid: None },
+        target_node: None,
+        reason: MigrationReason::Manual,
+    };
+    let mut migration = Migration::new("move", spec);
+    migration.metadata.uid = Some("u".into());
+    migration.metadata.namespace = Some("default".into());
+    migration.status = Some(MigrationStatus {
+        owner: Some(Owner { node: "a".into(), attempt: 0 }),
+        source_pod: Some(ObjectRef { name: "p".into(), uid: "old".into(), node: Some("a".into()) }),
+        target_node: Some("b".into()),
+        strategy: Some(Strategy::ReplaceFirst),
+        ..MigrationStatus::default()
+    });
+    Fixture(migration)
+}
+
+impl Fixture {
+    fn status(mut self, change: impl FnOnce(&mut MigrationStatus)) -> Self {
+        change(self.0.status.get_or_insert_default());
+        self
+    }
+
+    /// Current attempt.
+    pub fn attempt(self, attempt: u32) -> Self {
+        self.status(|status| status.attempt = attempt)
+    }
+
+    /// Phase.
+    pub fn phase(self, phase: Phase) -> Self {
+        self.status(|status| status.phase = phase)
+    }
+
+    /// Owner.
+    pub fn owner(self, node: &str, attempt: u32) -> Self {
+        self.status(|status| status.owner = Some(Owner { node: node.into(), attempt }))
+    }
+
+    /// Strategy.
+    pub fn strategy(self, strategy: Strategy) -> Self {
+        self.status(|status| status.strategy = Some(strategy))
+    }
+
+    /// Node that the scheduler chose.
+    pub fn target_node(self, node: &str) -> Self {
+        self.status(|status| status.target_node = Some(node.into()))
+    }
+
+    /// Replacement pod, by UID.
+    pub fn replacement(self, uid: &str) -> Self {
+        self.status(|status| {
+            status.replacement = Some(ObjectRef { name: "p".into(), uid: uid.into(), node: Some("b".into()) });
+        })
+    }
+
+    /// The source's report, of the current attempt.
+    pub fn source_step(self, step: SourceStep) -> Self {
+        self.status(|status| {
+            status.source = Some(SourceReport {
+                attempt: status.attempt,
+                step,
+                host: None,
+                engine: None,
+                notes: Vec::new(),
+                rounds: Vec::new(),
+                timings: None,
+                failure: None,
+            });
+        })
+    }
+
+    /// The target's report, of the current attempt, with an address.
+    pub fn target_step(self, step: TargetStep) -> Self {
+        self.status(|status| {
+            status.target = Some(TargetReport {
+                attempt: status.attempt,
+                step,
+                address: Some("10.0.0.2:7443".into()),
+                host: None,
+                timings: None,
+                failure: None,
+            });
+        })
+    }
+
+    /// Somebody has deleted it; the finalizer keeps it.
+    pub fn deleted(mut self) -> Self {
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH);
+        self.0.metadata.deletion_timestamp = Some(now);
+        self
+    }
+
+    /// The object.
+    pub fn build(&self) -> Migration {
+        self.0.clone()
+    }
+}

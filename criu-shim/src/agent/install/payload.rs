@@ -1,0 +1,221 @@
+//! The programs on the node: one directory per content, and one link that says which is current.
+//!
+//! `versions/<hash>` holds a whole payload; `current` is a link to one of them, replaced by a rename; `bin`, `relay`,
+//! `criu` and `lib` are links through it. So an upgrade is one step, and what runs from an older version keeps its files.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+const VERSIONS: &str = "versions";
+const CURRENT: &str = "current";
+/// Characters of the content's hash in a version's name.
+const HASH_LENGTH: usize = 16;
+
+/// Why the payload could not be put in place or removed.
+#[derive(Debug, Error)]
+pub enum PayloadError {
+    /// The image's part can't be read.
+    #[error("read the payload {path:?}")]
+    Read {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The node's part can't be written.
+    #[error("write {path:?}")]
+    Write {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn read_failed(path: &Path) -> impl FnOnce(std::io::Error) -> PayloadError + use<> {
+    let path = path.to_owned();
+    move |source| PayloadError::Read { path, source }
+}
+
+fn write_failed(path: &Path) -> impl FnOnce(std::io::Error) -> PayloadError + use<> {
+    let path = path.to_owned();
+    move |source| PayloadError::Write { path, source }
+}
+
+/// Makes the payload in `source` the current one below `root`. Returns the name of its version. Doing it again with the
+/// same content changes nothing.
+///
+/// # Errors
+/// Where something can't be read or written; the version that was current still is.
+pub fn put(source: &Path, root: &Path) -> Result<String, PayloadError> {
+    let files = list(source)?;
+    let version = hash(source, &files)?;
+    let versions = root.join(VERSIONS);
+    let home = versions.join(&version);
+    if !home.exists() {
+        let temporary = versions.join(format!(".{version}.new"));
+        remove_tree(&temporary)?;
+        for relative in &files {
+            copy(&source.join(relative), &temporary.join(relative))?;
+        }
+        std::fs::rename(&temporary, &home).map_err(write_failed(&home))?;
+    }
+    link(&Path::new(VERSIONS).join(&version), &root.join(CURRENT))?;
+    for name in top_names(&files) {
+        link(&Path::new(CURRENT).join(&name), &root.join(&name))?;
+    }
+    Ok(version)
+}
+
+/// Removes versions other than `current` that no process runs from.
+///
+/// # Errors
+/// Where one can't be removed.
+pub fn remove_unused(root: &Path, current: &str, programs: &BTreeSet<PathBuf>) -> Result<(), PayloadError> {
+    let versions = root.join(VERSIONS);
+    for entry in versions.read_dir().map_err(read_failed(&versions))? {
+        let entry = entry.map_err(read_failed(&versions))?;
+        let in_use = programs.iter().any(|program| program.components().any(|part| part.as_os_str() == entry.file_name()));
+        if entry.file_name() != current && !in_use {
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The programs that run on the node, as `/proc/<pid>/exe` names them.
+pub fn running_programs() -> BTreeSet<PathBuf> {
+    let processes = Path::new("/proc").read_dir().into_iter().flatten().flatten();
+    processes.filter_map(|process| process.path().join("exe").read_link().ok()).collect()
+}
+
+/// Files and links below `source`, relative to it, sorted.
+fn list(source: &Path) -> Result<BTreeSet<PathBuf>, PayloadError> {
+    let mut files = BTreeSet::new();
+    let mut stack = vec![PathBuf::new()];
+    while let Some(directory) = stack.pop() {
+        let path = source.join(&directory);
+        for entry in path.read_dir().map_err(read_failed(&path))? {
+            let entry = entry.map_err(read_failed(&path))?;
+            let relative = directory.join(entry.file_name());
+            if entry.file_type().map_err(read_failed(&path))?.is_dir() {
+                stack.push(relative);
+            } else {
+                files.insert(relative);
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn hash(source: &Path, files: &BTreeSet<PathBuf>) -> Result<String, PayloadError> {
+    let mut hasher = blake3::Hasher::new();
+    for relative in files {
+        let path = source.join(relative);
+        let metadata = path.symlink_metadata().map_err(read_failed(&path))?;
+        let name = relative.as_os_str().as_encoded_bytes();
+        hasher.update(&(name.len() as u64).to_be_bytes()).update(name);
+        if metadata.is_symlink() {
+            let target = path.read_link().map_err(read_failed(&path))?;
+            hasher.update(b"l").update(target.as_os_str().as_encoded_bytes());
+        } else {
+            hasher.update(b"f").update(&metadata.permissions().mode().to_be_bytes());
+            hasher.update(&metadata.len().to_be_bytes());
+            hasher.update_reader(File::open(&path).map_err(read_failed(&path))?).map_err(read_failed(&path))?;
+        }
+    }
+    Ok(hasher.finalize().to_hex()[..HASH_LENGTH].to_owned())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), PayloadError> {
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent).map_err(write_failed(parent))?;
+    }
+    if from.symlink_metadata().map_err(read_failed(from))?.is_symlink() {
+        let target = from.read_link().map_err(read_failed(from))?;
+        return symlink(target, to).map_err(write_failed(to));
+    }
+    std::fs::copy(from, to).map_err(write_failed(to))?;
+    File::open(to).and_then(|file| file.sync_all()).map_err(write_failed(to))
+}
+
+fn top_names(files: &BTreeSet<PathBuf>) -> BTreeSet<OsString> {
+    files.iter().filter_map(|file| Some(file.components().next()?.as_os_str().to_owned())).collect()
+}
+
+/// Points the link `path` to `target`, in one step.
+fn link(target: &Path, path: &Path) -> Result<(), PayloadError> {
+    if path.read_link().is_ok_and(|now| now == target) {
+        return Ok(());
+    }
+    let temporary = path.with_extension("new");
+    remove_tree(&temporary)?;
+    symlink(target, &temporary).map_err(write_failed(&temporary))?;
+    if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        remove_tree(path)?;
+    }
+    std::fs::rename(&temporary, path).map_err(write_failed(path))
+}
+
+/// Removes a file, link or directory; what is not there is removed already.
+///
+/// # Errors
+/// [`PayloadError::Write`].
+pub fn remove_tree(path: &Path) -> Result<(), PayloadError> {
+    let removed = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(write_failed(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(content: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("dir");
+        for name in ["bin/criu-shim", "criu/lib/libc.so.6"] {
+            let path = directory.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("parent")).expect("dir");
+            std::fs::write(&path, content).expect("file");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+        }
+        symlink("libc.so.6", directory.path().join("criu/lib/libc.so")).expect("link");
+        directory
+    }
+
+    #[test]
+    fn an_upgrade_is_one_step_and_the_old_version_stays_while_it_runs() {
+        let root = tempfile::tempdir().expect("dir");
+        let at = |name: &str| std::fs::read_to_string(root.path().join(name)).expect("read");
+        let (one, two) = (payload("one"), payload("two"));
+        let first = put(one.path(), root.path()).expect("put");
+        assert_eq!(put(one.path(), root.path()).expect("again"), first);
+        assert_eq!(at("bin/criu-shim"), "one");
+        assert_eq!(at("criu/lib/libc.so"), "one");
+        let mode = root.path().join("bin/criu-shim").metadata().expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+
+        let second = put(two.path(), root.path()).expect("put");
+        assert_ne!(first, second);
+        assert_eq!(at("bin/criu-shim"), "two");
+        let running = BTreeSet::from([PathBuf::from(format!("/opt/tideover/versions/{first}/bin/criu-shim"))]);
+        remove_unused(root.path(), &second, &running).expect("remove");
+        assert!(root.path().join(VERSIONS).join(&first).exists());
+        remove_unused(root.path(), &second, &BTreeSet::new()).expect("remove");
+        assert!(!root.path().join(VERSIONS).join(&first).exists());
+        assert_eq!(at("bin/criu-shim"), "two");
+    }
+}

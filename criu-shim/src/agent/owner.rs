@@ -1,0 +1,238 @@
+//! The one field that decides who may run the application, and proofs of how it was decided.
+//!
+//! [`Ownership`] owns every write of `status.owner` that an agent makes. [`Aborted`] and [`Committed`] can only be
+//! had from here, after the API server itself has said so: thawing and resuming take them as arguments, so neither
+//! can happen on a guess. It never reads a cache.
+
+use crate::agent::duty::verdict_of;
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{Patch as JsonPatch, PatchOperation, ReplaceOperation, TestOperation};
+use kube::api::{Api, Patch, PatchParams};
+use std::time::Duration;
+use thiserror::Error;
+use tideover_crds::migration::Verdict;
+use tideover_crds::{Migration, MigrationStatus, Owner};
+use tracing::{info, warn};
+
+/// Proof that an attempt was aborted: the source may run, the target's copy may not.
+#[derive(Debug)]
+pub struct Aborted {
+    attempt: u32,
+}
+
+impl Aborted {
+    /// Attempt that was aborted.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+}
+
+/// Proof that an attempt was committed: the node in it may run the application, the source may not.
+#[derive(Debug)]
+pub struct Committed {
+    attempt: u32,
+    node: String,
+}
+
+impl Committed {
+    /// Attempt that was committed.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Node that owns the application.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+}
+
+/// How an attempt was decided, with the proof.
+#[derive(Debug)]
+pub enum Decision {
+    /// The source owns the application.
+    Aborted(Aborted),
+    /// The target owns the application.
+    Committed(Committed),
+}
+
+/// Why the owner can't be known.
+#[derive(Debug, Error)]
+pub enum OwnerError {
+    /// The API server did not answer, or refused.
+    #[error("read the Migration {name}")]
+    Read {
+        /// `namespace/name`.
+        name: String,
+        /// What the client said.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The object is gone, so nobody can decide any more, and how it was decided can't be known.
+    #[error("the Migration {name} with UID {uid} is gone")]
+    Gone {
+        /// `namespace/name`.
+        name: String,
+        /// UID that was looked for.
+        uid: String,
+    },
+}
+
+/// Access to `status.owner` of one Migration, pinned by UID.
+#[derive(Clone, Debug)]
+pub struct Ownership {
+    api: Api<Migration>,
+    name: String,
+    uid: String,
+}
+
+/// First and longest pause between two tries at the API server.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+impl Ownership {
+    /// Of the Migration `namespace/name` with this UID.
+    pub fn new(client: kube::Client, namespace: &str, name: &str, uid: &str) -> Self {
+        Self { api: Api::namespaced(client, namespace), name: name.to_owned(), uid: uid.to_owned() }
+    }
+
+    /// Reads the object from the API server, not from a cache.
+    ///
+    /// # Errors
+    /// [`OwnerError::Gone`] where the UID does not exist any more, [`OwnerError::Read`] where there is no answer.
+    pub async fn read(&self) -> Result<Migration, OwnerError> {
+        match self.api.get_opt(&self.name).await {
+            Ok(Some(migration)) if migration.metadata.uid.as_deref() == Some(&self.uid) => Ok(migration),
+            Ok(_) => Err(OwnerError::Gone { name: self.name.clone(), uid: self.uid.clone() }),
+            Err(source) => Err(OwnerError::Read { name: self.name.clone(), source: Box::new(source) }),
+        }
+    }
+
+    /// How `attempt` was decided, if it was.
+    ///
+    /// # Errors
+    /// As [`Ownership::read`].
+    pub async fn decision(&self, attempt: u32) -> Result<Option<Decision>, OwnerError> {
+        Ok(self.read().await?.status.as_ref().and_then(|status| decision_in(status, attempt)))
+    }
+
+    /// Takes the attempt for the source. Tries until it is known how the attempt was decided, for ever if need be:
+    /// whoever is frozen stays frozen while nobody knows.
+    ///
+    /// # Errors
+    /// Only [`OwnerError::Gone`].
+    pub async fn abort(&self, attempt: u32, source_node: &str) -> Result<Decision, OwnerError> {
+        self.decide(attempt, &Owner { node: source_node.to_owned(), attempt }, None).await
+    }
+
+    /// Takes the attempt for the target. `seen` is the owner in the watch's newest object: where it is still right, one
+    /// request is enough. Tries until it is known how the attempt was decided.
+    ///
+    /// # Errors
+    /// Only [`OwnerError::Gone`].
+    pub async fn commit(&self, attempt: u32, node: &str, seen: Option<Owner>) -> Result<Decision, OwnerError> {
+        self.decide(attempt, &Owner { node: node.to_owned(), attempt }, seen).await
+    }
+
+    async fn decide(&self, attempt: u32, want: &Owner, seen: Option<Owner>) -> Result<Decision, OwnerError> {
+        let mut seen = seen;
+        let mut pause = PAUSES.0;
+        loop {
+            let known = seen.take();
+            let mut rest = known.is_some();
+            if let Some(owner) = known {
+                match self.swap(attempt, &owner, want).await {
+                    Ok(Some(decision)) => return Ok(decision),
+                    // The object changed in between, or the reply was lost: the object itself says who won.
+                    Ok(None) => {}
+                    Err(error) => warn!(migration = self.name, attempt, %error, "writing the owner failed, reading it"),
+                }
+            }
+            match self.read().await {
+                Ok(migration) => {
+                    let status = migration.status.unwrap_or_default();
+                    if let Some(decision) = decision_in(&status, attempt) {
+                        return Ok(decision);
+                    }
+                    seen = status.owner;
+                }
+                Err(gone @ OwnerError::Gone { .. }) => return Err(gone),
+                Err(error) => {
+                    warn!(migration = self.name, attempt, error = %crate::agent::chain(&error), "the owner is unknown");
+                    rest = true;
+                }
+            }
+            if rest {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+        }
+    }
+
+    /// One compare-and-swap. `None`: it did not take place.
+    async fn swap(&self, attempt: u32, seen: &Owner, want: &Owner) -> Result<Option<Decision>, kube::Error> {
+        let patch = Patch::Json::<()>(swap_patch(&self.uid, attempt, seen, want));
+        match self.api.patch_status(&self.name, &PatchParams::default(), &patch).await {
+            Ok(migration) => {
+                let decision = migration.status.as_ref().and_then(|status| decision_in(status, attempt));
+                info!(migration = self.name, attempt, owner = want.node, "owner written");
+                Ok(decision)
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The decision of `attempt` that `status` shows.
+fn decision_in(status: &MigrationStatus, attempt: u32) -> Option<Decision> {
+    match verdict_of(status, attempt) {
+        Verdict::Open => None,
+        Verdict::Aborted => Some(Decision::Aborted(Aborted { attempt })),
+        Verdict::Committed => {
+            let owner = status.owner.as_ref()?;
+            Some(Decision::Committed(Committed { attempt: owner.attempt, node: owner.node.clone() }))
+        }
+    }
+}
+
+/// The compare-and-swap as a JSON patch of the status subresource: it applies only to this UID, only while the owner is
+/// exactly what was seen, and only while the attempt is the current one.
+fn swap_patch(uid: &str, attempt: u32, seen: &Owner, want: &Owner) -> JsonPatch {
+    let test = |path: [&str; 2], value| {
+        PatchOperation::Test(TestOperation { path: PointerBuf::from_tokens(path), value })
+    };
+    let owner = |owner: &Owner| serde_json::json!({ "node": owner.node, "attempt": owner.attempt });
+    JsonPatch(vec![
+        test(["metadata", "uid"], uid.into()),
+        test(["status", "owner"], owner(seen)),
+        test(["status", "attempt"], attempt.into()),
+        PatchOperation::Replace(ReplaceOperation {
+            path: PointerBuf::from_tokens(["status", "owner"]),
+            value: owner(want),
+        }),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_swap_applies_to_what_was_seen_and_to_nothing_else() {
+        let object = |uid: &str, attempt: u32, node: &str, decided: u32| {
+            serde_json::json!({
+                "metadata": { "uid": uid },
+                "status": { "attempt": attempt, "owner": { "node": node, "attempt": decided } },
+            })
+        };
+        let seen = Owner { node: "a".into(), attempt: 0 };
+        let want = Owner { node: "b".into(), attempt: 1 };
+        let patch = swap_patch("u", 1, &seen, &want);
+        let applies = |mut object: serde_json::Value| json_patch::patch(&mut object, &patch).is_ok().then_some(object);
+
+        assert_eq!(applies(object("u", 1, "a", 0)), Some(object("u", 1, "b", 1)));
+        assert_eq!(applies(object("v", 1, "a", 0)), None, "another object of the same name");
+        assert_eq!(applies(object("u", 2, "a", 0)), None, "a later attempt");
+        assert_eq!(applies(object("u", 1, "a", 1)), None, "already aborted");
+        assert_eq!(applies(object("u", 1, "b", 1)), None, "already committed");
+    }
+}

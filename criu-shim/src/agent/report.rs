@@ -1,0 +1,127 @@
+//! Reports of one side of a Migration: `status.source` and `status.target`, written beside the work, never in its way.
+//!
+//! A task of its own writes the newest report, as often as it takes. It replaces its own field as a whole, pinned by
+//! the object's UID and attempt, and never touches another.
+
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, TestOperation};
+use kube::api::{Api, Patch, PatchParams};
+use serde::Serialize;
+use std::time::Duration;
+use tideover_crds::{Migration, SourceReport, TargetReport};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+/// First and longest pause between two tries.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// A report, and the field of the status that it belongs in.
+pub trait Report: Clone + Serialize + Send + Sync + 'static {
+    /// Name of the field.
+    const FIELD: &'static str;
+    /// Attempt that it speaks of.
+    fn attempt(&self) -> u32;
+}
+
+impl Report for SourceReport {
+    const FIELD: &'static str = "source";
+    fn attempt(&self) -> u32 {
+        self.attempt
+    }
+}
+
+impl Report for TargetReport {
+    const FIELD: &'static str = "target";
+    fn attempt(&self) -> u32 {
+        self.attempt
+    }
+}
+
+/// Writes the reports that it is given. When it is dropped, the last one is still delivered.
+#[derive(Debug)]
+pub struct Reporter<R> {
+    newest: watch::Sender<Option<R>>,
+}
+
+impl<R: Report> Reporter<R> {
+    /// For the Migration `namespace/name` with this UID. Must be called inside a tokio runtime.
+    pub fn start(client: kube::Client, namespace: &str, name: &str, uid: &str) -> Self {
+        let (newest, reports) = watch::channel(None);
+        let api = Api::namespaced(client, namespace);
+        tokio::spawn(deliver(api, name.to_owned(), uid.to_owned(), reports));
+        Self { newest }
+    }
+
+    /// Has `report` written. One that is not written yet is replaced by it.
+    pub fn report(&self, report: R) {
+        self.newest.send_replace(Some(report));
+    }
+}
+
+async fn deliver<R: Report>(
+    api: Api<Migration>,
+    name: String,
+    uid: String,
+    mut reports: watch::Receiver<Option<R>>,
+) {
+    let mut pause = PAUSES.0;
+    loop {
+        let report = reports.borrow_and_update().clone();
+        if let Some(report) = report {
+            match write(&api, &name, &uid, &report).await {
+                Ok(()) => pause = PAUSES.0,
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => {
+                    // The object is gone, or its attempt has moved on: nobody is waiting for this any more.
+                    debug!(name, field = R::FIELD, attempt = report.attempt(), %status, "report dropped");
+                }
+                Err(error) => {
+                    warn!(name, field = R::FIELD, %error, "report not written, trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                    continue;
+                }
+            }
+        }
+        if reports.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn write<R: Report>(api: &Api<Migration>, name: &str, uid: &str, report: &R) -> Result<(), kube::Error> {
+    let value = serde_json::to_value(report).map_err(kube::Error::SerdeError)?;
+    let patch = Patch::Json::<()>(patch(R::FIELD, uid, report.attempt(), value));
+    api.patch_status(name, &PatchParams::default(), &patch).await.map(|_| ())
+}
+
+/// Replaces one side's report of exactly this object and attempt.
+fn patch(field: &str, uid: &str, attempt: u32, value: serde_json::Value) -> JsonPatch {
+    let pointer = |path: [&str; 2]| PointerBuf::from_tokens(path);
+    JsonPatch(vec![
+        PatchOperation::Test(TestOperation { path: pointer(["metadata", "uid"]), value: uid.into() }),
+        PatchOperation::Test(TestOperation { path: pointer(["status", "attempt"]), value: attempt.into() }),
+        PatchOperation::Add(AddOperation { path: pointer(["status", field]), value }),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_replaces_its_own_field_of_its_own_attempt() {
+        let object = |attempt: u32| {
+            serde_json::json!({
+                "metadata": { "uid": "u" },
+                "status": { "attempt": attempt, "source": { "step": "Ready" },
+                            "target": { "attempt": 1, "failure": { "reason": "Corrupted" } } },
+            })
+        };
+        let patch = patch("target", "u", 2, serde_json::json!({ "attempt": 2 }));
+        let mut second = object(2);
+        json_patch::patch(&mut second, &patch).expect("applies");
+        assert_eq!(second["status"]["target"], serde_json::json!({ "attempt": 2 }), "nothing of attempt 1 is left");
+        assert_eq!(second["status"]["source"]["step"], "Ready");
+        assert!(json_patch::patch(&mut object(3), &patch).is_err(), "a later attempt");
+    }
+}

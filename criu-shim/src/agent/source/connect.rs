@@ -1,0 +1,192 @@
+//! Everything that can happen before the freeze: the connection, what goes early, and the processes that are started warm.
+
+use crate::agent::context::{Context, Key};
+use crate::agent::failure::{chain, retryable};
+use crate::agent::files::places;
+use crate::agent::files::process::Packing;
+use crate::agent::files::TreeKind;
+use crate::agent::source::preflight::Inspected;
+use crate::agent::transfer::link::{self, Incoming, LinkReceiver, LinkSender};
+use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part, Preamble, VERSION};
+use crate::agent::transfer::receive::WORK;
+use crate::agent::transfer::send;
+use crate::criu::{Bundle, Place, WarmCriu, descriptors};
+use rustls::pki_types::ServerName;
+use std::fs::{DirBuilder, File};
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tideover_crds::{Failure, FailureReason, names};
+use tokio::net::TcpStream;
+
+/// How long connecting, the handshake and the answer to the preamble may take together.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Subdirectory of an attempt for what is sent before the dump.
+const EARLY: &str = "early";
+
+/// Connected and warm: what the freeze needs is started and waits.
+#[derive(Debug)]
+pub struct Connected {
+    /// Attempt that this is for.
+    pub attempt: u32,
+    /// Where the attempt keeps its files, 0700.
+    pub directory: PathBuf,
+    /// The pod and its container.
+    pub inspected: Inspected,
+    /// The container's bundle.
+    pub bundle: Bundle,
+    /// CRIU, started and waiting.
+    pub criu: WarmCriu,
+    /// Packing processes, started and waiting.
+    pub packing: Vec<(Part, Packing)>,
+    /// To the target.
+    pub sender: LinkSender<FromSource>,
+    /// From the target.
+    pub receiver: LinkReceiver<FromTarget>,
+}
+
+/// Where and to whom.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Node of the target.
+    pub node: String,
+    /// `ip:port` of its agent.
+    pub address: String,
+}
+
+/// Connects to the target, sends what can go early, and starts what the freeze will need.
+///
+/// # Errors
+/// With the failure to report. The pod was not touched; what was started ends by being dropped.
+pub async fn connect(
+    context: &Arc<Context>,
+    key: &Key,
+    attempt: u32,
+    peer: &Peer,
+    inspected: Inspected,
+) -> Result<Connected, Failure> {
+    let (sender, mut receiver) = introduce(context, key, attempt, peer).await?;
+    let directory = context.settings.attempt_directory(&key.uid, attempt);
+    let warm = {
+        let (context, directory, inspected) = (context.clone(), directory.clone(), inspected.clone());
+        tokio::task::spawn_blocking(move || warm_up(&context, &directory, &inspected)).await
+    };
+    let warm = warm.unwrap_or_else(|error| Err(retryable(FailureReason::DumpFailed, chain(&error))))?;
+    send_early(&sender, &mut receiver, &directory).await?;
+    Ok(Connected {
+        attempt,
+        directory,
+        inspected,
+        bundle: warm.bundle,
+        criu: warm.criu,
+        packing: warm.packing,
+        sender,
+        receiver,
+    })
+}
+
+type Ends = (LinkSender<FromSource>, LinkReceiver<FromTarget>);
+
+async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer) -> Result<Ends, Failure> {
+    let unreachable = |what: String| {
+        retryable(FailureReason::AgentUnreachable, format!("the agent of node {} at {}: {what}", peer.node, peer.address))
+    };
+    let address: SocketAddr =
+        peer.address.parse().map_err(|_| unreachable("the address is not of the form ip:port".to_owned()))?;
+    let name = ServerName::try_from(names::agent_identity(&peer.node)).map_err(|error| unreachable(chain(&error)))?;
+    let tls = context.identity.borrow().clone().ok_or_else(|| unreachable("this node has no certificate".into()))?;
+    let talk = async {
+        let stream = TcpStream::connect(address).await.map_err(|error| unreachable(chain(&error)))?;
+        stream.set_nodelay(true).map_err(|error| unreachable(chain(&error)))?;
+        let connector = tokio_rustls::TlsConnector::from(tls.client());
+        let stream = connector.connect(name, stream).await.map_err(|error| unreachable(chain(&error)))?;
+        let (sender, mut receiver) = link::open::<_, FromSource, FromTarget>(stream);
+        let preamble = Preamble {
+            version: VERSION,
+            migration: key.uid.clone(),
+            attempt,
+            source_node: context.settings.node_name.clone(),
+        };
+        sender.say(&FromSource::Preamble(preamble)).await.map_err(|error| unreachable(chain(&error)))?;
+        match receiver.next().await.map_err(|error| unreachable(chain(&error)))? {
+            Incoming::Message(FromTarget::Accepted) => Ok((sender, receiver)),
+            Incoming::Message(FromTarget::Refused { message }) => Err(unreachable(message)),
+            other => Err(unreachable(format!("it answered {other:?}"))),
+        }
+    };
+    tokio::time::timeout(CONNECT_LIMIT, talk).await.unwrap_or_else(|_| {
+        Err(unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs())))
+    })
+}
+
+struct Warm {
+    bundle: Bundle,
+    criu: WarmCriu,
+    packing: Vec<(Part, Packing)>,
+}
+
+fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result<Warm, Failure> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    let container = &inspected.container;
+    make_directories(directory).map_err(|error| failed(&error))?;
+    let found = descriptors::read(container.pid).map_err(|error| failed(&error))?;
+    descriptors::write(&directory.join(EARLY), &found).map_err(|error| failed(&error))?;
+    let bundle = Bundle::read(&container.bundle, context.node.root()).map_err(|error| failed(&error))?;
+    let mut packing = Vec::new();
+    for (part, root, kind) in trees(context, inspected).map_err(|error| failed(&error))? {
+        packing.push((part, Packing::start(&root, kind).map_err(|error| failed(&error))?));
+    }
+    let place = Place { namespaces_of: container.pid, node_root: context.node.root().to_owned() };
+    let criu = WarmCriu::start(&context.criu, &place).map_err(|error| failed(&error))?;
+    Ok(Warm { bundle, criu, packing })
+}
+
+fn make_directories(directory: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    [IMAGES, WORK, EARLY].iter().try_for_each(|name| builder.create(directory.join(name)))
+}
+
+/// The trees that move, as this process sees them.
+fn trees(context: &Context, inspected: &Inspected) -> Result<Vec<(Part, PathBuf, TreeKind)>, places::PlaceError> {
+    let uid = inspected.pod.metadata.uid.as_deref().unwrap_or_default();
+    let upper = places::upper_directory(inspected.container.pid)?;
+    let mut trees = vec![(Part::Layer, context.node.path(&upper), TreeKind::Layer)];
+    for name in places::empty_dirs(&inspected.pod) {
+        let path = context.node.path(&places::empty_dir(&context.settings.kubelet_root, uid, &name));
+        trees.push((Part::Volume { name }, path, TreeKind::Volume));
+    }
+    let memory = places::shared_memory(&context.node, &inspected.container.bundle)?;
+    if let Some(path) = memory.map(|path| context.node.path(&path)) {
+        // An emptyDir may be mounted there: it goes as what it is.
+        if !trees.iter().any(|(_, tree, _)| places::same_directory(tree, &path)) {
+            trees.push((Part::SharedMemory, path, TreeKind::Volume));
+        }
+    }
+    Ok(trees)
+}
+
+/// Round 0: what `runc restore` needs when it is started, long before the images are there.
+async fn send_early(
+    sender: &LinkSender<FromSource>,
+    receiver: &mut LinkReceiver<FromTarget>,
+    directory: &Path,
+) -> Result<(), Failure> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::TransferFailed, chain(error));
+    let mut round = send::begin(sender, 0, false).await.map_err(|error| failed(&error))?;
+    let file = File::open(directory.join(EARLY).join(descriptors::FILE)).map_err(|error| failed(&error))?;
+    let part = Part::Image { name: descriptors::FILE.to_owned() };
+    round.part(part, file).await.map_err(|error| failed(&error))?;
+    let digest = round.end().await.map_err(|error| failed(&error))?.digest();
+    match receiver.next().await.map_err(|error| failed(&error))? {
+        Incoming::Message(FromTarget::Verified { round: 0, digest: theirs }) if theirs == digest => Ok(()),
+        Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
+        other => Err(retryable(FailureReason::TransferFailed, format!("the target answered {other:?} to round 0"))),
+    }
+}

@@ -1,0 +1,382 @@
+//! One Migration on its source node: does the source's duties, one after the other, and reports.
+
+use crate::agent::context::{Context, Key, News};
+use crate::agent::duty::{SourceAt, SourceDuty, SourceLocal, source_duty};
+use crate::agent::failure::{chain, retryable};
+use crate::agent::journal::{Entry, Side, SourceEntry};
+use crate::agent::owner::{Committed, Decision, OwnerError};
+use crate::agent::report::Reporter;
+use crate::agent::source::container;
+use crate::agent::source::connect::{self, Connected, Peer};
+use crate::agent::source::freeze::{self, millis};
+use crate::agent::source::frozen::FrozenPod;
+use crate::agent::source::preflight::{self, Inspected};
+use crate::agent::source::settle;
+use crate::agent::transfer::link::{Incoming, LinkReceiver};
+use crate::agent::transfer::message::FromTarget;
+use crate::criu::ProcessId;
+use crate::freezer::Freezer;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tideover_crds::{Failure, FailureReason, MemoryEngine, Migration, ObjectRef, SourceReport, SourceStep};
+use tracing::{error, info, warn};
+
+/// How long after a commit the news that the target runs is waited for, for the figures alone.
+const RESUMED_LIMIT: Duration = Duration::from_secs(60);
+/// Pause before the API server is asked again for an object that should be there.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The source's side of one Migration.
+#[derive(Debug)]
+pub struct SourceDriver {
+    context: Arc<Context>,
+    key: Key,
+    reporter: Reporter<SourceReport>,
+    report: SourceReport,
+    local: SourceLocal,
+    inspected: Option<Inspected>,
+    connected: Option<Connected>,
+    entry: Option<SourceEntry>,
+}
+
+impl SourceDriver {
+    /// For `key`; `entry` is what the journal has of it from an agent before this one.
+    pub fn new(context: Arc<Context>, key: Key, entry: Option<(u32, SourceEntry)>) -> Self {
+        let reporter = Reporter::start(context.client.clone(), &key.namespace, &key.name, &key.uid);
+        let (local, entry) = match entry {
+            Some((attempt, entry)) => (SourceLocal { attempt, at: SourceAt::Frozen }, Some(entry)),
+            None => (SourceLocal { attempt: 0, at: SourceAt::Idle }, None),
+        };
+        let report = fresh_report(local.attempt);
+        Self { context, key, reporter, report, local, inspected: None, connected: None, entry }
+    }
+
+    /// Does duties until the Migration is gone.
+    pub async fn run(mut self, mut news: News) {
+        if let Some(entry) = self.entry.take() {
+            self.settle_left_over(entry).await;
+        }
+        loop {
+            let Some(migration) = news.borrow_and_update().clone() else {
+                if news.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            let attempt = migration.status.as_ref().map_or(0, |status| status.attempt);
+            if attempt != self.local.attempt && self.local.at != SourceAt::Frozen {
+                self.begin(attempt);
+            }
+            match source_duty(&migration, self.local) {
+                SourceDuty::None => {
+                    if self.wait(&mut news).await.is_err() {
+                        self.disconnect().await;
+                        return;
+                    }
+                }
+                SourceDuty::Preflight(_) => self.preflight(&migration).await,
+                SourceDuty::Connect(attempt) => self.connect(&migration, attempt).await,
+                SourceDuty::Freeze(attempt) => self.freeze(attempt, &mut news).await,
+                SourceDuty::Abandon(attempt) => self.abandon(attempt).await,
+                SourceDuty::Retire(attempt) => self.retire_unseen(&migration, attempt).await,
+                SourceDuty::Settle(_) | SourceDuty::Thaw(_) => {
+                    // A freeze that this task began is settled before it returns, and one that it found as well. Only an
+                    // object that is gone leads here, and then nothing may be done.
+                    if news.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, attempt: u32) {
+        self.local = SourceLocal { attempt, at: SourceAt::Idle };
+        self.report = fresh_report(attempt);
+        self.inspected = None;
+        self.connected = None;
+    }
+
+    /// Waits for news of the object, or from the target.
+    async fn wait(&mut self, news: &mut News) -> Result<(), tokio::sync::watch::error::RecvError> {
+        let Some(connected) = &mut self.connected else { return news.changed().await };
+        tokio::select! {
+            changed = news.changed() => changed,
+            said = connected.receiver.next() => {
+                let failure = match said {
+                    Ok(Incoming::Message(FromTarget::Failed { failure })) => failure,
+                    Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
+                    Err(error) => retryable(FailureReason::TransferFailed, chain(&error)),
+                };
+                self.fail(failure).await;
+                Ok(())
+            }
+        }
+    }
+
+    fn reach(&mut self, at: SourceAt, step: SourceStep) {
+        self.local.at = at;
+        self.report.step = step;
+        self.reporter.report(self.report.clone());
+        info!(migration = self.key.name, attempt = self.local.attempt, ?step, "source");
+    }
+
+    /// Says that this side can't go on. Nothing is frozen.
+    async fn fail(&mut self, failure: Failure) {
+        warn!(migration = self.key.name, attempt = self.local.attempt, message = failure.message, "source failed");
+        self.local.at = SourceAt::Failed;
+        self.report.failure = Some(failure);
+        self.reporter.report(self.report.clone());
+        self.disconnect().await;
+    }
+
+    /// Lets go of what was started for the attempt.
+    async fn disconnect(&mut self) {
+        if let Some(connected) = self.connected.take() {
+            // Ending a warm CRIU and packing processes waits for them.
+            tokio::task::spawn_blocking(move || drop(connected)).await.ok();
+        }
+    }
+
+    async fn preflight(&mut self, migration: &Migration) {
+        let Some(pod) = migration.status.as_ref().and_then(|status| status.source_pod.clone()) else { return };
+        self.report.host = Some(self.context.facts.clone());
+        self.report.engine = Some(MemoryEngine::StopAndCopy);
+        match preflight::inspect(&self.context, &self.key, &pod).await {
+            Ok(inspected) => {
+                self.report.notes = inspected.notes.clone();
+                self.inspected = Some(inspected);
+                self.reach(SourceAt::Ready, SourceStep::Ready);
+            }
+            Err(failure) => self.fail(failure).await,
+        }
+    }
+
+    async fn connect(&mut self, migration: &Migration, attempt: u32) {
+        let status = migration.status.as_ref();
+        let address = status.and_then(|status| status.target_now()?.address.clone());
+        let node = status.and_then(|status| status.target_node.clone());
+        let (Some(address), Some(node), Some(inspected)) = (address, node, self.inspected.clone()) else { return };
+        let peer = Peer { node, address };
+        match connect::connect(&self.context, &self.key, attempt, &peer, inspected).await {
+            Ok(connected) => {
+                self.connected = Some(connected);
+                self.reach(SourceAt::Connected, SourceStep::PreCopying);
+                // Stop-and-copy has no round before the freeze: it has converged as soon as it is connected.
+                self.reach(SourceAt::Connected, SourceStep::Converged);
+            }
+            Err(failure) => self.fail(failure).await,
+        }
+    }
+
+    async fn freeze(&mut self, attempt: u32, news: &mut News) {
+        let Some(connected) = self.connected.take() else { return };
+        let entry = source_entry(&self.key, &connected);
+        let journal = self.context.journal.clone();
+        let written = Entry::new(
+            &self.key.namespace,
+            &self.key.name,
+            &self.key.uid,
+            attempt,
+            Side::Source(entry.clone()),
+        );
+        let written = tokio::task::spawn_blocking(move || journal.write(&written)).await;
+        if let Err(failure) = written
+            .map_err(|error| retryable(FailureReason::FreezeFailed, chain(&error)))
+            .and_then(|written| written.map_err(|error| retryable(FailureReason::FreezeFailed, chain(&error))))
+        {
+            self.connected = Some(connected);
+            return self.fail(failure).await;
+        }
+        self.local.at = SourceAt::Frozen;
+        info!(migration = self.key.name, attempt, "freezing");
+        let reporter = &self.reporter;
+        let tell = |report: &SourceReport| reporter.report(report.clone());
+        let frozen =
+            freeze::freeze(&self.context, &self.key, connected, news, &mut self.report, tell).await;
+        match frozen.decision {
+            Ok(Decision::Aborted(proof)) => {
+                settle::thaw(frozen.pod, frozen.hung, proof).await;
+                self.timed(frozen.since);
+                if let Some(failure) = &frozen.failure {
+                    warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");
+                }
+                self.thawed().await;
+            }
+            Ok(Decision::Committed(proof)) => {
+                self.report.failure = None;
+                self.committed(entry, frozen.pod, proof, frozen.receiver, frozen.since, frozen.held).await;
+            }
+            Err(error) => self.undecidable(frozen.pod, &error),
+        }
+    }
+
+    async fn committed(
+        &mut self,
+        entry: SourceEntry,
+        pod: FrozenPod,
+        proof: Committed,
+        mut receiver: LinkReceiver<FromTarget>,
+        since: Instant,
+        held: Option<Instant>,
+    ) {
+        info!(migration = self.key.name, attempt = proof.attempt(), node = proof.node(), "committed elsewhere");
+        let resumed = async {
+            loop {
+                match receiver.next().await {
+                    Ok(Incoming::Message(FromTarget::Resumed)) => return Some(Instant::now()),
+                    Ok(_) => {}
+                    Err(_) => return None,
+                }
+            }
+        };
+        let context = self.context.clone();
+        let (resumed, ()) = tokio::join!(
+            tokio::time::timeout(RESUMED_LIMIT, resumed),
+            settle::retire(&context, &entry, Some(pod), proof)
+        );
+        if let Ok(Some(resumed)) = resumed {
+            let timings = self.report.timings.get_or_insert_default();
+            timings.freeze_millis = millis(resumed - since);
+            timings.commit_millis = held.map_or(0.0, |held| millis(resumed - held));
+        }
+        self.retired().await;
+    }
+
+    /// Nobody will ever know: the pod stays frozen, and so does its journal entry.
+    fn undecidable(&mut self, pod: FrozenPod, error: &OwnerError) {
+        error!(
+            migration = self.key.name,
+            cgroup = ?pod.freezer().path_in_node(),
+            error = %chain(error),
+            "the pod stays frozen: whether its state runs elsewhere can't be known; delete the pod to end it"
+        );
+    }
+
+    fn timed(&mut self, since: Instant) {
+        self.report.timings.get_or_insert_default().freeze_millis = millis(since.elapsed());
+    }
+
+    /// What the journal says was begun by an agent before this one.
+    async fn settle_left_over(&mut self, entry: SourceEntry) {
+        let attempt = self.local.attempt;
+        info!(migration = self.key.name, attempt, "the journal says that the pod may be frozen");
+        match settle::take_over(&self.context, &self.key, attempt, &entry).await {
+            Ok((pod, Decision::Aborted(proof))) => {
+                if let Some(pod) = pod {
+                    settle::thaw(pod, None, proof).await;
+                }
+                let message = "the source's agent was restarted during the freeze and took the abort";
+                self.report.failure = Some(retryable(FailureReason::AgentRestarted, message));
+                self.thawed().await;
+            }
+            Ok((pod, Decision::Committed(proof))) => {
+                settle::retire(&self.context, &entry, pod, proof).await;
+                self.retired().await;
+            }
+            Err(error) => match Freezer::at(&entry.cgroup, self.context.node.root()) {
+                Ok(freezer) => self.undecidable(FrozenPod::adopt(freezer), &error),
+                // The container has ended: nothing is left that could be wrong.
+                Err(_) => self.clean(attempt).await,
+            },
+        }
+    }
+
+    /// The attempt is over, and nothing was frozen for it.
+    async fn abandon(&mut self, attempt: u32) {
+        self.disconnect().await;
+        self.local.attempt = attempt;
+        self.thawed().await;
+    }
+
+    /// Committed, but this agent knows of no freeze: an agent before it has retired everything and could not say so, or
+    /// the pod ended by itself.
+    async fn retire_unseen(&mut self, migration: &Migration, attempt: u32) {
+        self.disconnect().await;
+        self.local.attempt = attempt;
+        let pod = migration.status.as_ref().and_then(|status| status.source_pod.clone());
+        let decision = self.context.ownership(&self.key).decision(attempt).await;
+        match (pod, decision) {
+            (Some(pod), Ok(Some(Decision::Committed(proof)))) => {
+                let found = self.running_container(&pod).await;
+                let entry = SourceEntry {
+                    pod_namespace: self.key.namespace.clone(),
+                    pod_name: pod.name,
+                    pod_uid: pod.uid,
+                    container_id: String::new(),
+                    cgroup: Default::default(),
+                    criu: ProcessId { pid: 0, start_time: 0 },
+                };
+                settle::retire(&self.context, &entry, found.map(FrozenPod::adopt), proof).await;
+                self.retired().await;
+            }
+            (_, Err(error)) => {
+                warn!(migration = self.key.name, error = %chain(&error), "the verdict is unknown");
+                tokio::time::sleep(AGAIN).await;
+            }
+            _ => tokio::time::sleep(AGAIN).await,
+        }
+    }
+
+    /// The freezer of the pod's container, if the pod is still there and one runs.
+    async fn running_container(&self, pod: &ObjectRef) -> Option<Freezer> {
+        let object = self.context.pods(&self.key.namespace).get_opt(&pod.name).await.ok()??;
+        let id = container::container_id(&object, &pod.uid).ok()?;
+        let node = self.context.node.clone();
+        let found = tokio::task::spawn_blocking(move || container::find(&node, &id)).await;
+        Some(found.ok()?.ok()?.freezer)
+    }
+
+    async fn thawed(&mut self) {
+        self.clean(self.local.attempt).await;
+        self.reach(SourceAt::Thawed, SourceStep::Thawed);
+    }
+
+    async fn retired(&mut self) {
+        self.clean(self.local.attempt).await;
+        self.reach(SourceAt::Retired, SourceStep::Retired);
+    }
+
+    /// Removes images, then the journal entry: the other way round, images could be left that nobody knows of.
+    async fn clean(&self, attempt: u32) {
+        let directory = self.context.settings.attempt_directory(&self.key.uid, attempt);
+        let (journal, uid) = (self.context.journal.clone(), self.key.uid.clone());
+        let cleaned = tokio::task::spawn_blocking(move || {
+            if let Err(error) = crate::agent::images::remove(&directory) {
+                warn!(?directory, %error, "images are left");
+            }
+            journal.remove(&uid)
+        });
+        match cleaned.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(error = %chain(&error), "the journal entry is left"),
+            Err(error) => warn!(%error, "cleaning ended unexpectedly"),
+        }
+    }
+}
+
+fn fresh_report(attempt: u32) -> SourceReport {
+    SourceReport {
+        attempt,
+        step: SourceStep::Ready,
+        host: None,
+        engine: None,
+        notes: Vec::new(),
+        rounds: Vec::new(),
+        timings: None,
+        failure: None,
+    }
+}
+
+fn source_entry(key: &Key, connected: &Connected) -> SourceEntry {
+    let metadata = &connected.inspected.pod.metadata;
+    let container = &connected.inspected.container;
+    SourceEntry {
+        pod_namespace: key.namespace.clone(),
+        pod_name: metadata.name.clone().unwrap_or_default(),
+        pod_uid: metadata.uid.clone().unwrap_or_default(),
+        container_id: container.id.clone(),
+        cgroup: container.freezer.path_in_node().to_owned(),
+        criu: connected.criu.process(),
+    }
+}

@@ -1,0 +1,85 @@
+//! A pod that is frozen, or may be. There are two ways out of it, and each takes the proof that it is the right one.
+
+use crate::agent::owner::{Aborted, Committed};
+use crate::freezer::{Freezer, FreezerError};
+use std::time::Duration;
+use tracing::error;
+
+/// How long one try to freeze may take. The usual freeze takes a fraction of a millisecond.
+const FREEZE_LIMIT: Duration = Duration::from_secs(2);
+/// How long one try to thaw or to kill may take before it is tried again.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// A pod that may be frozen. Dropping it changes nothing on the node: a pod whose attempt is undecided stays frozen,
+/// and the journal knows of it.
+#[derive(Debug)]
+#[must_use]
+pub struct FrozenPod {
+    freezer: Freezer,
+    ended: bool,
+}
+
+impl FrozenPod {
+    /// Freezes. On return the pod may be frozen whatever the result says, which is why there is a guard in any case.
+    /// Blocking, at most two seconds.
+    pub fn freeze(freezer: Freezer) -> (Self, Result<Duration, FreezerError>) {
+        let frozen = freezer.freeze(FREEZE_LIMIT);
+        (Self { freezer, ended: false }, frozen)
+    }
+
+    /// Takes over what an agent before this one froze.
+    pub fn adopt(freezer: Freezer) -> Self {
+        Self { freezer, ended: false }
+    }
+
+    /// The container's freezer.
+    pub fn freezer(&self) -> &Freezer {
+        &self.freezer
+    }
+
+    /// Lets the application run again, because the attempt was aborted. Blocking.
+    ///
+    /// # Errors
+    /// With the guard, so that it can be tried again. A container that has ended is no error.
+    pub fn thaw(mut self, _proof: &Aborted) -> Result<(), (Self, FreezerError)> {
+        match self.freezer.thaw(END_LIMIT) {
+            Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => {
+                self.ended = true;
+                Ok(())
+            }
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    /// Thaws for a moment, because the attempt was aborted, a CRIU that hangs can only end in a pod that runs, and
+    /// the guard is needed until it has ended. Blocking.
+    ///
+    /// # Errors
+    /// As [`FrozenPod::thaw`].
+    pub fn thaw_under_criu(&self, _proof: &Aborted) -> Result<(), FreezerError> {
+        self.freezer.thaw(END_LIMIT)
+    }
+
+    /// Ends every process, because the attempt was committed elsewhere. None of them runs another instruction of its own:
+    /// the kill is pending before the thaw. Blocking.
+    ///
+    /// # Errors
+    /// With the guard, so that it can be tried again. A container that has ended is no error.
+    pub fn retire(mut self, _proof: &Committed) -> Result<(), (Self, FreezerError)> {
+        match self.freezer.kill_all(END_LIMIT) {
+            Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => {
+                self.ended = true;
+                Ok(())
+            }
+            Err(error) => Err((self, error)),
+        }
+    }
+}
+
+impl Drop for FrozenPod {
+    fn drop(&mut self) {
+        if !self.ended {
+            error!(cgroup = ?self.freezer.path_in_node(), "left frozen: the attempt is undecided, the journal has it");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The source's side of a move: look, connect, freeze, dump, send, and then do what the verdict says.
+//!
+//! The pod runs until the go. From the freeze on it stays frozen until `status.owner` says who owns it; see [`frozen`].
+
+pub mod connect;
+pub mod container;
+pub mod driver;
+pub mod freeze;
+pub mod frozen;
+pub mod preflight;
+pub mod settle;

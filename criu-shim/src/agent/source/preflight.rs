@@ -1,0 +1,91 @@
+//! Looks whether the pod can be dumped, as far as that can be known without touching it.
+
+use crate::agent::context::{Context, Key};
+use crate::agent::failure::{chain, permanent, retryable};
+use crate::agent::source::container::{self, Container};
+use crate::criu::{capability, preflight};
+use k8s_openapi::api::core::v1::Pod;
+use std::sync::Arc;
+use tideover_crds::{Failure, FailureReason, ObjectRef};
+
+/// Room that must be left on the disk beyond the memory of the processes, bytes.
+const SPARE: u64 = 64 << 20;
+
+/// The pod, and the container in it that moves.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// The object as the API server has it.
+    pub pod: Pod,
+    /// The container.
+    pub container: Container,
+    /// What a person should know, a sentence each.
+    pub notes: Vec<String>,
+    /// Where CRIU must look for files with inotify watches.
+    pub inotify_paths: Vec<String>,
+}
+
+/// Finds the container of `pod` and looks at everything that is known to stand in the way of a dump.
+///
+/// # Errors
+/// With the failure to report. Nothing was touched.
+pub async fn inspect(context: &Arc<Context>, key: &Key, pod: &ObjectRef) -> Result<Inspected, Failure> {
+    let object = context
+        .pods(&key.namespace)
+        .get(&pod.name)
+        .await
+        .map_err(|error| retryable(FailureReason::NotMovable, format!("the pod can't be read: {error}")))?;
+    let id = container::container_id(&object, &pod.uid)
+        .map_err(|error| retryable(FailureReason::NotMovable, chain(&error)))?;
+    let context = context.clone();
+    let looked = tokio::task::spawn_blocking(move || look(&context, &id)).await;
+    let looked = looked.unwrap_or_else(|error| Err(retryable(FailureReason::NotDumpable, chain(&error))))?;
+    let Looked { container, notes, inotify_paths } = looked;
+    Ok(Inspected { pod: object, container, notes, inotify_paths })
+}
+
+struct Looked {
+    container: Container,
+    notes: Vec<String>,
+    inotify_paths: Vec<String>,
+}
+
+fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
+    let container = container::find(&context.node, id)
+        .map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
+    let pids =
+        container.freezer.pids().map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
+    let findings =
+        preflight::inspect(container.pid, &pids).map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
+    let (blocking, warnings): (Vec<_>, Vec<_>) = findings.iter().partition(|finding| finding.blocks());
+    if !blocking.is_empty() {
+        let sentences: Vec<String> = blocking.iter().map(ToString::to_string).collect();
+        return Err(permanent(FailureReason::NotDumpable, sentences.join("; ")));
+    }
+    let needed = resident_bytes(&pids) + SPARE;
+    let free = free_bytes(&context.settings.state);
+    if free < needed {
+        let message = format!("the images need {needed} bytes on the source's disk, {free} are free");
+        return Err(retryable(FailureReason::NotDumpable, message));
+    }
+    let mut notes: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    if capability::missing_sys_resource() {
+        notes.push(capability::NOTE.to_owned());
+    }
+    let inotify_paths = preflight::inotify_paths(container.pid, &findings);
+    Ok(Looked { container, notes, inotify_paths })
+}
+
+/// Resident memory of the processes, bytes. A process that has ended counts nothing.
+fn resident_bytes(pids: &[i32]) -> u64 {
+    let resident = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        kib.trim_end_matches("kB").trim().parse::<u64>().ok()
+    };
+    pids.iter().filter_map(resident).sum::<u64>() << 10
+}
+
+/// Free bytes on the file system of `path`; 0 where it can't be told.
+pub fn free_bytes(path: &std::path::Path) -> u64 {
+    rustix::fs::statvfs(path).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+}

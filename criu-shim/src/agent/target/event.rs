@@ -1,0 +1,76 @@
+//! What happens to a target: things that the source, the shim and the relay do.
+
+use crate::agent::transfer::link::{LinkReceiver, LinkSender};
+use crate::agent::transfer::message::{FromSource, FromTarget, Preamble};
+use crate::agent::transfer::receive::{ReceiveError, Round};
+use crate::local::{Create, RelayStage, ToRelay, ToShim};
+use tokio::sync::mpsc;
+
+/// One thing that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A source has connected and said what for.
+    Source(Arrival),
+    /// A round has landed, or receiving has failed.
+    Round {
+        /// Attempt whose connection it came by.
+        attempt: u32,
+        /// What came of it.
+        round: Result<Round, ReceiveError>,
+    },
+    /// The shim asks how the replacement's container shall start.
+    Create {
+        /// The container.
+        create: Create,
+        /// Takes the answer.
+        answer: mpsc::Sender<ToShim>,
+    },
+    /// `runc restore` has ended.
+    Restored {
+        /// Token of the restore.
+        token: String,
+        /// runc's exit code.
+        exit_code: i32,
+    },
+    /// A relay has connected.
+    Relay {
+        /// Token of the restore.
+        token: String,
+        /// Where it stands.
+        stage: RelayStage,
+        /// Takes what it is told.
+        line: mpsc::Sender<ToRelay>,
+    },
+    /// The processes are rebuilt and held.
+    Held {
+        /// Token of the restore.
+        token: String,
+    },
+    /// CRIU has ended.
+    Ended {
+        /// Token of the restore.
+        token: String,
+        /// Whether the processes run.
+        success: bool,
+        /// Why not.
+        message: String,
+    },
+    /// The relay's connection is gone.
+    RelayLost {
+        /// Token of the restore.
+        token: String,
+    },
+}
+
+/// A source that has connected. Its certificate is verified, its claim is not.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Names in its certificate.
+    pub names: Vec<String>,
+    /// What it says it comes for.
+    pub preamble: Preamble,
+    /// To it.
+    pub sender: LinkSender<FromTarget>,
+    /// From it.
+    pub receiver: LinkReceiver<FromSource>,
+}

@@ -1,0 +1,299 @@
+//! The unix socket on which shim and relay of this node talk to the agent.
+
+use crate::agent::context::{Context, Key};
+use crate::agent::failure::chain;
+use crate::agent::journal::Side;
+use crate::agent::target::create::{Start, start};
+use crate::agent::target::event::Event;
+use crate::agent::target::registry::Registry;
+use crate::local::{
+    Create, FromRelay, FromShim, Hello, LineError, MAX_LINE, Role, ToRelay, ToShim, VersionMismatch, decode, encode,
+};
+use kube::api::Api;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tideover_crds::Migration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+/// How often a shim that waits hears that somebody is there. It gives up after 100 s of silence.
+const STILL_HERE: Duration = Duration::from_secs(5);
+/// How often an undecided question is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// How long the first list of Migrations is waited for before a pod that nothing is known of starts cold.
+const SYNC_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the socket does not work.
+#[derive(Debug, Error)]
+pub enum LocalError {
+    /// It can't be made.
+    #[error("listen at {path:?}")]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A connection failed.
+    #[error("talk to shim or relay")]
+    Stream(#[source] std::io::Error),
+    /// A line is no message.
+    #[error("understand shim or relay")]
+    Line(#[from] LineError),
+    /// Another version.
+    #[error("refuse shim or relay")]
+    Version(#[from] VersionMismatch),
+    /// It ended before it had said what it must.
+    #[error("shim or relay hung up too early")]
+    Early,
+}
+
+/// Makes the socket (0600) in place of one that an agent before this one left.
+///
+/// # Errors
+/// [`LocalError::Bind`].
+pub fn bind(path: &Path) -> Result<UnixListener, LocalError> {
+    let failed = |source| LocalError::Bind { path: path.to_owned(), source };
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Takes connections for ever.
+pub async fn serve(context: Arc<Context>, registry: Registry, listener: UnixListener) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "accepting a local connection failed");
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+        };
+        let (context, registry) = (context.clone(), registry.clone());
+        tokio::spawn(async move {
+            if let Err(error) = talk(&context, &registry, stream).await {
+                warn!(error = %chain(&error), "a local connection ended");
+            }
+        });
+    }
+}
+
+async fn talk(context: &Context, registry: &Registry, stream: UnixStream) -> Result<(), LocalError> {
+    let mut line = Line::new(stream);
+    let hello: Hello = line.expect().await?;
+    match hello.check()? {
+        Role::Shim => shim(context, registry, line).await,
+        Role::Relay => relay(registry, line).await,
+    }
+}
+
+async fn shim(context: &Context, registry: &Registry, mut line: Line) -> Result<(), LocalError> {
+    match line.expect().await? {
+        FromShim::Restored { token, exit_code } => {
+            restored(registry, token, exit_code).await;
+            Ok(())
+        }
+        FromShim::Create(create) => {
+            let answer = answer(context, registry, &create, &mut line).await?;
+            info!(pod = create.pod_name, container = create.container_id, ?answer, "create");
+            line.say(&answer).await?;
+            if let (ToShim::Restore { .. }, Some(FromShim::Restored { token, exit_code })) =
+                (answer, line.next().await?)
+            {
+                restored(registry, token, exit_code).await;
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn restored(registry: &Registry, token: String, exit_code: i32) {
+    if let Some(target) = registry.target_of_token(&token) {
+        // A task that has ended has nothing left to decide.
+        target.send(Event::Restored { token, exit_code }).await.ok();
+    }
+}
+
+/// Waits until it is known how the container shall start. The shim hears `Wait` meanwhile.
+async fn answer(
+    context: &Context,
+    registry: &Registry,
+    create: &Create,
+    line: &mut Line,
+) -> Result<ToShim, LocalError> {
+    let mut still_here = tokio::time::interval(STILL_HERE);
+    let begun = tokio::time::Instant::now();
+    loop {
+        let synced = registry.is_synced() || begun.elapsed() > SYNC_LIMIT;
+        match decide(context, registry, create, synced).await {
+            Start::Cold => return Ok(ToShim::ColdStart),
+            Start::Refuse(reason) => return Ok(ToShim::Refuse { reason }),
+            Start::Undecided => {}
+            Start::Restore { uid } => {
+                if let Some(target) = registry.target(&uid) {
+                    let (answer, mut answers) = mpsc::channel(1);
+                    if target.send(Event::Create { create: create.clone(), answer }).await.is_ok() {
+                        loop {
+                            tokio::select! {
+                                answer = answers.recv() => match answer {
+                                    Some(answer) => return Ok(answer),
+                                    // The task let go of the question: ask again from the beginning.
+                                    None => break,
+                                },
+                                _ = still_here.tick() => line.say(&ToShim::Wait).await?,
+                                hung_up = line.hung_up() => return Err(hung_up),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            _ = still_here.tick() => line.say(&ToShim::Wait).await?,
+            hung_up = line.hung_up() => return Err(hung_up),
+        }
+    }
+}
+
+/// Looks at everything that may have to do with the pod, live where it matters.
+async fn decide(context: &Context, registry: &Registry, create: &Create, synced: bool) -> Start {
+    let node = &context.settings.node_name;
+    for shown in registry.concerning(&create.pod_uid) {
+        match context.ownership(&Key::of(&shown)).read().await {
+            Ok(migration) => match start(create, &migration, node) {
+                Start::Cold => {}
+                other => return other,
+            },
+            Err(crate::agent::owner::OwnerError::Gone { .. }) => {}
+            Err(error) => {
+                warn!(pod = create.pod_name, error = %chain(&error), "whether the pod may start is unknown");
+                return Start::Undecided;
+            }
+        }
+    }
+    if let Some(name) = &create.replacement_of {
+        let api: Api<Migration> = Api::namespaced(context.client.clone(), &create.pod_namespace);
+        match api.get_opt(name).await {
+            Ok(Some(migration)) => return start(create, &migration, node),
+            // Nobody is restoring it.
+            Ok(None) => {}
+            Err(error) => {
+                warn!(pod = create.pod_name, %error, "whether the pod is to be restored is unknown");
+                return Start::Undecided;
+            }
+        }
+    }
+    if !synced || journal_has(context, &create.pod_uid).await { Start::Undecided } else { Start::Cold }
+}
+
+/// Whether the journal says that this pod was about to be moved away. Then the watch will show its Migration.
+async fn journal_has(context: &Context, pod_uid: &str) -> bool {
+    let journal = context.journal.clone();
+    let entries = tokio::task::spawn_blocking(move || journal.entries()).await;
+    entries.is_ok_and(|entries| {
+        entries.is_ok_and(|entries| {
+            entries.iter().any(|entry| matches!(&entry.side, Side::Source(source) if source.pod_uid == pod_uid))
+        })
+    })
+}
+
+async fn relay(registry: &Registry, mut line: Line) -> Result<(), LocalError> {
+    let FromRelay::Relay { token, stage } = line.expect().await? else { return Err(LocalError::Early) };
+    let (words, mut to_say) = mpsc::channel(4);
+    let Some(target) = registry.target_of_token(&token) else {
+        info!(?stage, "a relay that nobody waits for");
+        return line.say(&ToRelay::Abandon).await;
+    };
+    if target.send(Event::Relay { token: token.clone(), stage, line: words }).await.is_err() {
+        return line.say(&ToRelay::Abandon).await;
+    }
+    let ended = loop {
+        tokio::select! {
+            word = to_say.recv() => match word {
+                Some(word) => {
+                    if let Err(error) = line.say(&word).await {
+                        break Err(error);
+                    }
+                }
+                None => break Ok(()),
+            },
+            said = line.next() => match said {
+                Ok(Some(FromRelay::Held)) => { target.send(Event::Held { token: token.clone() }).await.ok(); }
+                Ok(Some(FromRelay::Ended { success, message })) => {
+                    target.send(Event::Ended { token: token.clone(), success, message }).await.ok();
+                    return Ok(());
+                }
+                Ok(Some(FromRelay::Relay { .. })) => {}
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            },
+        }
+    };
+    target.send(Event::RelayLost { token }).await.ok();
+    ended
+}
+
+/// One connection, line by line.
+#[derive(Debug)]
+struct Line {
+    reader: OwnedReadHalf,
+    writer: OwnedWriteHalf,
+    buffer: Vec<u8>,
+}
+
+impl Line {
+    fn new(stream: UnixStream) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self { reader, writer, buffer: Vec::new() }
+    }
+
+    async fn say<T: Serialize>(&mut self, message: &T) -> Result<(), LocalError> {
+        self.writer.write_all(&encode(message)?).await.map_err(LocalError::Stream)
+    }
+
+    async fn expect<T: DeserializeOwned>(&mut self) -> Result<T, LocalError> {
+        self.next().await?.ok_or(LocalError::Early)
+    }
+
+    /// The next message; `None` at the end. Dropping the future loses nothing.
+    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LocalError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Ok(Some(decode(&line)?));
+            }
+            if self.buffer.len() > MAX_LINE {
+                return Err(LineError::TooLong.into());
+            }
+            if self.reader.read_buf(&mut self.buffer).await.map_err(LocalError::Stream)? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Ends when the other side does. Nothing is expected from it meanwhile.
+    async fn hung_up(&mut self) -> LocalError {
+        match self.next::<serde_json::Value>().await {
+            Err(error) => error,
+            Ok(_) => LocalError::Early,
+        }
+    }
+}

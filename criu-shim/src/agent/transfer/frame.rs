@@ -1,0 +1,132 @@
+//! Framing: one byte of kind, four bytes of length (big endian), then that many bytes.
+
+use bytes::{Bytes, BytesMut};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Largest control frame, bytes.
+pub const MAX_CONTROL: usize = 64 << 10;
+/// Largest data frame, bytes.
+pub const MAX_DATA: usize = 1 << 20;
+
+const KIND_CONTROL: u8 = 1;
+const KIND_DATA: u8 = 2;
+
+/// One frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// A message as JSON.
+    Control(Bytes),
+    /// Bytes of the file that was begun last.
+    Data(Bytes),
+}
+
+/// Why a frame could not be read or written.
+#[derive(Debug, Error)]
+pub enum FrameError {
+    /// The stream failed or ended inside a frame.
+    #[error("read a frame")]
+    Read(#[source] std::io::Error),
+    /// The stream failed.
+    #[error("write a frame")]
+    Write(#[source] std::io::Error),
+    /// A kind that this version does not know.
+    #[error("the peer sent a frame of unknown kind {0}")]
+    Kind(u8),
+    /// Longer than its kind may be.
+    #[error("the peer announced a frame of {length} bytes, {limit} are allowed")]
+    TooLong {
+        /// Announced length, bytes.
+        length: usize,
+        /// Limit of its kind, bytes.
+        limit: usize,
+    },
+}
+
+/// Reads one frame; `None` at a clean end between two frames. The length is checked before anything is allocated.
+///
+/// # Errors
+/// Where the stream fails, or what arrives is no frame.
+pub async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Option<Frame>, FrameError> {
+    let mut kind = [0_u8; 1];
+    if reader.read(&mut kind).await.map_err(FrameError::Read)? == 0 {
+        return Ok(None);
+    }
+    let limit = match kind[0] {
+        KIND_CONTROL => MAX_CONTROL,
+        KIND_DATA => MAX_DATA,
+        other => return Err(FrameError::Kind(other)),
+    };
+    let length = reader.read_u32().await.map_err(FrameError::Read)? as usize;
+    if length > limit {
+        return Err(FrameError::TooLong { length, limit });
+    }
+    let mut payload = BytesMut::zeroed(length);
+    reader.read_exact(&mut payload).await.map_err(FrameError::Read)?;
+    let payload = payload.freeze();
+    Ok(Some(if kind[0] == KIND_CONTROL { Frame::Control(payload) } else { Frame::Data(payload) }))
+}
+
+/// Writes one frame, without flushing.
+///
+/// # Errors
+/// Where the stream fails, or the payload is longer than its kind may be.
+pub async fn write_frame<W: AsyncWrite + Unpin>(writer: &mut W, frame: &Frame) -> Result<(), FrameError> {
+    let (kind, payload, limit) = match frame {
+        Frame::Control(payload) => (KIND_CONTROL, payload, MAX_CONTROL),
+        Frame::Data(payload) => (KIND_DATA, payload, MAX_DATA),
+    };
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    if payload.len() > limit {
+        return Err(FrameError::TooLong { length: payload.len(), limit });
+    }
+    let mut header = [kind, 0, 0, 0, 0];
+    header[1..].copy_from_slice(&length.to_be_bytes());
+    writer.write_all(&header).await.map_err(FrameError::Write)?;
+    writer.write_all(payload).await.map_err(FrameError::Write)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn block<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().expect("runtime").block_on(future)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(control: bool, payload in proptest::collection::vec(any::<u8>(), 0..4096)) {
+            let frame = if control { Frame::Control(payload.into()) } else { Frame::Data(payload.into()) };
+            let read = block(async {
+                let mut wire = Vec::new();
+                write_frame(&mut wire, &frame).await.expect("write");
+                read_frame(&mut wire.as_slice()).await.expect("read")
+            });
+            prop_assert_eq!(read, Some(frame));
+        }
+
+        #[test]
+        fn garbage_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..64)) {
+            block(async {
+                let mut reader = garbage.as_slice();
+                while let Ok(Some(_)) = read_frame(&mut reader).await {}
+            });
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_before_it_is_read() {
+        let wire = [KIND_CONTROL, 0xff, 0xff, 0xff, 0xff];
+        let error = block(async { read_frame(&mut wire.as_slice()).await }).expect_err("too long");
+        assert!(matches!(error, FrameError::TooLong { length: 0xffff_ffff, limit: MAX_CONTROL }));
+    }
+
+    #[test]
+    fn a_stream_that_ends_inside_a_frame_is_an_error_and_between_two_is_not() {
+        assert!(matches!(block(async { read_frame(&mut [].as_slice()).await }), Ok(None)));
+        assert!(block(async { read_frame(&mut [KIND_DATA, 0, 0].as_slice()).await }).is_err());
+        assert!(block(async { read_frame(&mut [KIND_DATA, 0, 0, 0, 2, 1].as_slice()).await }).is_err());
+    }
+}

@@ -1,0 +1,223 @@
+//! The messages, and the names of what is sent.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tideover_crds::Failure;
+
+/// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
+pub const VERSION: u32 = 1;
+
+/// Which move a connection is for. First message of the source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preamble {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// UID of the Migration.
+    pub migration: String,
+    /// Attempt of it.
+    pub attempt: u32,
+    /// Node that sends; the certificate must say the same.
+    pub source_node: String,
+}
+
+/// What the source says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum FromSource {
+    /// Which move this is.
+    Preamble(Preamble),
+    /// Files of round `round` follow. The last round is sent from a frozen pod.
+    RoundBegin {
+        /// Number, from 0.
+        round: u32,
+        /// Nothing follows it.
+        last: bool,
+    },
+    /// Data frames up to the next `FileEnd` are this part's bytes.
+    FileBegin {
+        /// What it is.
+        part: Part,
+    },
+    /// The part is complete.
+    FileEnd {
+        /// Length, bytes.
+        bytes: u64,
+        /// BLAKE3 of its bytes, hexadecimal.
+        digest: String,
+    },
+    /// The round is complete.
+    RoundEnd {
+        /// Digest over the names, lengths and digests of its parts, hexadecimal.
+        digest: String,
+    },
+    /// The source gives this attempt up.
+    Abort {
+        /// Why, for the log.
+        message: String,
+    },
+    /// Nothing to say, still there.
+    Alive,
+}
+
+/// What the target says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum FromTarget {
+    /// The preamble is that of a move that is expected here.
+    Accepted,
+    /// It is not.
+    Refused {
+        /// Why.
+        message: String,
+    },
+    /// A round has landed and every digest is right.
+    Verified {
+        /// Its number.
+        round: u32,
+        /// The digest that was computed here.
+        digest: String,
+    },
+    /// The processes are rebuilt and held.
+    Held,
+    /// `status.owner` names the target.
+    Committed,
+    /// The processes run.
+    Resumed,
+    /// The target can't go on.
+    Failed {
+        /// Why.
+        failure: Failure,
+    },
+    /// Nothing to say, still there.
+    Alive,
+}
+
+/// A message that may mean no more than that the peer is there.
+pub trait Message: Serialize + for<'de> Deserialize<'de> + Send + 'static {
+    /// What is sent where there is nothing to say.
+    fn alive() -> Self;
+    /// Whether this is that.
+    fn is_alive(&self) -> bool;
+}
+
+impl Message for FromSource {
+    fn alive() -> Self {
+        Self::Alive
+    }
+    fn is_alive(&self) -> bool {
+        matches!(self, Self::Alive)
+    }
+}
+
+impl Message for FromTarget {
+    fn alive() -> Self {
+        Self::Alive
+    }
+    fn is_alive(&self) -> bool {
+        matches!(self, Self::Alive)
+    }
+}
+
+/// What a file that is sent is. No part names a path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum Part {
+    /// A file of CRIU's images directory.
+    Image {
+        /// Its name there.
+        name: String,
+    },
+    /// The container's writable layer, as a tar.
+    Layer,
+    /// An emptyDir volume, as a tar.
+    Volume {
+        /// Name of the volume in the pod.
+        name: String,
+    },
+    /// The content of `/dev/shm`, as a tar.
+    SharedMemory,
+}
+
+/// Longest name, bytes.
+const MAX_NAME: usize = 200;
+
+/// Why a part's name is not acceptable.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum NameError {
+    /// Empty or longer than [`MAX_NAME`].
+    #[error("a part's name has {0} bytes, 1 to {MAX_NAME} are allowed")]
+    Length(usize),
+    /// It has a character that no image and no volume has.
+    #[error("the part's name {0:?} has a character other than letters, digits, dot, dash and underscore, or begins with a dot")]
+    Character(String),
+}
+
+impl Part {
+    /// Directory (under the attempt's own) and file name in which this part is kept.
+    ///
+    /// # Errors
+    /// Where the name could be anything but a plain file name.
+    pub fn place(&self) -> Result<(&'static str, String), NameError> {
+        Ok(match self {
+            Self::Image { name } => (IMAGES, plain(name)?.to_owned()),
+            Self::Layer => (FILES, "layer.tar".to_owned()),
+            Self::Volume { name } => (FILES, format!("volume-{}.tar", plain(name)?)),
+            Self::SharedMemory => (FILES, "shm.tar".to_owned()),
+        })
+    }
+}
+
+/// Subdirectory of an attempt in which CRIU's images are.
+pub const IMAGES: &str = "images";
+/// Subdirectory of an attempt in which archives of files are.
+pub const FILES: &str = "files";
+
+fn plain(name: &str) -> Result<&str, NameError> {
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err(NameError::Length(name.len()));
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if name.starts_with('.') || !name.bytes().all(allowed) {
+        return Err(NameError::Character(name.to_owned()));
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_name_leaves_its_directory(name in ".{0,64}") {
+            if let Ok((directory, file)) = (Part::Image { name }).place() {
+                prop_assert_eq!(directory, IMAGES);
+                prop_assert!(!file.contains('/') && file != "." && file != ".." && !file.contains('\0'));
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_images_and_volumes_are_accepted() {
+        for name in ["pages-1.img", "core-17.img", "descriptors.json", "tmpfs-dev-65.tar.gz.img", "a_b"] {
+            assert!(Part::Image { name: name.into() }.place().is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_mean_more_than_a_file_are_refused() {
+        for name in ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "ä"] {
+            assert!(Part::Volume { name: name.into() }.place().is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn messages_are_json_objects_with_a_type() {
+        let json = serde_json::to_string(&FromSource::RoundBegin { round: 1, last: true }).expect("json");
+        assert_eq!(json, r#"{"type":"roundBegin","round":1,"last":true}"#);
+        let json = serde_json::to_string(&FromSource::FileBegin { part: Part::Layer }).expect("json");
+        assert_eq!(json, r#"{"type":"fileBegin","part":{"kind":"layer"}}"#);
+    }
+}

@@ -1,0 +1,103 @@
+//! Sending: rounds of parts, each part read by a thread of its own, so that reading, hashing and the wire overlap.
+
+use crate::agent::transfer::frame::MAX_DATA;
+use crate::agent::transfer::link::{LinkError, LinkSender};
+use crate::agent::transfer::manifest::{Landed, Manifest};
+use crate::agent::transfer::message::{FromSource, Part};
+use bytes::Bytes;
+use std::io::Read;
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+/// Why a part did not go.
+#[derive(Debug, Error)]
+pub enum SendError {
+    /// The connection is gone.
+    #[error("send {part:?}")]
+    Link {
+        /// What was being sent.
+        part: Option<Part>,
+        /// Why.
+        #[source]
+        source: LinkError,
+    },
+    /// Its bytes can't be read.
+    #[error("read {part:?} to send it")]
+    Read {
+        /// What was being sent.
+        part: Part,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Two parts of one round have the same name.
+    #[error("{0:?} was to be sent twice in one round")]
+    Twice(Part),
+}
+
+/// A round that is being sent.
+#[derive(Debug)]
+pub struct RoundSender {
+    link: LinkSender<FromSource>,
+    manifest: Manifest,
+}
+
+/// Begins round `round`.
+///
+/// # Errors
+/// Where the connection is gone.
+pub async fn begin(link: &LinkSender<FromSource>, round: u32, last: bool) -> Result<RoundSender, SendError> {
+    say(link, FromSource::RoundBegin { round, last }).await?;
+    Ok(RoundSender { link: link.clone(), manifest: Manifest::default() })
+}
+
+impl RoundSender {
+    /// Sends one part from `reader` to its end.
+    ///
+    /// # Errors
+    /// Where the connection is gone or the reader fails; the round can't be completed then.
+    pub async fn part<R: Read + Send + 'static>(&mut self, part: Part, reader: R) -> Result<(), SendError> {
+        say(&self.link, FromSource::FileBegin { part: part.clone() }).await?;
+        let (chunks, mut queue) = mpsc::channel(2);
+        let reading = tokio::task::spawn_blocking(move || read_chunks(reader, &chunks));
+        while let Some(chunk) = queue.recv().await {
+            let sent = self.link.data(chunk).await;
+            sent.map_err(|source| SendError::Link { part: Some(part.clone()), source })?;
+        }
+        let read = reading.await.map_err(std::io::Error::other).and_then(|read| read);
+        let landed = read.map_err(|source| SendError::Read { part: part.clone(), source })?;
+        let digest = landed.digest.to_hex().to_string();
+        say(&self.link, FromSource::FileEnd { bytes: landed.bytes, digest }).await?;
+        if self.manifest.add(part.clone(), landed) { Ok(()) } else { Err(SendError::Twice(part)) }
+    }
+
+    /// Closes the round. Returns what was sent; the target must answer with the same digest.
+    ///
+    /// # Errors
+    /// Where the connection is gone.
+    pub async fn end(self) -> Result<Manifest, SendError> {
+        say(&self.link, FromSource::RoundEnd { digest: self.manifest.digest() }).await?;
+        Ok(self.manifest)
+    }
+}
+
+async fn say(link: &LinkSender<FromSource>, message: FromSource) -> Result<(), SendError> {
+    link.say(&message).await.map_err(|source| SendError::Link { part: None, source })
+}
+
+fn read_chunks<R: Read>(mut reader: R, chunks: &mpsc::Sender<Bytes>) -> std::io::Result<Landed> {
+    let mut hasher = blake3::Hasher::new();
+    let mut bytes = 0;
+    loop {
+        let mut chunk = Vec::with_capacity(MAX_DATA);
+        reader.by_ref().take(MAX_DATA as u64).read_to_end(&mut chunk)?;
+        if chunk.is_empty() {
+            return Ok(Landed { bytes, digest: hasher.finalize() });
+        }
+        hasher.update(&chunk);
+        bytes += chunk.len() as u64;
+        if chunks.blocking_send(chunk.into()).is_err() {
+            return Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        }
+    }
+}
