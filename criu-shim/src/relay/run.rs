@@ -160,9 +160,9 @@ impl Relay {
         let mut events = Vec::new();
         // One packet at a time, because an event is about the packet that came last.
         if criu {
-            events.push(self.from_criu());
+            events.push(self.receive_from_criu());
         } else if runc {
-            events.push(self.from_runc());
+            events.push(self.receive_from_runc());
         } else if agent {
             events.extend(self.line.receive().into_iter().map(Event::Agent));
         } else if self.line.silence() > SILENCE {
@@ -191,7 +191,7 @@ impl Relay {
         (!self.state.orphaned).then(|| self.runc.as_fd())
     }
 
-    fn from_criu(&mut self) -> Event {
+    fn receive_from_criu(&mut self) -> Event {
         let Ok(Some(packet)) = pass::receive(self.criu.as_fd()) else { return Event::CriuGone };
         let Ok(response) = Response::decode(packet.bytes.as_slice()) else { return Event::CriuGone };
         self.packet = Some(packet);
@@ -203,7 +203,7 @@ impl Relay {
         Event::Answered { success }
     }
 
-    fn from_runc(&mut self) -> Event {
+    fn receive_from_runc(&mut self) -> Event {
         match pass::receive(self.runc.as_fd()) {
             Ok(Some(packet)) => {
                 self.packet = Some(packet);

@@ -19,7 +19,7 @@ const KNOWN_FAMILIES: [u16; 5] = [1, 2, 10, 16, 17];
 const MPTCP: u32 = 262;
 
 /// File system magic of POSIX message queues. Source: linux `ipc/mqueue.c`.
-const MQUEUE_MAGIC: i64 = 0x1980_0202;
+const MQUEUE_MAGIC: i128 = 0x1980_0202;
 
 /// What `/proc/PID/fd/N` points to.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub(super) fn inspect(
 }
 
 fn is_message_queue(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|statfs| statfs.f_type as i64 == MQUEUE_MAGIC)
+    rustix::fs::statfs(path).is_ok_and(|statfs| i128::from(statfs.f_type) == MQUEUE_MAGIC)
 }
 
 /// True if one of the watches is on the file system that holds the container's root.
