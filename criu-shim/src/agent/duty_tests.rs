@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::agent::fixture::migration;
-use proptest::prelude::*;
+use proptest::prelude::{any, prop, prop_assert, proptest};
 use tideover_crds::Owner;
 
 fn source(attempt: u32, at: SourceAt) -> SourceLocal {
@@ -98,7 +98,7 @@ fn a_node_that_was_the_target_of_an_earlier_attempt_cleans_up() {
     assert_eq!(target_duty(&next, "b", done), TargetDuty::None, "another node is the target now");
 }
 
-fn any_phase() -> impl Strategy2<Value = Phase> {
+fn any_phase() -> impl proptest::strategy::Strategy<Value = Phase> {
     prop::sample::select(vec![
         Phase::Pending,
         Phase::Preparing,
@@ -115,8 +115,6 @@ fn any_phase() -> impl Strategy2<Value = Phase> {
         Phase::Cancelled,
     ])
 }
-
-use proptest::strategy::Strategy as Strategy2;
 
 proptest! {
     /// Whatever the objects say in whatever order, a pod frozen for attempt N thaws only where N is aborted, and
@@ -157,7 +155,8 @@ proptest! {
             TargetDuty::Resume(_) => prop_assert!(owner == "b" && local.held),
             TargetDuty::Commit(n) => {
                 prop_assert!(owner == "a" && decided < n && n == local.attempt && !local.failed);
-                prop_assert!(if delete_first { local.staged } else { local.held });
+                let complete = if delete_first { local.staged } else { local.held };
+                prop_assert!(complete);
             }
             TargetDuty::Release(n) => prop_assert!(owner == "b" || (owner == "a" && decided < n)),
             TargetDuty::Destroy(n) => prop_assert!(owner == "a" && decided >= n),

@@ -24,9 +24,23 @@ pub enum TreeKind {
 const WHITEOUT: &str = ".wh.";
 /// Entry by which an OCI layer says that nothing of the directory below shows through.
 const OPAQUE: &str = ".wh..wh..opq";
-/// Prefix of PAX records that carry extended attributes.
-const PAX_XATTR: &str = "SCHILY.xattr.";
+/// Prefix of PAX records that carry extended attributes; name and value follow in hexadecimal, because both are binary.
+const PAX_XATTR: &str = "TIDEOVER.xattr.";
 /// PAX record of the modification time, seconds with a fraction.
 const PAX_MTIME: &str = "mtime";
+/// Bytes as lower case hexadecimal digits.
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes that [`to_hex`] has written.
+fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    if !text.len().is_multiple_of(2) {
+        return None;
+    }
+    text.chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+}
+
 /// Extended attributes that belong to the host and not to the file: labels are set anew on each node.
 const HOST_XATTRS: [&str; 1] = ["security.selinux"];

@@ -1,6 +1,6 @@
 //! A tree becomes a tar: owners, modes, times, extended attributes, links, fifos and devices; sockets are skipped.
 
-use crate::agent::files::{HOST_XATTRS, OPAQUE, PAX_MTIME, PAX_XATTR, TreeKind, WHITEOUT};
+use crate::agent::files::{HOST_XATTRS, OPAQUE, PAX_MTIME, PAX_XATTR, TreeKind, WHITEOUT, to_hex};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{File, Metadata, OpenOptions};
@@ -77,6 +77,9 @@ struct Packer<'a, W: Write> {
     links: HashMap<(u64, u64), PathBuf>,
 }
 
+/// Extended attributes, by name.
+type Attributes = Vec<(String, Vec<u8>)>;
+
 /// What an overlay says about an entry of its upper directory.
 #[derive(Default)]
 struct OverlayMarks {
@@ -128,14 +131,14 @@ impl<W: Write> Packer<'_, W> {
     }
 
     /// Extended attributes that travel, and those that the overlay set.
-    fn attributes(&self, relative: &Path) -> Result<(Vec<(String, Vec<u8>)>, OverlayMarks), PackError> {
+    fn attributes(&self, relative: &Path) -> Result<(Attributes, OverlayMarks), PackError> {
         let path = self.root.join(relative);
         let names = match xattr::list(&path) {
             Ok(names) => names,
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Default::default()),
             Err(source) => return Err(read_failed(relative, source)),
         };
-        let mut attributes = Vec::new();
+        let mut attributes = Attributes::new();
         let mut marks = OverlayMarks::default();
         for name in names {
             let Some(name) = name.to_str().map(str::to_owned) else {
@@ -171,8 +174,11 @@ impl<W: Write> Packer<'_, W> {
         attributes: &[(String, Vec<u8>)],
     ) -> Result<(), PackError> {
         let mtime = format!("{}.{:09}", metadata.mtime(), metadata.mtime_nsec());
-        let keys: Vec<String> = attributes.iter().map(|(name, _)| format!("{PAX_XATTR}{name}")).collect();
-        let records = keys.iter().map(String::as_str).zip(attributes.iter().map(|(_, value)| value.as_slice()));
+        let extended: Vec<(String, String)> = attributes
+            .iter()
+            .map(|(name, value)| (format!("{PAX_XATTR}{}", to_hex(name.as_bytes())), to_hex(value)))
+            .collect();
+        let records = extended.iter().map(|(key, value)| (key.as_str(), value.as_bytes()));
         let records = records.chain([(PAX_MTIME, mtime.as_bytes())]);
         self.tar.append_pax_extensions(records).map_err(|source| write_failed(relative, source))
     }

@@ -4,7 +4,7 @@
 //! name passes through a link, and count and size are bounded. Directories that are there stay (a volume's
 //! subdirectory may be mounted somewhere); files of a volume are rewritten in place for the same reason.
 
-use crate::agent::files::{OPAQUE, PAX_MTIME, PAX_XATTR, TreeKind, WHITEOUT};
+use crate::agent::files::{OPAQUE, PAX_MTIME, PAX_XATTR, TreeKind, WHITEOUT, from_hex};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -348,7 +348,8 @@ fn attributes<R: Read>(entry: &mut Entry<'_, R>, relative: &Path) -> Result<Attr
             if key == PAX_MTIME.as_bytes() {
                 mtime = record.value().ok().and_then(timestamp).ok_or_else(refused)?;
             } else if let Some(name) = key.strip_prefix(PAX_XATTR.as_bytes()) {
-                extended.push((name.to_owned(), record.value_bytes().to_owned()));
+                let (name, value) = (from_hex(name), from_hex(record.value_bytes()));
+                extended.push((name.ok_or_else(refused)?, value.ok_or_else(refused)?));
             } else {
                 return Err(refused());
             }

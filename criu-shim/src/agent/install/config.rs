@@ -155,7 +155,7 @@ pub fn has_handler(dump: &str) -> bool {
 pub fn systemd_cgroup(dump: &str) -> bool {
     let statements = statements(dump);
     statements.iter().any(|(table, line)| {
-        let plain = table.replace(['"', '\''], "");
+        let plain = table.replace(['"', '\'', ']'], "");
         plain.ends_with("containerd.runtimes.runc.options") && line.replace(' ', "") == "SystemdCgroup=true"
     })
 }

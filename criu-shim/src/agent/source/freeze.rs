@@ -75,7 +75,7 @@ pub async fn freeze(
             ..DumpOptions::default()
         },
     };
-    let mut attempt_state = Attempt { since, held: None, hung: None, report, tell: &tell };
+    let mut attempt_state = Attempt { held: None, hung: None, report, tell: &tell };
     let outcome = match froze {
         Ok(took) => {
             attempt_state.frozen(took);
@@ -121,7 +121,6 @@ fn ghost_limit(news: &News) -> u32 {
 }
 
 struct Attempt<'a, T> {
-    since: Instant,
     held: Option<Instant>,
     hung: Option<RunningDump>,
     report: &'a mut SourceReport,

@@ -107,7 +107,7 @@ async fn a_source_that_gives_up_is_believed() {
 
 #[tokio::test]
 async fn a_connection_that_ends_in_the_middle_is_an_error() {
-    let mut wire = wire(u64::MAX);
+    let wire = wire(u64::MAX);
     say(&wire, FromSource::RoundBegin { round: 0, last: true }).await;
     say(&wire, FromSource::FileBegin { part: image("a") }).await;
     let Wire { source, mut target, mut landing, .. } = {
@@ -118,7 +118,7 @@ async fn a_connection_that_ends_in_the_middle_is_an_error() {
     assert!(matches!(landing.round(&mut target).await, Err(ReceiveError::Link(LinkError::Closed))));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn silence_is_noticed() {
     // A peer that holds the connection and says nothing, not even that it is there.
     let (near, _far) = tokio::io::duplex(64);
@@ -126,13 +126,13 @@ async fn silence_is_noticed() {
     assert!(matches!(receiver.next().await, Err(LinkError::Silent)));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_peer_with_nothing_to_say_is_not_taken_for_lost() {
     let (near, far) = tokio::io::duplex(1 << 10);
     let (sender, mut receiver) = link::open::<_, FromTarget, FromSource>(near);
     let (peer, _from) = link::open::<_, FromSource, FromTarget>(far);
     tokio::spawn(async move {
-        tokio::time::sleep(link::SILENCE * 4).await;
+        tokio::time::sleep(link::SILENCE + link::HEARTBEAT).await;
         peer.say(&FromSource::Abort { message: String::new() }).await.expect("say");
         std::future::pending::<()>().await;
     });
