@@ -7,6 +7,9 @@
 //! writes `status.source`; the target's agent writes `status.target`. `status.owner` alone has several writers, which
 //! is why it is only ever written by a compare-and-swap ([`migration::Owner`]).
 
+// Each printer column is an attribute of its own, and two of one type look alike to this lint.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod migration;
 pub mod names;
 pub mod node_maintenance;

@@ -1,6 +1,7 @@
 //! When to look at which Migration: on any change of it, of its pods, of its nodes and of what asked for it.
 
 use super::{Context, drive};
+use crate::causes::chain;
 use crate::moves;
 use crate::node::CordonChanges;
 use crate::pod::seen::annotation;
@@ -10,7 +11,6 @@ use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{Controller, watcher};
 use kube::{Api, ResourceExt};
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 use tideover_crds::{Migration, MigrationReason, NodeMaintenance, names};
@@ -47,13 +47,7 @@ async fn reconcile(migration: Arc<Migration>, context: Arc<Context>) -> Result<A
 }
 
 fn retry(migration: Arc<Migration>, error: &drive::DriveError, _: Arc<Context>) -> Action {
-    let mut why = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        why = format!("{why}: {source}");
-        cause = source.source();
-    }
-    warn!(namespace = migration.namespace(), name = migration.name_any(), why, "trying again");
+    warn!(namespace = migration.namespace(), name = migration.name_any(), error = chain(error), "trying again");
     Action::requeue(RETRY)
 }
 

@@ -9,6 +9,8 @@ mod observe;
 mod status_patch;
 
 pub use controller::run;
+pub use observe::ObserveError;
+pub(crate) use observe::claim_modes;
 pub use status_patch::status_patch;
 
 use crate::settings::Settings;

@@ -34,7 +34,7 @@ pub fn status_patch(observed: &Migration, status: &MigrationStatus) -> Result<Pa
             operations.push(add(&["status"], Value::Object(Map::new())));
         }
     }
-    let ours = |field: &str| !AGENTS.contains(&field) && !(accepted && field == "owner");
+    let ours = |field: &str| !(AGENTS.contains(&field) || accepted && field == "owner");
     for (field, value) in new.iter().filter(|(field, value)| ours(field) && old.get(*field) != Some(*value)) {
         operations.push(add(&["status", field], value.clone()));
     }

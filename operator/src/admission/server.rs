@@ -1,0 +1,122 @@
+//! TLS and HTTP around the webhooks, with bounds on how many connections there are and how long they may take.
+
+use crate::certificates::ServingCertificate;
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use rustls::crypto::ring::default_provider;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+/// The most connections at a time; API servers keep a few open each.
+const CONNECTIONS: usize = 256;
+
+/// How long a handshake, or the head of a request, may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long connections get to end when the process stops.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Pause after a failure to accept: it is not the connection's fault but a shortage of the process's.
+const SHORTAGE: Duration = Duration::from_millis(100);
+
+/// Why the webhooks can't be served.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The address is not free.
+    #[error("listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// TLS can't be set up.
+    #[error("set TLS up")]
+    Tls(#[source] rustls::Error),
+}
+
+/// Serves `router` until `stop`, then lets what is under way end.
+///
+/// # Errors
+/// As [`ServeError`] says; a connection that fails is only its own.
+pub async fn serve(
+    address: SocketAddr,
+    certificate: Arc<ServingCertificate>,
+    router: Router,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(ServeError::Tls)?
+        .with_no_client_auth()
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })?;
+    info!(%address, "webhooks are served");
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match (accepted, room.clone().try_acquire_owned()) {
+            (Ok((stream, _)), Ok(place)) => {
+                let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
+                connections.spawn(async move {
+                    connection(stream, acceptor, router, stop).await;
+                    drop(place);
+                });
+            }
+            (Ok((_, peer)), Err(_)) => warn!(%peer, "too many connections: one is closed"),
+            (Err(error), _) => {
+                warn!(%error, "accepting a connection");
+                sleep(SHORTAGE).await;
+            }
+        }
+    }
+    connections.close();
+    if timeout(FAREWELL, connections.wait()).await.is_err() {
+        warn!("connections were cut off");
+    }
+    Ok(())
+}
+
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router, stop: CancellationToken) {
+    let stream = match timeout(PATIENCE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return debug!(%error, "a TLS handshake failed"),
+        Err(_) => return debug!("a TLS handshake took too long"),
+    };
+    let service = TowerToHyperService::new(router);
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection ended badly");
+    }
+}

@@ -1,0 +1,17 @@
+//! Certificates: the authority that the operator makes once, the webhooks' certificate, and the agents'.
+
+mod agents;
+mod authority;
+mod publish;
+mod request;
+mod serving;
+mod store;
+
+pub use agents::sign_for_agents;
+pub use authority::{Authority, CertificateError};
+pub use publish::keep_published;
+pub use serving::ServingCertificate;
+pub use store::{StoreError, load_or_make};
+
+/// Name of the Secret and of the ConfigMap.
+pub const CA: &str = "tideover-ca";

@@ -1,0 +1,131 @@
+//! The status of a ProtectedWorkload. Pure.
+
+use crate::condition::{self, Says};
+use crate::pod::obstacles::{ClaimModes, obstacles};
+use crate::pod::seen;
+use crate::policy;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use tideover_crds::{PodProtection, ProtectedWorkload, ProtectedWorkloadStatus, names};
+
+/// The most pods that are listed.
+const LISTED: usize = 100;
+
+/// `True` where every selected pod can be moved.
+const PROTECTED: &str = "Protected";
+
+/// What is known about one pod.
+pub(super) fn pod_protection(pod: &Pod, claims: &ClaimModes) -> PodProtection {
+    let obstacles = obstacles(pod, claims);
+    let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+    PodProtection {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        node: seen::node(pod).map(str::to_owned),
+        movable: obstacles.is_empty(),
+        obstacles,
+        under_shim: class == Some(names::RUNTIME_CLASS),
+    }
+}
+
+/// The status of `workload` with these pods; one that could not be computed, for the reason given, protects nothing.
+pub(super) fn status(
+    workload: &ProtectedWorkload,
+    pods: Result<Vec<PodProtection>, String>,
+    now: Timestamp,
+) -> ProtectedWorkloadStatus {
+    let mut conditions = workload.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+    let generation = workload.metadata.generation;
+    let (pods, (holds, reason, message)) = match pods {
+        Ok(pods) => {
+            let verdict = verdict(workload, &pods);
+            (pods, verdict)
+        }
+        Err(why) => (Vec::new(), (false, "InvalidSelector".to_owned(), why)),
+    };
+    let says = Says { holds, reason: &reason, message: &message };
+    condition::set(&mut conditions, PROTECTED, &says, generation, now);
+    let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+    ProtectedWorkloadStatus {
+        observed_generation: generation,
+        conditions,
+        selected: count(pods.len()),
+        movable: count(pods.iter().filter(|pod| pod.movable).count()),
+        pods: pods.into_iter().take(LISTED).collect(),
+    }
+}
+
+fn verdict(workload: &ProtectedWorkload, pods: &[PodProtection]) -> (bool, String, String) {
+    if !policy::moves(workload) {
+        return (true, "Ignored".into(), "the policy leaves its pods to Kubernetes".into());
+    }
+    let told = |reason: &str, message: String| (false, reason.to_owned(), message);
+    match pods.iter().find(|pod| !pod.movable) {
+        Some(pod) => {
+            let first = pod.obstacles.first();
+            let reason = first.map_or_else(|| "NotMovable".to_owned(), |obstacle| format!("{:?}", obstacle.reason));
+            let why = first.map(|obstacle| obstacle.message.as_str()).unwrap_or("the reason is not known");
+            told(&reason, format!("the pod {} can't be moved: {why}", pod.name))
+        }
+        None if pods.is_empty() => told("NoPods", "the selector selects no pod".to_owned()),
+        None => (true, "AllMovable".into(), format!("{} of {} pods can be moved", pods.len(), pods.len())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use tideover_crds::{Obstacle, ObstacleReason};
+
+    fn workload(action: &str) -> ProtectedWorkload {
+        let spec: Value =
+            json!({ "selector": { "matchLabels": { "app": "x" } }, "onMaintenance": { "action": action } });
+        serde_json::from_value(json!({
+            "apiVersion": "tideover.dev/v1alpha1", "kind": "ProtectedWorkload", "metadata": { "name": "w" }, "spec": spec,
+        }))
+        .expect("a policy")
+    }
+
+    fn pod(name: &str, obstacle: Option<&str>) -> PodProtection {
+        let obstacles = obstacle.map(|message| Obstacle { reason: ObstacleReason::Terminal, message: message.into() });
+        PodProtection {
+            name: name.into(),
+            uid: "u".into(),
+            node: None,
+            movable: obstacles.is_none(),
+            obstacles: obstacles.into_iter().collect(),
+            under_shim: true,
+        }
+    }
+
+    #[track_caller]
+    fn check(action: &str, pods: Vec<PodProtection>, status_: &str, reason: &str, message: &str) {
+        let now = Timestamp::from_second(1).expect("a time");
+        let told = status(&workload(action), Ok(pods), now).conditions.remove(0);
+        assert_eq!((&*told.status, &*told.reason, &*told.message), (status_, reason, message));
+    }
+
+    #[test]
+    fn a_workload_whose_pods_can_all_be_moved_is_protected() {
+        check("Migrate", vec![pod("p", None)], "True", "AllMovable", "1 of 1 pods can be moved");
+    }
+
+    #[test]
+    fn the_first_obstacle_is_the_reason() {
+        let pods = vec![pod("p", None), pod("q", Some("tty is true"))];
+        check("Migrate", pods, "False", "Terminal", "the pod q can't be moved: tty is true");
+    }
+
+    #[test]
+    fn nothing_to_protect_is_no_protection() {
+        check("Migrate", Vec::new(), "False", "NoPods", "the selector selects no pod");
+    }
+
+    #[test]
+    fn what_is_left_to_kubernetes_is_as_was_asked_for() {
+        let message = "the policy leaves its pods to Kubernetes";
+        check("Ignore", vec![pod("q", Some("tty is true"))], "True", "Ignored", message);
+    }
+}
