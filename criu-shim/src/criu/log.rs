@@ -19,6 +19,15 @@ pub fn last_errors(log: &Path, count: usize) -> Vec<String> {
     read_tail(log).map(|tail| errors_in(&String::from_utf8_lossy(&tail), count)).unwrap_or_default()
 }
 
+/// CRIU's own first error, unless it is one that it reports of success too.
+pub fn first_error(message: Option<&str>) -> Option<String> {
+    message.map(str::trim).filter(|message| !message.is_empty() && !is_noise(message)).map(str::to_owned)
+}
+
+fn is_noise(line: &str) -> bool {
+    NOISE.iter().any(|noise| line.contains(noise))
+}
+
 fn read_tail(log: &Path) -> std::io::Result<Vec<u8>> {
     let mut file = File::open(log)?;
     let length = file.metadata()?.len();
@@ -29,7 +38,7 @@ fn read_tail(log: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 fn errors_in(log: &str, count: usize) -> Vec<String> {
-    let errors = log.lines().filter(|line| line.contains("Error (") && !NOISE.iter().any(|noise| line.contains(noise)));
+    let errors = log.lines().filter(|line| line.contains("Error (") && !is_noise(line));
     let mut last: Vec<String> = errors
         .rev()
         .take(count)
@@ -53,6 +62,14 @@ mod tests {
 (00.000500) Error (criu/c.c:40): third
 ";
         assert_eq!(errors_in(log, 2), ["Error (criu/b.c:20): second", "Error (criu/c.c:40): third"]);
+    }
+
+    #[test]
+    fn a_first_error_that_says_nothing_is_none() {
+        assert_eq!(first_error(Some("Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self\n")), None);
+        assert_eq!(first_error(Some("Error (criu/x.c:1): why\n")).as_deref(), Some("Error (criu/x.c:1): why"));
+        assert_eq!(first_error(Some(" ")), None);
+        assert_eq!(first_error(None), None);
     }
 
     #[test]

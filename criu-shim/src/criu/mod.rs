@@ -28,7 +28,7 @@ pub mod wire;
 pub use bundle::Bundle;
 pub use dump::{DumpOptions, DumpRequest};
 pub use error::CriuError;
-pub use log::last_errors;
+pub use log::{first_error, last_errors};
 pub use place::{Place, own_cgroups};
 pub use process::ProcessId;
 pub use program::CriuProgram;

@@ -2,7 +2,7 @@
 
 use super::dump::{LOG_FILE, resolve_in_container};
 use super::rpc::{Features, Request, RequestType, Response};
-use super::{CriuError, CriuProgram, DumpRequest, Place, ProcessId, last_errors, mounts, spawn};
+use super::{CriuError, CriuProgram, DumpRequest, Place, ProcessId, first_error, last_errors, mounts, spawn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
@@ -224,8 +224,7 @@ impl RunningDump {
         let status = self.swrk.finish()?;
         if !response.success || response.r#type != i32::from(RequestType::Dump) {
             let log = self.explain();
-            let first =
-                response.cr_errmsg.map(|message| message.trim().to_owned()).filter(|message| !message.is_empty());
+            let first = first_error(response.cr_errmsg.as_deref());
             let message = first.or_else(|| log.first().cloned()).unwrap_or_else(|| "no reason given".to_owned());
             return Err(CriuError::Dump { message, errno: response.cr_errno.unwrap_or(0), log });
         }

@@ -7,7 +7,7 @@ use super::request::{self, Directories, RequestError, RestoreRequest};
 use super::state::{Act, Event, State};
 use super::take;
 use crate::criu::rpc::{Request, RequestType, Response};
-use crate::criu::{CriuProgram, last_errors};
+use crate::criu::{CriuProgram, first_error, last_errors};
 use crate::local::{FromRelay, SILENCE, SOCKET, TOKEN_ENV};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -247,7 +247,7 @@ impl Relay {
     fn explain(&self, reason: &str) -> String {
         let mut parts = vec![reason.to_owned()];
         if let Some(answer) = &self.answer {
-            parts.extend(answer.cr_errmsg.as_ref().map(|message| message.trim().to_owned()));
+            parts.extend(first_error(answer.cr_errmsg.as_deref()));
             parts.extend(answer.cr_errno.filter(|errno| *errno != 0).map(|errno| format!("errno {errno}")));
         }
         parts.extend(self.log.iter().flat_map(|log| last_errors(log, LOG_LINES)));
