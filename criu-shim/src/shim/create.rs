@@ -4,12 +4,10 @@ use super::ask::{Answer, Restore, ask};
 use super::bundle::{self, PrepareError};
 use super::cli::Create;
 use super::marker::Markers;
-use super::runtime::Runtime;
+use super::runtime::{Runtime, exit_code};
 use crate::local::{ContainerType, INSTALL_ROOT, SOCKET, TOKEN_ENV};
 use std::ffi::{OsStr, OsString};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use thiserror::Error;
 
 /// Why a container was not created.
@@ -101,10 +99,6 @@ fn relay_first(path: Option<&OsStr>) -> OsString {
     relay
 }
 
-fn exit_code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,11 +127,5 @@ mod tests {
     fn the_relay_is_first_on_path() {
         assert_eq!(relay_first(Some(OsStr::new("/bin"))), "/opt/tideover/relay:/bin");
         assert_eq!(relay_first(None), "/opt/tideover/relay");
-    }
-
-    #[test]
-    fn a_signal_shows_in_the_exit_code() {
-        assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
-        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
     }
 }

@@ -10,6 +10,7 @@ mod ask;
 mod bundle;
 mod cli;
 mod create;
+mod delete;
 mod log;
 mod marker;
 mod run;

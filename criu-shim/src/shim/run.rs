@@ -2,6 +2,7 @@
 
 use super::cli::{self, Command};
 use super::create::{self, Created};
+use super::delete::{self, Deleted};
 use super::log;
 use super::marker::Markers;
 use super::runtime::Runtime;
@@ -25,13 +26,12 @@ pub fn main() -> ExitCode {
         },
         // The processes of a restored container run since `create`.
         Command::Start(id) if Markers::of_node().is_set(&id) => ExitCode::SUCCESS,
-        Command::Delete(id) if Markers::of_node().is_set(&id) => {
-            if let Err(error) = Markers::of_node().clear(&id) {
-                return fail(None, &error);
-            }
-            hand_over(&runtime, &arguments)
-        }
-        Command::Start(_) | Command::Delete(_) | Command::Other => hand_over(&runtime, &arguments),
+        Command::Delete(id) => match delete::delete(&runtime, &id, &arguments) {
+            Ok(Deleted::HandOver) => hand_over(&runtime, &arguments),
+            Ok(Deleted::Done(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+            Err(error) => fail(None, &error),
+        },
+        Command::Start(_) | Command::Other => hand_over(&runtime, &arguments),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use thiserror::Error;
 
 /// Runtimes that will do, the preferred one first.
@@ -50,6 +50,11 @@ impl Runtime {
     }
 }
 
+/// The exit code that passes an exit on: the code itself, or 128 + the number of the signal.
+pub(super) fn exit_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+}
+
 fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
@@ -75,5 +80,11 @@ mod tests {
         assert_eq!(Runtime::find(Some(&path)).unwrap().program, b.join("runc"));
         assert_eq!(Runtime::find(Some(a.as_os_str())).unwrap().program, a.join("crun"));
         assert_eq!(Runtime::find(Some(OsStr::new("/nowhere"))), Err(NoRuntime));
+    }
+
+    #[test]
+    fn a_signal_shows_in_the_exit_code() {
+        assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
     }
 }

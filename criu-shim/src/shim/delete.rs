@@ -1,0 +1,49 @@
+//! `delete`: the mark of a restored container goes with it, and the shim with the last container of a node that Tideover
+//! was taken off.
+
+use super::marker::Markers;
+use super::runtime::{Runtime, exit_code};
+use crate::agent::install::{InstallError, remove_if_last};
+use crate::local::INSTALL_ROOT;
+use std::ffi::OsString;
+use std::path::Path;
+use thiserror::Error;
+
+/// Left behind by the agent when it was uninstalled while containers still ran under the shim.
+const UNINSTALLED: &str = "uninstalled";
+
+/// Why a container was not deleted.
+#[derive(Debug, Error)]
+pub(super) enum DeleteError {
+    /// The marker is still there.
+    #[error("clear the mark of a restored container")]
+    Marker(#[source] std::io::Error),
+    /// The runtime could not be executed.
+    #[error("execute the container runtime")]
+    Execute(#[source] std::io::Error),
+    /// The container is deleted; the shim is not.
+    #[error("remove Tideover after the last container")]
+    Remove(#[source] InstallError),
+}
+
+/// How a `delete` ended in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deleted {
+    /// Go on as the runtime.
+    HandOver,
+    /// The runtime has ended with this code.
+    Done(i32),
+}
+
+/// Clears the mark; where Tideover was uninstalled, also deletes and cleans up.
+pub(super) fn delete(runtime: &Runtime, id: &str, arguments: &[OsString]) -> Result<Deleted, DeleteError> {
+    Markers::of_node().clear(id).map_err(DeleteError::Marker)?;
+    if !Path::new(INSTALL_ROOT).join(UNINSTALLED).exists() {
+        return Ok(Deleted::HandOver);
+    }
+    let status = runtime.command(arguments).status().map_err(DeleteError::Execute)?;
+    if status.success() {
+        remove_if_last().map_err(DeleteError::Remove)?;
+    }
+    Ok(Deleted::Done(exit_code(status)))
+}
