@@ -16,6 +16,8 @@ use crate::tree::{self, Tree};
 pub const HOME: &str = "/opt/tideover/criu";
 
 const PROGRAM: &str = "/usr/sbin/criu";
+/// What the preload for CRIU needs beyond CRIU's own libraries.
+const PRELOAD_LIBRARY: &str = "libgcc_s.so.1";
 /// Changes when the packing does.
 const RECIPE: &str = include_str!("criu.rs");
 
@@ -62,7 +64,10 @@ pub fn ensure(cache: &Cache, tree: &Tree) -> Result<PathBuf, CriuError> {
 fn pack(tree: &Path, target: &Path) -> Result<(), CriuError> {
     let directory = target.join("lib");
     fs::create_dir_all(&directory).map_err(|source| CriuError::Copy { path: directory.clone(), source })?;
-    let libraries = libraries::of_program(tree, PROGRAM).map_err(CriuError::Libraries)?;
+    let mut libraries = libraries::of_program(tree, PROGRAM).map_err(CriuError::Libraries)?;
+    // Beside the C library, wherever the tree's architecture keeps that.
+    let beside = libraries.iter().find(|path| path.ends_with("libc.so.6")).and_then(|path| path.parent());
+    libraries.extend(beside.map(|directory| directory.join(PRELOAD_LIBRARY)));
     for library in &libraries {
         let name = library.file_name().unwrap_or_default();
         copy(&tree::resolve(tree, library), &directory.join(name))?;
