@@ -34,6 +34,9 @@ pub struct Settings {
     /// Moves that may be under way at a time away from one node.
     #[arg(long, default_value_t = 2)]
     pub max_outbound: usize,
+    /// Namespaces that the webhooks never see, separated by commas; the operator's own is one of them in any case.
+    #[arg(long, value_delimiter = ',', default_value = "kube-system")]
+    pub excluded_namespaces: Vec<String>,
     /// Where the webhooks are served, with TLS.
     #[arg(long, default_value = "0.0.0.0:9443")]
     pub webhook_address: SocketAddr,
@@ -53,6 +56,11 @@ impl Settings {
         self.user(self.agent_service_account.as_ref(), "tideover-agent")
     }
 
+    /// True of a namespace in which no pod can be moved, because admission would not know the replacement.
+    pub fn excludes(&self, namespace: &str) -> bool {
+        namespace == self.namespace || self.excluded_namespaces.iter().any(|excluded| excluded == namespace)
+    }
+
     fn user(&self, given: Option<&String>, account: &str) -> String {
         given.cloned().unwrap_or_else(|| format!("system:serviceaccount:{}:{account}", self.namespace))
     }
@@ -61,6 +69,14 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn its_own_namespace_is_excluded_in_any_case() {
+        let settings =
+            Settings::parse_from(["x", "--namespace", "tide", "--identity", "a", "--excluded-namespaces", "b,c"]);
+        assert!(["tide", "b", "c"].iter().all(|namespace| settings.excludes(namespace)));
+        assert!(!settings.excludes("kube-system"));
+    }
 
     #[test]
     fn users_follow_from_the_namespace() {

@@ -62,6 +62,7 @@ pub(super) async fn observe(context: &Context, namespace: &str, name: &str) -> R
         policy: if pending { selecting_policy(client, namespace, pod.as_ref()).await? } else { None },
         reason_stands: reason_stands(client, &migration, source_node, from.as_deref()).await?,
         room: if pending { room(context, from.as_deref()).await? } else { unlimited() },
+        excluded: context.settings.excludes(namespace),
         refused: None,
         migration,
     }))

@@ -43,6 +43,21 @@ pub fn again(pod: &Pod) -> Value {
     serde_json::to_value(fresh).unwrap_or(Value::Null)
 }
 
+/// The pod that the controller of `pod` would make in its place, as far as admission can tell.
+///
+/// # Errors
+/// Where the object can't be read back.
+pub fn trial(pod: &Pod) -> Result<Pod, serde_json::Error> {
+    let mut trial: Pod = serde_json::from_value(again(pod))?;
+    let name = trial.metadata.name.take().unwrap_or_default();
+    trial.metadata.generate_name = Some(format!("{}-", name.chars().take(GENERATE_NAME_MAX).collect::<String>()));
+    trial.metadata.owner_references = pod.metadata.owner_references.clone();
+    Ok(trial)
+}
+
+/// The most of a name that goes before what the API server generates.
+const GENERATE_NAME_MAX: usize = 56;
+
 /// The spec without the pin of an earlier move.
 pub fn free_spec(pod: &Pod) -> PodSpec {
     let mut spec = pod.spec.clone().unwrap_or_default();

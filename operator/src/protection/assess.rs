@@ -15,6 +15,15 @@ const LISTED: usize = 100;
 /// `True` where every selected pod can be moved.
 const PROTECTED: &str = "Protected";
 
+/// Why a policy can protect nothing.
+#[derive(Debug)]
+pub(super) struct Unusable {
+    /// CamelCase.
+    pub(super) reason: &'static str,
+    /// One sentence.
+    pub(super) message: String,
+}
+
 /// What is known about one pod.
 pub(super) fn pod_protection(pod: &Pod, claims: &ClaimModes) -> PodProtection {
     let obstacles = obstacles(pod, claims);
@@ -29,10 +38,10 @@ pub(super) fn pod_protection(pod: &Pod, claims: &ClaimModes) -> PodProtection {
     }
 }
 
-/// The status of `workload` with these pods; one that could not be computed, for the reason given, protects nothing.
+/// The status of `workload` with these pods; where there is a reason why nothing can be protected, with that.
 pub(super) fn status(
     workload: &ProtectedWorkload,
-    pods: Result<Vec<PodProtection>, String>,
+    pods: Result<Vec<PodProtection>, Unusable>,
     now: Timestamp,
 ) -> ProtectedWorkloadStatus {
     let mut conditions = workload.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
@@ -42,7 +51,7 @@ pub(super) fn status(
             let verdict = verdict(workload, &pods);
             (pods, verdict)
         }
-        Err(why) => (Vec::new(), (false, "InvalidSelector".to_owned(), why)),
+        Err(why) => (Vec::new(), (false, why.reason.to_owned(), why.message)),
     };
     let says = Says { holds, reason: &reason, message: &message };
     condition::set(&mut conditions, PROTECTED, &says, generation, now);

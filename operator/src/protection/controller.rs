@@ -1,6 +1,6 @@
 //! Looks at a ProtectedWorkload on any change of it, of its namespace's pods, and of a node's cordon.
 
-use super::assess;
+use super::assess::{self, Unusable};
 use crate::begin::{BeginError, begin};
 use crate::causes::chain;
 use crate::migration::{Context, ObserveError, claim_modes};
@@ -11,6 +11,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::core::Selector;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
@@ -91,8 +92,8 @@ async fn reconcile(workload: Arc<ProtectedWorkload>, context: Arc<Context>) -> R
     let client = &context.client;
     let namespace = workload.namespace().unwrap_or_default();
     let now = Timestamp::now();
-    let status = match policy::selector(&workload) {
-        Err(error) => assess::status(&workload, Err(format!("the selector can't be used: {error}")), now),
+    let status = match usable(&workload, &context, &namespace) {
+        Err(unusable) => assess::status(&workload, Err(unusable), now),
         Ok(selector) => {
             let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
             let all = api.list(&ListParams::default().labels_from(&selector)).await.map_err(read("the pods"))?;
@@ -110,6 +111,18 @@ async fn reconcile(workload: Arc<ProtectedWorkload>, context: Arc<Context>) -> R
         written.map_err(|error| ProtectError::Status(Box::new(error)))?;
     }
     Ok(Action::requeue(REFRESH))
+}
+
+/// The selector of a policy that can protect something.
+fn usable(workload: &ProtectedWorkload, context: &Context, namespace: &str) -> Result<Selector, Unusable> {
+    if context.settings.excludes(namespace) {
+        let message = format!("the namespace {namespace} is excluded from Tideover");
+        return Err(Unusable { reason: "NamespaceExcluded", message });
+    }
+    policy::selector(workload).map_err(|error| Unusable {
+        reason: "InvalidSelector",
+        message: format!("the selector can't be used: {error}"),
+    })
 }
 
 /// The pods that count: not those that hold room, nor those that are going or gone.

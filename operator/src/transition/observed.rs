@@ -23,7 +23,9 @@ pub struct Observed {
     pub reason_stands: bool,
     /// How much may be under way.
     pub room: Room,
-    /// What the API server answered when it refused to make the reservation pod.
+    /// The namespace is one that admission never sees: a replacement there would be an ordinary pod.
+    pub excluded: bool,
+    /// What the API server answered when it refused the reservation, or the replacement on trial.
     pub refused: Option<String>,
 }
 

@@ -17,6 +17,11 @@ pub(super) fn examine(step: &mut Step<'_>) {
     if step.is_deleted() {
         return step.end(Phase::Cancelled, "the Migration was deleted before anything was done");
     }
+    if step.observed.excluded {
+        let namespace = step.migration().metadata.namespace.as_deref().unwrap_or_default();
+        let message = format!("the namespace {namespace} is excluded from Tideover");
+        return refuse(step, FailureReason::NotMovable, message);
+    }
     let name = step.migration().spec.pod.name.clone();
     let Some(source) = &step.observed.source else {
         return refuse(step, FailureReason::NotMovable, format!("there is no pod {name}"));

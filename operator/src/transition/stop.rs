@@ -83,6 +83,9 @@ fn lost_reservation(step: &Step<'_>) -> Option<Failure> {
 
 fn lost_replacement(step: &Step<'_>) -> Option<Failure> {
     let failure = |message| Some(Failure { reason: FailureReason::ReplacementMissing, message, retryable: true });
+    if let Some(why) = &step.observed.refused {
+        return failure(format!("the replacement would not come up: {why}"));
+    }
     let recorded = step.status.replacement.as_ref()?;
     match step.replacement() {
         None => failure(format!("the replacement {} was deleted", recorded.name)),

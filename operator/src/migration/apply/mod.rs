@@ -9,6 +9,7 @@ mod owner;
 mod replacement;
 mod replica_set;
 mod reservation;
+mod trial;
 
 use super::Context;
 use crate::pod::manifest::ManifestError;
@@ -70,7 +71,11 @@ pub(super) async fn apply(context: &Context, migration: &Migration, action: &Act
             delete::delete(&pods(context, migration), name, uid, *grace_seconds).await
         }
         Action::TakeOutOfReplicaSet { name, uid, hash } => {
-            replica_set::take_out(&pods(context, migration), name, uid, hash).await
+            let pods = pods(context, migration);
+            match trial::replacement(&pods, migration, name, uid).await? {
+                Outcome::Done => replica_set::take_out(&pods, name, uid, hash).await,
+                otherwise => Ok(otherwise),
+            }
         }
         Action::PutBackIntoReplicaSet { name, uid, hash } => {
             replica_set::put_back(&pods(context, migration), name, uid, hash).await

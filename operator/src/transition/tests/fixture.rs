@@ -87,6 +87,7 @@ impl Scene {
             policy: None,
             reason_stands: true,
             room: Room { active: 0, max_active: 5, outbound: 0, max_outbound: 2 },
+            excluded: false,
             refused: None,
         };
         Self { observed, now: Timestamp::from_second(1_000_000).expect("a time") }

@@ -80,6 +80,12 @@ fn another_pod_of_the_same_name_is_refused() {
 }
 
 #[test]
+fn where_admission_does_not_look_nothing_is_moved() {
+    let scene = Scene::new().with(|scene| scene.observed.excluded = true);
+    scene.decide().phase(Phase::Failed).says("the namespace ns is excluded from Tideover");
+}
+
+#[test]
 fn a_pod_that_does_not_exist_is_refused() {
     Scene::new().source_gone().decide().phase(Phase::Failed).says("there is no pod p");
 }
@@ -224,6 +230,16 @@ fn a_replacement_that_is_deleted_before_the_freeze_ends_the_attempt() {
         scene.observed.replacements.clear();
     });
     scene.decide().does(&["abort 1 for a at 0"]).failed_with(FailureReason::ReplacementMissing);
+}
+
+#[test]
+fn a_replacement_that_would_not_be_pinned_ends_the_attempt_before_the_source_is_touched() {
+    let scene = Scene::new().at(Phase::Handover).with(|scene| {
+        scene.observed.reservation = None;
+        scene.observed.refused = Some("admission does not pin it".into());
+    });
+    let told = scene.decide().does(&["abort 1 for a at 0"]).failed_with(FailureReason::ReplacementMissing);
+    told.says("giving up attempt 1: the replacement would not come up: admission does not pin it");
 }
 
 #[test]
