@@ -103,6 +103,16 @@ pub struct Linux {
     pub namespaces: Vec<Namespace>,
     /// Paths that the container must not see.
     pub masked_paths: Vec<PathBuf>,
+    /// Devices beyond the default ones.
+    pub devices: Vec<Device>,
+}
+
+/// An entry of `linux.devices`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Device {
+    /// Where it is in the container.
+    pub path: PathBuf,
 }
 
 /// An entry of `linux.namespaces`.

@@ -2,10 +2,12 @@
 
 use super::bundle::Bundle;
 use super::mounts::{self, Mount};
+use super::prepared::{self, Entry, Kind};
 use super::rpc::{CgroupMode, ExternalMount, NetworkLock, Options};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Name of CRIU's log in the work directory of a dump.
@@ -55,15 +57,18 @@ impl Default for DumpOptions {
 }
 
 impl DumpRequest {
-    /// CRIU's options, given the container's mounts. Pure but for `resolve` (see [`mounts::external`]).
+    /// CRIU's options, given the container's mounts. Pure but for `resolve` (see [`mounts::external`]) and `look` (see
+    /// [`prepared::external`]).
     pub(super) fn options(
         &self,
         images: &OwnedFd,
         work: &OwnedFd,
         mounts: &[Mount],
         resolve: impl Fn(&Path) -> Option<PathBuf>,
+        look: impl Fn(&Path) -> Option<Vec<Entry>>,
     ) -> Options {
         let mut ext_mnt = mounts::external(&self.bundle.spec, mounts, resolve);
+        ext_mnt.extend(prepared::external(&self.bundle.spec, mounts, look));
         ext_mnt.extend(self.options.external_mounts.iter().map(|(mount_point, name)| ExternalMount {
             key: mount_point.to_string_lossy().into_owned(),
             val: name.clone(),
@@ -113,6 +118,35 @@ pub(super) fn resolve_in_container(pid: i32, path: &Path) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()
 }
 
+/// Lists a directory of process `pid`; none where it can't be read or holds more than any that is left out of a dump.
+pub(super) fn look_in_container(pid: i32, path: &Path) -> Option<Vec<Entry>> {
+    const MOST: usize = 100;
+    let inside = PathBuf::from(format!("/proc/{pid}/root")).join(path.strip_prefix("/").unwrap_or(path));
+    let entries: Vec<Entry> = std::fs::read_dir(inside)
+        .ok()?
+        .take(MOST)
+        .map(|entry| {
+            let entry = entry.ok()?;
+            Some(Entry { name: entry.file_name().into_string().ok()?, kind: kind(&entry)? })
+        })
+        .collect::<Option<_>>()?;
+    (entries.len() < MOST).then_some(entries)
+}
+
+fn kind(entry: &std::fs::DirEntry) -> Option<Kind> {
+    let file_type = entry.file_type().ok()?;
+    Some(if file_type.is_dir() {
+        Kind::Directory
+    } else if file_type.is_symlink() {
+        Kind::Link(std::fs::read_link(entry.path()).ok()?)
+    } else if file_type.is_char_device() {
+        let device = entry.metadata().ok()?.rdev();
+        Kind::Device { major: rustix::fs::major(device), minor: rustix::fs::minor(device) }
+    } else {
+        Kind::Other
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,7 +164,7 @@ mod tests {
 
     fn options(request: &DumpRequest) -> Options {
         let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        request.options(&null(), &null(), &[], |_| None)
+        request.options(&null(), &null(), &[], |_| None, |_| None)
     }
 
     #[test]

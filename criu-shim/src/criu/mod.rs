@@ -17,6 +17,7 @@ pub mod mend;
 pub mod mounts;
 mod place;
 pub mod preflight;
+pub mod prepared;
 mod process;
 mod program;
 pub mod rpc;

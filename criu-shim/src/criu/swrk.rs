@@ -1,6 +1,6 @@
 //! `criu swrk`: one CRIU process that serves one client over a SOCK_SEQPACKET pair.
 
-use super::dump::{LOG_FILE, resolve_in_container};
+use super::dump::{LOG_FILE, look_in_container, resolve_in_container};
 use super::rpc::{Features, Request, RequestType, Response};
 use super::{CriuError, CriuProgram, DumpRequest, Place, ProcessId, first_error, last_errors, mounts, spawn};
 use nix::errno::Errno;
@@ -143,8 +143,13 @@ impl WarmCriu {
         let work = open_directory(&request.work_dir)?;
         let mountinfo = std::fs::read_to_string(format!("/proc/{}/mountinfo", request.pid))
             .map_err(|source| CriuError::Mounts { pid: request.pid, source })?;
-        let opts =
-            request.options(&images, &work, &mounts::parse(&mountinfo), |path| resolve_in_container(request.pid, path));
+        let opts = request.options(
+            &images,
+            &work,
+            &mounts::parse(&mountinfo),
+            |path| resolve_in_container(request.pid, path),
+            |path| look_in_container(request.pid, path),
+        );
         let begin = Instant::now();
         self.swrk.ask(&Request { r#type: RequestType::Dump.into(), opts: Some(opts), ..Default::default() })?;
         Ok(RunningDump {

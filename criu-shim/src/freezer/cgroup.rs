@@ -80,19 +80,25 @@ pub(super) fn freezer_path(mounts: &[Hierarchy], members: &[Membership]) -> Resu
     let v2 =
         || mounts.iter().find(|mount| mount.unified).zip(members.iter().find(|member| member.controllers.is_empty()));
     let (mount, member) = v1.or_else(v2).ok_or(FreezerError::NoFreezer)?;
-    directory(mount, &member.path)
+    mount.directory(&member.path)
 }
 
-fn directory(mount: &Hierarchy, path: &Path) -> Result<PathBuf, FreezerError> {
-    // A path of another cgroup namespace starts with `/..`.
-    if path.components().any(|part| part == Component::ParentDir) {
-        return Err(FreezerError::NotVisible { path: path.to_owned() });
+impl Hierarchy {
+    /// The directory of the cgroup at `path` of this hierarchy.
+    ///
+    /// # Errors
+    /// [`FreezerError::NotOwn`] for the root of what is mounted, [`FreezerError::NotVisible`] for a path outside of it.
+    pub fn directory(&self, path: &Path) -> Result<PathBuf, FreezerError> {
+        // A path of another cgroup namespace starts with `/..`.
+        if path.components().any(|part| part == Component::ParentDir) {
+            return Err(FreezerError::NotVisible { path: path.to_owned() });
+        }
+        let inside = path.strip_prefix(&self.root).map_err(|_| FreezerError::NotVisible { path: path.to_owned() })?;
+        if inside.as_os_str().is_empty() {
+            return Err(FreezerError::NotOwn { path: path.to_owned() });
+        }
+        Ok(self.mount_point.join(inside))
     }
-    let inside = path.strip_prefix(&mount.root).map_err(|_| FreezerError::NotVisible { path: path.to_owned() })?;
-    if inside.as_os_str().is_empty() {
-        return Err(FreezerError::NotOwn { path: path.to_owned() });
-    }
-    Ok(mount.mount_point.join(inside))
 }
 
 /// The node's hierarchies, from its init process.

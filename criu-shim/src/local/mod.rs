@@ -24,6 +24,9 @@ pub const RESTORED: &str = "/run/tideover/restored";
 /// Environment variable by which the shim tells the relay, through runc, which restore it belongs to.
 pub const TOKEN_ENV: &str = "TIDEOVER_TOKEN";
 
+/// Environment variable by which the shim tells the relay which bundle is restored.
+pub const BUNDLE_ENV: &str = "TIDEOVER_BUNDLE";
+
 /// Where Tideover lives on a node.
 pub const INSTALL_ROOT: &str = "/opt/tideover";
 

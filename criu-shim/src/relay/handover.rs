@@ -1,7 +1,7 @@
 //! Becoming CRIU: one process goes on as the real CRIU, another relays.
 
 use crate::criu::{CriuProgram, own_cgroups};
-use crate::local::TOKEN_ENV;
+use crate::local::{BUNDLE_ENV, TOKEN_ENV};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::waitpid;
@@ -16,7 +16,13 @@ use std::process::Command;
 /// Becomes the real CRIU with these arguments. Returns only if that fails.
 pub(super) fn become_criu(program: &CriuProgram, arguments: &[OsString]) -> Error {
     let (executable, leading) = program.command();
-    Command::new(executable).args(leading).args(arguments).envs(program.environment()).env_remove(TOKEN_ENV).exec()
+    Command::new(executable)
+        .args(leading)
+        .args(arguments)
+        .envs(program.environment())
+        .env_remove(TOKEN_ENV)
+        .env_remove(BUNDLE_ENV)
+        .exec()
 }
 
 /// Enters the namespaces of the new pod, so that CRIU need not be told of them.

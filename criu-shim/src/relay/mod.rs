@@ -10,6 +10,7 @@
 
 mod agent;
 mod handover;
+mod mounts;
 mod pass;
 mod request;
 mod run;

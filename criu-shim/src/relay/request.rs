@@ -7,7 +7,7 @@ use crate::criu::wire::{self, Field, WireError};
 use crate::local::ReleaseOptions;
 use nix::sched::CloneFlags;
 use prost::Message;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Key by which runc hands CRIU the network namespace to join.
@@ -89,6 +89,14 @@ impl RestoreRequest {
     pub fn joined_namespaces(&self) -> Vec<(CloneFlags, PathBuf)> {
         self.messages::<JoinNamespace>(field::JOIN_NS)
             .filter_map(|entry| Some((entered(&entry.ns)?, entry.ns_file.into())))
+            .collect()
+    }
+
+    /// v1 cgroups that runc binds into the container: mount point in the container and path on the node.
+    pub fn cgroup_mounts(&self) -> Vec<(PathBuf, PathBuf)> {
+        self.messages::<ExternalMount>(field::EXT_MNT)
+            .map(|mount| (PathBuf::from(mount.key), PathBuf::from(mount.val)))
+            .filter(|(key, _)| key.parent() == Some(Path::new("/sys/fs/cgroup")))
             .collect()
     }
 

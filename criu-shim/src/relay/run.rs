@@ -2,16 +2,18 @@
 
 use super::agent::AgentLine;
 use super::handover::{self, Side};
+use super::mounts::{self, MountsError};
 use super::pass::{self, Packet};
 use super::request::{self, Directories, RequestError, RestoreRequest};
 use super::state::{Act, Event, State};
 use super::take;
 use crate::criu::rpc::{Request, RequestType, Response};
 use crate::criu::{CriuProgram, first_error, last_errors};
-use crate::local::{FromRelay, SILENCE, SOCKET, TOKEN_ENV};
+use crate::local::{BUNDLE_ENV, FromRelay, SILENCE, SOCKET, TOKEN_ENV};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use prost::Message;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -43,6 +45,10 @@ enum RelayError {
     Split(#[source] std::io::Error),
     #[error("enter the pod's namespaces")]
     Enter(#[source] std::io::Error),
+    #[error("find the container's cgroups")]
+    Cgroups(#[source] std::io::Error),
+    #[error("make mounts for CRIU")]
+    Mounts(#[from] MountsError),
     #[error("execute CRIU")]
     Execute(#[source] std::io::Error),
 }
@@ -52,8 +58,11 @@ pub fn main() -> ExitCode {
     let program = CriuProgram::installed();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let token = std::env::var(TOKEN_ENV).ok().filter(|token| !token.is_empty());
+    let bundle = std::env::var_os(BUNDLE_ENV).map(PathBuf::from);
     let result = match (arguments.as_slice(), token) {
-        ([command, number], Some(token)) if command == "swrk" => swrk(&program, &number.to_string_lossy(), token),
+        ([command, number], Some(token)) if command == "swrk" => {
+            swrk(&program, &number.to_string_lossy(), token, bundle)
+        }
         _ => Err(RelayError::Execute(handover::become_criu(&program, &arguments))),
     };
     match result {
@@ -64,7 +73,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn swrk(program: &CriuProgram, number: &str, token: String) -> Result<(), RelayError> {
+fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathBuf>) -> Result<(), RelayError> {
     let runc = take::named(number).map_err(RelayError::Socket)?;
     let peeked = pass::peek(runc.as_fd()).map_err(RelayError::Receive)?;
     if !peeked.is_some_and(|packet| request::is_restore(&packet.bytes)) {
@@ -81,11 +90,13 @@ fn swrk(program: &CriuProgram, number: &str, token: String) -> Result<(), RelayE
     let ours = take::high(ours).map_err(RelayError::SocketPair)?;
     let theirs = take::inheritable(theirs).map_err(RelayError::SocketPair)?;
 
+    // Before the split, so that the relay can tell the agent what went wrong.
+    let place = prepare(&request, bundle);
+
     match handover::split().map_err(RelayError::Split)? {
         Side::Criu => {
             drop((runc, ours));
-            let network = request.network_namespace().map(take::inherited).transpose().map_err(RelayError::Enter)?;
-            handover::enter(network, &request.joined_namespaces()).map_err(RelayError::Enter)?;
+            place?;
             let socket = theirs.as_raw_fd().to_string();
             let arguments = ["--no-default-config".into(), "swrk".into(), socket.into()];
             Err(RelayError::Execute(handover::become_criu(program, &arguments)))
@@ -101,15 +112,29 @@ fn swrk(program: &CriuProgram, number: &str, token: String) -> Result<(), RelayE
                 state: State::new(),
                 request,
                 directories,
+                mounts: BTreeMap::new(),
                 packet: None,
                 answer: None,
             };
             // CRIU's alone from here on; `detach` closes this process' copies.
             let _ = (images.into_raw_fd(), theirs.into_raw_fd());
-            relay.serve();
+            relay.serve(place);
             Ok(())
         }
     }
+}
+
+/// Enters the new pod's namespaces and makes the mounts that the dump left out; returns where those are.
+fn prepare(request: &RestoreRequest, bundle: Option<PathBuf>) -> Result<BTreeMap<String, PathBuf>, RelayError> {
+    let network = request.network_namespace().map(take::inherited).transpose().map_err(RelayError::Enter)?;
+    handover::enter(network, &request.joined_namespaces()).map_err(RelayError::Enter)?;
+    let bound = request.cgroup_mounts();
+    let read = |path: &str| std::fs::read_to_string(path).map_err(RelayError::Cgroups);
+    let mut made = mounts::own_cgroups(&bound, &read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+    if let Some(bundle) = bundle {
+        made.extend(mounts::make(&bundle, bound.iter().map(|(key, _)| key.as_path()))?);
+    }
+    Ok(made)
 }
 
 fn log_path(request: &RestoreRequest, work: Option<&OwnedFd>) -> Option<PathBuf> {
@@ -127,6 +152,8 @@ struct Relay {
     state: State,
     request: RestoreRequest,
     directories: Directories,
+    /// Mounts made for CRIU: name in the image, path.
+    mounts: BTreeMap<String, PathBuf>,
     /// What came last from CRIU or runc; kept while it is held.
     packet: Option<Packet>,
     /// CRIU's last answer.
@@ -134,10 +161,14 @@ struct Relay {
 }
 
 impl Relay {
-    fn serve(mut self) {
+    fn serve(mut self, place: Result<BTreeMap<String, PathBuf>, RelayError>) {
         let keep: Vec<&OwnedFd> = [&self.runc, &self.criu].into_iter().chain(self.work.as_ref()).collect();
         if let Err(error) = handover::detach(&keep) {
             return self.end(false, &format!("the relay could not leave the container: {error}"));
+        }
+        match place {
+            Ok(mounts) => self.mounts = mounts,
+            Err(error) => return self.end(false, &sentence(&error)),
         }
         loop {
             for event in self.wait() {
@@ -216,7 +247,10 @@ impl Relay {
     /// A send that fails is no event of its own: the other side has hung up, and the next wait says so.
     fn act(&mut self, act: Act) {
         let sent = match act {
-            Act::Release(options) => {
+            Act::Release(mut options) => {
+                for (name, path) in std::mem::take(&mut self.mounts) {
+                    options.external_mounts.entry(name).or_insert(path);
+                }
                 let bytes = self.request.edit(self.directories, &options);
                 pass::send(self.criu.as_fd(), &Packet { bytes, descriptors: Vec::new() })
             }
@@ -255,4 +289,15 @@ impl Relay {
         parts.dedup();
         parts.join("; ")
     }
+}
+
+/// An error with its causes.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let mut sentence = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        sentence = format!("{sentence}: {error}");
+        cause = error.source();
+    }
+    sentence
 }

@@ -5,7 +5,7 @@ use super::bundle::{self, PrepareError};
 use super::cli::Create;
 use super::marker::Markers;
 use super::runtime::{Runtime, exit_code};
-use crate::local::{ContainerType, INSTALL_ROOT, SOCKET, TOKEN_ENV};
+use crate::local::{BUNDLE_ENV, ContainerType, INSTALL_ROOT, SOCKET, TOKEN_ENV};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -46,11 +46,11 @@ pub(super) fn create(runtime: &Runtime, create: &Create) -> Result<Created, Crea
     match ask(Path::new(SOCKET), &identity) {
         Answer::Cold => Ok(Created::Cold),
         Answer::Refuse(reason) => Err(CreateError::Refused(reason)),
-        Answer::Restore(restore) => self::restore(runtime, create, restore).map(Created::Restored),
+        Answer::Restore(restore) => self::restore(runtime, create, &bundle, restore).map(Created::Restored),
     }
 }
 
-fn restore(runtime: &Runtime, create: &Create, restore: Restore) -> Result<i32, CreateError> {
+fn restore(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore) -> Result<i32, CreateError> {
     let markers = Markers::of_node();
     // Before the restore: once the processes run there is no way back, and without the mark `start` would fail.
     markers.set(&create.id).map_err(CreateError::Mark)?;
@@ -58,6 +58,7 @@ fn restore(runtime: &Runtime, create: &Create, restore: Restore) -> Result<i32, 
         .command(&restore_arguments(create, &restore))
         .env("PATH", relay_first(std::env::var_os("PATH").as_deref()))
         .env(TOKEN_ENV, &restore.token)
+        .env(BUNDLE_ENV, bundle)
         .status();
     let code = match &status {
         Ok(status) => exit_code(*status),
