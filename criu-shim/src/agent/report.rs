@@ -10,10 +10,14 @@ use serde::Serialize;
 use std::time::Duration;
 use tideover_crds::{Migration, SourceReport, TargetReport};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 /// First and longest pause between two tries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How long a report from inside the freeze is held back. Writing one costs this node, the API server and everybody who
+/// watches it processor time that the move needs now; a freeze that is over sooner is reported once.
+const HOLD_BACK: Duration = Duration::from_millis(700);
 
 /// A report, and the field of the status that it belongs in.
 pub trait Report: Clone + Serialize + Send + Sync + 'static {
@@ -40,7 +44,14 @@ impl Report for TargetReport {
 /// Writes the reports that it is given. When it is dropped, the last one is still delivered.
 #[derive(Debug)]
 pub struct Reporter<R> {
-    newest: watch::Sender<Option<R>>,
+    newest: watch::Sender<Option<Due<R>>>,
+}
+
+/// A report and when it is to be written.
+#[derive(Clone, Debug)]
+struct Due<R> {
+    report: R,
+    at: Instant,
 }
 
 impl<R: Report> Reporter<R> {
@@ -54,7 +65,15 @@ impl<R: Report> Reporter<R> {
 
     /// Has `report` written. One that is not written yet is replaced by it.
     pub fn report(&self, report: R) {
-        self.newest.send_replace(Some(report));
+        self.newest.send_replace(Some(Due { report, at: Instant::now() }));
+    }
+
+    /// Has `report` written a little later, unless another comes first: for steps inside the freeze.
+    pub fn report_later(&self, report: R) {
+        // A series of these does not put the first one off.
+        let held = self.newest.borrow().as_ref().map(|due| due.at).filter(|at| *at > Instant::now());
+        let at = held.unwrap_or_else(|| Instant::now() + HOLD_BACK);
+        self.newest.send_replace(Some(Due { report, at }));
     }
 }
 
@@ -62,12 +81,16 @@ async fn deliver<R: Report>(
     api: Api<Migration>,
     name: String,
     uid: String,
-    mut reports: watch::Receiver<Option<R>>,
+    mut reports: watch::Receiver<Option<Due<R>>>,
 ) {
     let mut pause = PAUSES.0;
     loop {
-        let report = reports.borrow_and_update().clone();
-        if let Some(report) = report {
+        let due = reports.borrow_and_update().clone();
+        if let Some(Due { report, at }) = due {
+            tokio::select! {
+                () = tokio::time::sleep_until(at) => {}
+                Ok(()) = reports.changed() => continue,
+            }
             match write(&api, &name, &uid, &report).await {
                 Ok(()) => pause = PAUSES.0,
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => {

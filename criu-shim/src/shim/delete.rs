@@ -43,7 +43,7 @@ pub(super) fn delete(runtime: &Runtime, id: &str, arguments: &[OsString]) -> Res
     }
     let status = runtime.command(arguments).status().map_err(DeleteError::Execute)?;
     if status.success() {
-        remove_if_last().map_err(DeleteError::Remove)?;
+        remove_if_last(id).map_err(DeleteError::Remove)?;
     }
     Ok(Deleted::Done(exit_code(status)))
 }

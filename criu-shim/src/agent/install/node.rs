@@ -159,7 +159,7 @@ pub fn uninstall(node: &NodeRoot) -> Result<(), InstallError> {
     for path in STATE {
         empty(&node.path(Path::new(path)))?;
     }
-    if containers_under_shim(node) == 0 {
+    if containers_under_shim(node, None) == 0 {
         return empty(&root);
     }
     info!("containers still run under the shim: it stays until the last of them is gone");
@@ -179,20 +179,25 @@ fn unregister(node: &NodeRoot, containerd: &Containerd) -> Result<bool, InstallE
     Ok(registered)
 }
 
-/// Called by the shim after it has deleted a container: where Tideover was taken off the node and this was the last
-/// container under the shim, the shim goes too.
+/// Called by the shim after it has deleted the container `deleted`, whose bundle is still there: where Tideover was taken
+/// off the node and this was the last container under the shim, the shim goes too.
 ///
 /// # Errors
 /// Where something can't be removed.
-pub fn remove_if_last() -> Result<(), InstallError> {
+pub fn remove_if_last(deleted: &str) -> Result<(), InstallError> {
     let node = NodeRoot::at(Path::new("/"));
     let root = Path::new(INSTALL_ROOT);
-    if root.join(UNINSTALLED).exists() && containers_under_shim(&node) == 0 { empty(root) } else { Ok(()) }
+    if root.join(UNINSTALLED).exists() && containers_under_shim(&node, Some(deleted)) == 0 {
+        empty(root)
+    } else {
+        Ok(())
+    }
 }
 
-/// Number of containers (and sandboxes) whose bundle names the shim as its runtime.
-fn containers_under_shim(node: &NodeRoot) -> usize {
+/// Number of containers (and sandboxes) whose bundle names the shim as its runtime, other than `deleted`.
+fn containers_under_shim(node: &NodeRoot, deleted: Option<&str>) -> usize {
     let bundles = node.path(Path::new(BUNDLES)).read_dir().into_iter().flatten().flatten();
+    let bundles = bundles.filter(|bundle| deleted.is_none_or(|deleted| bundle.file_name() != deleted));
     let options = bundles.filter_map(|bundle| std::fs::read(bundle.path().join("options.json")).ok());
     options.filter(|options| options.windows(SHIM.len()).any(|window| window == SHIM.as_bytes())).count()
 }

@@ -191,7 +191,7 @@ impl SourceDriver {
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
         let reporter = &self.reporter;
-        let tell = |report: &SourceReport| reporter.report(report.clone());
+        let tell = |report: &SourceReport| reporter.report_later(report.clone());
         let frozen =
             freeze::freeze(&self.context, &self.key, connected, news, &mut self.report, tell).await;
         match frozen.decision {

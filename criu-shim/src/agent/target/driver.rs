@@ -177,7 +177,13 @@ impl TargetDriver {
 
     fn reach(&mut self, step: TargetStep) {
         self.report.step = step;
-        self.reporter.report(self.report.clone());
+        // While it is one of these steps, the source is frozen and waits.
+        match step {
+            TargetStep::Staged | TargetStep::Held | TargetStep::Committed => {
+                self.reporter.report_later(self.report.clone());
+            }
+            _ => self.reporter.report(self.report.clone()),
+        }
         info!(migration = self.key.name, attempt = self.local.attempt, ?step, "target");
     }
 

@@ -112,7 +112,7 @@ async fn shim(context: &Context, registry: &Registry, mut line: Line) -> Result<
         }
         FromShim::Create(create) => {
             let answer = answer(context, registry, &create, &mut line).await?;
-            info!(pod = create.pod_name, container = create.container_id, ?answer, "create");
+            info!(pod = create.pod_name, container = create.container_id, answer = answer_name(&answer), "create");
             line.say(&answer).await?;
             if let (ToShim::Restore { .. }, Some(FromShim::Restored { token, exit_code })) =
                 (answer, line.next().await?)
@@ -121,6 +121,16 @@ async fn shim(context: &Context, registry: &Registry, mut line: Line) -> Result<
             }
             Ok(())
         }
+    }
+}
+
+/// For the log; the token in a restore is nobody else's business.
+fn answer_name(answer: &ToShim) -> &'static str {
+    match answer {
+        ToShim::Wait => "wait",
+        ToShim::ColdStart => "cold start",
+        ToShim::Restore { .. } => "restore",
+        ToShim::Refuse { .. } => "refuse",
     }
 }
 
