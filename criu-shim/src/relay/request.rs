@@ -189,6 +189,7 @@ fn replacements(directories: Directories, release: &ReleaseOptions) -> Vec<Field
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const UNKNOWN: u32 = 131;
 
@@ -303,5 +304,28 @@ mod tests {
     fn a_request_without_options_is_refused() {
         let bytes = wire::encode(&[Field::varint(1, 2)]);
         assert!(matches!(RestoreRequest::decode(&bytes), Err(RequestError::NoOptions)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_relay_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(request) = RestoreRequest::decode(&bytes) {
+                request.edit(Directories { images: 1, work: None }, &ReleaseOptions::default());
+                let _ = (request.directories(), request.network_namespace());
+                let _ = (request.joined_namespaces(), request.cgroup_mounts(), request.log_file());
+            }
+        }
+
+        #[test]
+        fn what_is_not_known_here_is_never_lost(
+            number in 72u32..1 << 29,
+            value in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut request = RestoreRequest::decode(&runc_request()).unwrap();
+            request.options.push(Field::bytes(number, value.clone()));
+            let edited = request.edit(Directories { images: 1, work: None }, &ReleaseOptions::default());
+            let edited = RestoreRequest::decode(&edited).unwrap();
+            prop_assert_eq!(edited.last(number).and_then(Field::as_bytes), Some(value.as_slice()));
+        }
     }
 }

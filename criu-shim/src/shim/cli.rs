@@ -126,6 +126,7 @@ fn read_options(arguments: &[OsString], with_values: &[&str]) -> Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn check(line: &str) -> Command {
         parse(&line.split_ascii_whitespace().map(OsString::from).collect::<Vec<_>>())
@@ -196,6 +197,18 @@ mod tests {
             "exec x create y",
         ] {
             assert_eq!(check(line), Command::Other, "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_arguments_make_the_shim_panic_or_name_a_file_elsewhere(
+            words in proptest::collection::vec("(create|start|delete|--?[a-z-]{0,8}(=[a-z/]*)?|[a-z./]{0,5})", 0..8),
+        ) {
+            let arguments: Vec<OsString> = words.iter().map(OsString::from).collect();
+            if let Command::Create(Create { id, .. }) | Command::Start(id) | Command::Delete(id) = parse(&arguments) {
+                prop_assert!(!id.contains('/') && id != "." && id != "..");
+            }
         }
     }
 }
