@@ -20,8 +20,10 @@ pub(super) enum Answer {
     Cold,
     /// From images.
     Restore(Restore),
-    /// Not at all.
+    /// Not at all, for this reason.
     Refuse(String),
+    /// Nobody said, for [`SILENCE`], how a replacement shall start.
+    Silent(ClientError),
 }
 
 /// A restore that the agent has ordered.
@@ -46,13 +48,7 @@ pub(super) fn ask(socket: &Path, create: &Create) -> Answer {
         match converse(socket, create, &mut heard, limit) {
             Ok(answer) => return answer,
             Err(_) if !replacement => return Answer::Cold,
-            Err(error) if heard.elapsed() >= limit => {
-                return Answer::Refuse(format!(
-                    "this pod replaces a running one and may only be restored, and for {} s there was no word from \
-                     the node's agent: {error}",
-                    limit.as_secs()
-                ));
-            }
+            Err(error) if heard.elapsed() >= limit => return Answer::Silent(error),
             Err(_) => std::thread::sleep(RETRY),
         }
     }

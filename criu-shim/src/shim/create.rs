@@ -5,7 +5,7 @@ use super::bundle::{self, PrepareError};
 use super::cli::Create;
 use super::marker::Markers;
 use super::runtime::{Runtime, exit_code};
-use crate::local::{BUNDLE_ENV, ContainerType, INSTALL_ROOT, SOCKET, TOKEN_ENV};
+use crate::local::{BUNDLE_ENV, ClientError, ContainerType, INSTALL_ROOT, SILENCE, SOCKET, TOKEN_ENV};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -16,9 +16,15 @@ pub(super) enum CreateError {
     /// Its bundle could not be set right.
     #[error("prepare the bundle")]
     Prepare(#[from] PrepareError),
-    /// The agent said no, or nothing.
+    /// The agent said no.
     #[error("{0}")]
     Refused(String),
+    /// The agent said nothing.
+    #[error(
+        "this pod replaces a running one and may only be restored, and the node's agent was silent for {} s",
+        SILENCE.as_secs()
+    )]
+    Silent(#[source] ClientError),
     /// The marker could not be set: `start` would fail after the processes run.
     #[error("mark the container as restored")]
     Mark(#[source] std::io::Error),
@@ -46,6 +52,7 @@ pub(super) fn create(runtime: &Runtime, create: &Create) -> Result<Created, Crea
     match ask(Path::new(SOCKET), &identity) {
         Answer::Cold => Ok(Created::Cold),
         Answer::Refuse(reason) => Err(CreateError::Refused(reason)),
+        Answer::Silent(error) => Err(CreateError::Silent(error)),
         Answer::Restore(restore) => self::restore(runtime, create, &bundle, restore).map(Created::Restored),
     }
 }
