@@ -48,6 +48,7 @@ impl<'a> Store<'a> {
             Ok(sandbox.log("filler").is_ok_and(|log| log.contains("filled")))
         })?;
         sandbox.apply(&manifests::probe("writer", &["write", "store:6379"]))?;
+        sandbox.ready_pod("writer")?;
         let store = Self { sandbox, pod };
         store.written_past(100)?;
         Ok(store)
