@@ -26,7 +26,11 @@ const CONNECTIONS: usize = 256;
 /// How long a handshake, or the head of a request, may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long connections get to end when the process stops.
+/// How long connections are accepted after the process was told to stop: until every API server knows that this
+/// replica is no endpoint any more. A connection refused is a pod not created.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How long connections get to end after that.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Pause after a failure to accept: it is not the connection's fault but a shortage of the process's.
@@ -49,7 +53,7 @@ pub enum ServeError {
     Tls(#[source] rustls::Error),
 }
 
-/// Serves `router` until `stop`, then lets what is under way end.
+/// Serves `router` until a little after `stop`, then lets what is under way end.
 ///
 /// # Errors
 /// As [`ServeError`] says; a connection that fails is only its own.
@@ -70,16 +74,21 @@ pub async fn serve(
     info!(%address, "webhooks are served");
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let connections = TaskTracker::new();
+    let closing = CancellationToken::new();
+    let mut lingered = pin!(async {
+        stop.cancelled().await;
+        sleep(LINGER).await;
+    });
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => break,
+            () = lingered.as_mut() => break,
             accepted = listener.accept() => accepted,
         };
         match (accepted, room.clone().try_acquire_owned()) {
             (Ok((stream, _)), Ok(place)) => {
-                let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
+                let (acceptor, router, closing) = (acceptor.clone(), router.clone(), closing.clone());
                 connections.spawn(async move {
-                    connection(stream, acceptor, router, stop).await;
+                    connection(stream, acceptor, router, closing).await;
                     drop(place);
                 });
             }
@@ -90,6 +99,7 @@ pub async fn serve(
             }
         }
     }
+    closing.cancel();
     connections.close();
     if timeout(FAREWELL, connections.wait()).await.is_err() {
         warn!("connections were cut off");
@@ -97,7 +107,7 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router, stop: CancellationToken) {
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router, closing: CancellationToken) {
     let stream = match timeout(PATIENCE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%error, "a TLS handshake failed"),
@@ -111,7 +121,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router, st
     let mut serving = pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
-        () = stop.cancelled() => {
+        () = closing.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

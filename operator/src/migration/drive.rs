@@ -9,6 +9,7 @@ use kube::api::{Api, Patch, PatchParams};
 use std::time::Duration;
 use thiserror::Error;
 use tideover_crds::{Migration, MigrationStatus};
+use tokio::time::timeout;
 use tracing::{debug, info};
 
 /// Why a Migration did not get on. What was done is in the objects; the next look goes on from there.
@@ -17,6 +18,9 @@ pub enum DriveError {
     /// What is known could not be read.
     #[error("observe the Migration")]
     Observe(#[source] ObserveError),
+    /// One look took too long: the API server is slow, or the connection to it is dead.
+    #[error("the API server did not answer within {} s", LOOK_WITHIN.as_secs())]
+    Slow(#[source] tokio::time::error::Elapsed),
     /// The status could not be turned into a patch.
     #[error("build the status patch")]
     Patch(#[source] serde_json::Error),
@@ -37,7 +41,10 @@ pub enum DriveError {
 /// How often one call decides. A level that does not change by acting is looked at again after [`PAUSE`].
 const ROUNDS: usize = 16;
 
-/// Pause after that.
+/// Longest time for one call. Being cut off between two requests is like being killed there.
+const LOOK_WITHIN: Duration = Duration::from_secs(30);
+
+/// Pause after [`ROUNDS`].
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Moves the Migration on. Returns when to look again at the latest.
@@ -45,6 +52,10 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// # Errors
 /// As [`DriveError`] says.
 pub(super) async fn drive(context: &Context, namespace: &str, name: &str) -> Result<Option<Duration>, DriveError> {
+    timeout(LOOK_WITHIN, rounds(context, namespace, name)).await.map_err(DriveError::Slow)?
+}
+
+async fn rounds(context: &Context, namespace: &str, name: &str) -> Result<Option<Duration>, DriveError> {
     let mut accepted = false;
     let mut refused = None;
     for _ in 0..ROUNDS {

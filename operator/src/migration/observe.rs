@@ -3,7 +3,7 @@
 use super::Context;
 use crate::pod::obstacles::ClaimModes;
 use crate::pod::seen::{annotation, node, pod_seen, source_seen};
-use crate::transition::{Claim, NodeSeen, Observed, PodSeen, Room};
+use crate::transition::{Claim, NodeSeen, Observed, PodSeen, Room, SourceSeen};
 use crate::{moves, policy, transition};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::api::{Api, ListParams};
@@ -38,27 +38,21 @@ pub(super) async fn observe(context: &Context, namespace: &str, name: &str) -> R
 
     let from = status.source_pod.as_ref().and_then(|pod| pod.node.clone());
     let from = from.or_else(|| pod.as_ref().and_then(node).map(str::to_owned));
-    let source_node = match &from {
-        Some(node) => node_seen(client, node).await?,
-        None => NodeSeen::Present { schedulable: true },
-    };
-    let target_node = match &status.target_node {
-        Some(node) => Some(node_seen(client, node).await?),
-        None => None,
-    };
-    let source = match &pod {
-        Some(pod) => {
-            let claims = if pending { claim_modes(client, pod).await? } else { ClaimModes::new() };
-            Some(source_seen(pod, &claims, claim(&migrations, &migration, pod).await?))
-        }
-        None => None,
-    };
+    // All at once: after the commit of a pod whose name had to be free, this is inside the freeze.
+    let (source_node, target_node, source, reservation, replacements) = tokio::try_join!(
+        optional_node(client, from.as_deref()),
+        optional_node(client, status.target_node.as_deref()),
+        source(client, &migrations, &migration, pod.as_ref(), pending),
+        reservation(&pods, &migration, &status),
+        replacements(&pods, &migration, &status, pod.as_ref()),
+    )?;
+    let source_node = source_node.unwrap_or(NodeSeen::Present { schedulable: true });
     Ok(Some(Observed {
         source,
         source_node,
         target_node,
-        reservation: reservation(&pods, &migration, &status).await?,
-        replacements: replacements(&pods, &migration, &status, pod.as_ref()).await?,
+        reservation,
+        replacements,
         policy: if pending { selecting_policy(client, namespace, pod.as_ref()).await? } else { None },
         reason_stands: reason_stands(client, &migration, source_node, from.as_deref()).await?,
         room: if pending { room(context, from.as_deref()).await? } else { unlimited() },
@@ -66,6 +60,25 @@ pub(super) async fn observe(context: &Context, namespace: &str, name: &str) -> R
         refused: None,
         migration,
     }))
+}
+
+async fn optional_node(client: &Client, name: Option<&str>) -> Result<Option<NodeSeen>, ObserveError> {
+    match name {
+        Some(name) => node_seen(client, name).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn source(
+    client: &Client,
+    migrations: &Api<Migration>,
+    migration: &Migration,
+    pod: Option<&Pod>,
+    pending: bool,
+) -> Result<Option<SourceSeen>, ObserveError> {
+    let Some(pod) = pod else { return Ok(None) };
+    let claims = if pending { claim_modes(client, pod).await? } else { ClaimModes::new() };
+    Ok(Some(source_seen(pod, &claims, claim(migrations, migration, pod).await?)))
 }
 
 async fn node_seen(client: &Client, name: &str) -> Result<NodeSeen, ObserveError> {

@@ -29,6 +29,8 @@ impl<'a> Step<'a> {
         if changed {
             self.status.observed_generation = self.observed.migration.metadata.generation;
         }
+        // What moves the pod goes before what tells people: some of it is inside the freeze.
+        self.actions.sort_by_key(|action| matches!(action, Action::Announce(_)));
         Decision { status: changed.then_some(self.status), actions: self.actions, requeue: self.requeue }
     }
 
