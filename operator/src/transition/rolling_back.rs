@@ -117,7 +117,8 @@ fn conclude(step: &mut Step<'_>) {
         return step.end(Phase::Failed, failure.message);
     }
     if attempt >= attempts {
-        return step.end(Phase::Failed, format!("gave up after {attempt} attempts: {}", failure.message));
+        let tries = if attempt == 1 { "1 attempt".to_owned() } else { format!("{attempt} attempts") };
+        return step.end(Phase::Failed, format!("gave up after {tries}: {}", failure.message));
     }
     step.enter(
         Phase::BackingOff,

@@ -502,7 +502,7 @@ fn the_last_attempt_has_no_next() {
     });
     let scene = scene.failed_before(failure(FailureReason::RestoreFailed, true));
     let scene = scene.reports(SourceStep::Thawed).target(TargetStep::Destroyed);
-    scene.decide().phase(Phase::Failed).says("gave up after 1 attempts: it was RestoreFailed");
+    scene.decide().phase(Phase::Failed).says("gave up after 1 attempt: it was RestoreFailed");
 }
 
 #[test]
