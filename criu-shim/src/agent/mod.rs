@@ -15,6 +15,7 @@ pub mod identity;
 pub mod images;
 pub mod install;
 pub mod journal;
+pub mod keeper;
 pub mod owner;
 pub mod report;
 pub mod run;

@@ -7,6 +7,7 @@ use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, TestOperation};
 use kube::api::{Api, Patch, PatchParams};
 use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tideover_crds::{Migration, SourceReport, TargetReport};
 use tokio::sync::watch;
@@ -45,12 +46,15 @@ impl Report for TargetReport {
 #[derive(Debug)]
 pub struct Reporter<R> {
     newest: watch::Sender<Option<Due<R>>>,
+    written: watch::Receiver<u64>,
+    number: AtomicU64,
 }
 
 /// A report and when it is to be written.
 #[derive(Clone, Debug)]
 struct Due<R> {
     report: R,
+    number: u64,
     at: Instant,
 }
 
@@ -59,13 +63,29 @@ impl<R: Report> Reporter<R> {
     pub fn start(client: kube::Client, namespace: &str, name: &str, uid: &str) -> Self {
         let (newest, reports) = watch::channel(None);
         let api = Api::namespaced(client, namespace);
-        tokio::spawn(deliver(api, name.to_owned(), uid.to_owned(), reports));
-        Self { newest }
+        let (written_sender, written) = watch::channel(0);
+        tokio::spawn(deliver(api, name.to_owned(), uid.to_owned(), reports, written_sender));
+        Self { newest, written, number: AtomicU64::new(0) }
     }
 
     /// Has `report` written. One that is not written yet is replaced by it.
     pub fn report(&self, report: R) {
-        self.newest.send_replace(Some(Due { report, at: Instant::now() }));
+        self.send(report, Instant::now());
+    }
+
+    /// Has `report` written and waits for that, but no longer than `limit`: for what others should know before they see what
+    /// comes next.
+    pub async fn report_first(&self, report: R, limit: Duration) {
+        let number = self.send(report, Instant::now());
+        let mut written = self.written.clone();
+        // Late or never, the report is written all the same.
+        tokio::time::timeout(limit, written.wait_for(|written| *written >= number)).await.ok();
+    }
+
+    fn send(&self, report: R, at: Instant) -> u64 {
+        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
+        self.newest.send_replace(Some(Due { report, number, at }));
+        number
     }
 
     /// Has `report` written a little later, unless another comes first: for steps inside the freeze.
@@ -73,7 +93,7 @@ impl<R: Report> Reporter<R> {
         // A series of these does not put the first one off.
         let held = self.newest.borrow().as_ref().map(|due| due.at).filter(|at| *at > Instant::now());
         let at = held.unwrap_or_else(|| Instant::now() + HOLD_BACK);
-        self.newest.send_replace(Some(Due { report, at }));
+        self.send(report, at);
     }
 }
 
@@ -82,11 +102,12 @@ async fn deliver<R: Report>(
     name: String,
     uid: String,
     mut reports: watch::Receiver<Option<Due<R>>>,
+    written: watch::Sender<u64>,
 ) {
     let mut pause = PAUSES.0;
     loop {
         let due = reports.borrow_and_update().clone();
-        if let Some(Due { report, at }) = due {
+        if let Some(Due { report, number, at }) = due {
             tokio::select! {
                 () = tokio::time::sleep_until(at) => {}
                 Ok(()) = reports.changed() => continue,
@@ -104,6 +125,7 @@ async fn deliver<R: Report>(
                     continue;
                 }
             }
+            written.send_replace(number);
         }
         if reports.changed().await.is_err() {
             return;

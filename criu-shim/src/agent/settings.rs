@@ -28,6 +28,9 @@ pub struct Settings {
     /// The DaemonSet that this agent is of. Given, the agent cleans the node when it is stopped and that is gone.
     #[arg(long, env = "DAEMONSET_NAME")]
     pub daemonset: Option<String>,
+    /// Started by the keeper, which starts the agent again when it is killed.
+    #[arg(long, hide = true)]
+    pub kept: bool,
 }
 
 impl Settings {

@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use criu_shim::agent::files::{TreeKind, process};
 use criu_shim::agent::host::NodeRoot;
 use criu_shim::agent::install::{self, containerd};
+use criu_shim::agent::keeper;
 use criu_shim::agent::run::{self, READY};
 use criu_shim::agent::settings::Settings;
 use criu_shim::agent::chain;
@@ -89,9 +90,7 @@ fn execute(task: Task) -> Result<(), String> {
     match task {
         Task::Run(settings) => {
             log_to_stderr();
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            let runtime = runtime.map_err(|error| format!("start the runtime: {error}"))?;
-            runtime.block_on(run::run(settings)).map_err(|error| chain(&error))
+            if settings.kept { be_agent(settings) } else { be_keeper() }
         }
         Task::Ready => {
             if std::path::Path::new(READY).exists() {
@@ -116,6 +115,20 @@ fn execute(task: Task) -> Result<(), String> {
             Err(format!("run {program:?}: {}", containerd::become_on_node(&root, &program)))
         }
     }
+}
+
+fn be_agent(settings: Settings) -> Result<(), String> {
+    keeper::tie().map_err(|error| chain(&error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("start the runtime: {error}"))?;
+    runtime.block_on(run::run(settings)).map_err(|error| chain(&error))
+}
+
+/// On one thread, because the agent's life is tied to that of the thread that started it.
+fn be_keeper() -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("start the runtime: {error}"))?;
+    runtime.block_on(keeper::keep(&["--kept"])).map_err(|error| chain(&error))
 }
 
 fn log_to_stderr() {

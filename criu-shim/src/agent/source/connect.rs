@@ -96,8 +96,10 @@ async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer) -> R
     let address: SocketAddr =
         peer.address.parse().map_err(|_| unreachable("the address is not of the form ip:port".to_owned()))?;
     let name = ServerName::try_from(names::agent_identity(&peer.node)).map_err(|error| unreachable(chain(&error)))?;
-    let tls = context.identity.borrow().clone().ok_or_else(|| unreachable("this node has no certificate".into()))?;
+    let mut identity = context.identity.clone();
     let talk = async {
+        let tls = identity.wait_for(Option::is_some).await.ok().and_then(|tls| tls.clone());
+        let tls = tls.ok_or_else(|| unreachable("this node gets no certificate".into()))?;
         let stream = TcpStream::connect(address).await.map_err(|error| unreachable(chain(&error)))?;
         stream.set_nodelay(true).map_err(|error| unreachable(chain(&error)))?;
         let connector = tokio_rustls::TlsConnector::from(tls.client());

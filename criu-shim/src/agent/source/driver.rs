@@ -190,10 +190,8 @@ impl SourceDriver {
         }
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
-        let reporter = &self.reporter;
-        let tell = |report: &SourceReport| reporter.report_later(report.clone());
         let frozen =
-            freeze::freeze(&self.context, &self.key, connected, news, &mut self.report, tell).await;
+            freeze::freeze(&self.context, &self.key, connected, news, &mut self.report, &self.reporter).await;
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
                 settle::thaw(frozen.pod, frozen.hung, proof).await;

@@ -8,6 +8,7 @@ use crate::agent::duty::verdict_of;
 use crate::agent::failure::{chain, retryable};
 use crate::agent::files::process::{PackReader, Packing};
 use crate::agent::owner::{Decision, OwnerError};
+use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
@@ -28,6 +29,9 @@ use tideover_crds::{Failure, FailureReason, SourceReport, SourceStep, SourceTimi
 const DUMP_LIMIT: Duration = Duration::from_secs(120);
 /// How long the target may take from "everything verified" to "held", and from there to the commit.
 const RESTORE_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long the reason of a failure may keep the source frozen before the abort is taken.
+const REPORT_LIMIT: Duration = Duration::from_millis(300);
 
 /// What came of a freeze.
 #[derive(Debug)]
@@ -50,14 +54,14 @@ pub struct Frozen {
 
 /// Freezes the pod, dumps it, sends it, and waits until it is decided who owns it. The journal must have it already.
 ///
-/// `report` is kept up to date, and `tell` called with it, on the way.
+/// `report` is kept up to date, and given to `reporter`, on the way.
 pub async fn freeze(
     context: &Arc<Context>,
     key: &Key,
     connected: Connected,
     news: &mut News,
     report: &mut SourceReport,
-    tell: impl Fn(&SourceReport),
+    reporter: &Reporter<SourceReport>,
 ) -> Frozen {
     let Connected { attempt, directory, inspected, bundle, criu, packing, sender, mut receiver } = connected;
     let ghost_limit = ghost_limit(news);
@@ -75,7 +79,7 @@ pub async fn freeze(
             ..DumpOptions::default()
         },
     };
-    let mut attempt_state = Attempt { held: None, hung: None, report, tell: &tell };
+    let mut attempt_state = Attempt { held: None, hung: None, report, reporter };
     let outcome = match froze {
         Ok(took) => {
             attempt_state.frozen(took);
@@ -90,7 +94,8 @@ pub async fn freeze(
     let failure = outcome.err();
     if let Some(failure) = &failure {
         report.failure = Some(failure.clone());
-        tell(report);
+        // Whoever sees the abort should find the reason.
+        reporter.report_first(report.clone(), REPORT_LIMIT).await;
         let message = FromSource::Abort { message: failure.message.clone() };
         // A target that can't hear it sees the connection end.
         tokio::time::timeout(Duration::from_millis(100), sender.say(&message)).await.ok();
@@ -120,14 +125,14 @@ fn ghost_limit(news: &News) -> u32 {
     policy.map_or(default, |policy| u32::try_from(policy.deleted_file_limit_bytes).unwrap_or(u32::MAX))
 }
 
-struct Attempt<'a, T> {
+struct Attempt<'a> {
     held: Option<Instant>,
     hung: Option<RunningDump>,
     report: &'a mut SourceReport,
-    tell: &'a T,
+    reporter: &'a Reporter<SourceReport>,
 }
 
-impl<T: Fn(&SourceReport)> Attempt<'_, T> {
+impl Attempt<'_> {
     fn frozen(&mut self, took: Duration) {
         self.timings().freeze_wait_millis = millis(took);
         self.step(SourceStep::Frozen);
@@ -139,7 +144,7 @@ impl<T: Fn(&SourceReport)> Attempt<'_, T> {
 
     fn step(&mut self, step: SourceStep) {
         self.report.step = step;
-        (self.tell)(self.report);
+        self.reporter.report_later(self.report.clone());
     }
 
     /// Dump and send, then wait for the commit. `Ok` where the target says that it has committed or the object does.

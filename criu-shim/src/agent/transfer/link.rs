@@ -6,6 +6,7 @@
 use crate::agent::transfer::frame::{Frame, FrameError, read_frame, write_frame};
 use crate::agent::transfer::message::Message;
 use bytes::Bytes;
+use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::time::Duration;
 use thiserror::Error;
@@ -28,10 +29,10 @@ pub enum LinkError {
     #[error("the connection failed")]
     Frame(#[from] FrameError),
     /// The peer closed.
-    #[error("the peer closed the connection")]
+    #[error("the other agent closed the connection")]
     Closed,
     /// Nothing was heard.
-    #[error("nothing was heard from the peer for {} ms", SILENCE.as_millis())]
+    #[error("nothing was heard from the other agent for {} ms", SILENCE.as_millis())]
     Silent,
     /// What came is no message of this protocol.
     #[error("the peer sent a message that can't be read")]
@@ -160,7 +161,9 @@ async fn read_all<R: AsyncRead + Unpin>(mut reader: R, frames: mpsc::Sender<Resu
         };
         let (item, last) = match read {
             Ok(Some(frame)) => (Ok(frame), false),
+            // An end inside a frame is what a peer that was killed looks like.
             Ok(None) => return,
+            Err(FrameError::Read(error)) if error.kind() == ErrorKind::UnexpectedEof => return,
             Err(error) => (Err(LinkError::Frame(error)), true),
         };
         if frames.send(item).await.is_err() || last {
