@@ -103,9 +103,13 @@ fn tagged_by_content(
     archive: &Path,
     image: impl Fn(&str) -> Result<ImageBuilder, ProductError>,
 ) -> Result<Image, ProductError> {
-    let digest = image(&format!("{repository}:untagged"))?.write(archive)?.digest;
+    // Beside it and then renamed: another lab may be loading the archive of an earlier build.
+    let partial = archive.with_extension("partial");
+    let digest = image(&format!("{repository}:untagged"))?.write(&partial)?.digest;
     let tag: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
-    Ok(image(&format!("{repository}:{tag}"))?.write(archive)?)
+    let written = image(&format!("{repository}:{tag}"))?.write(&partial)?;
+    fs::rename(&partial, archive).map_err(|source| ProductError::Directory { path: archive.to_owned(), source })?;
+    Ok(Image { archive: archive.to_owned(), ..written })
 }
 
 /// The images that were built last.
