@@ -1,6 +1,7 @@
 //! What every task of the agent shares.
 
-use crate::agent::host::NodeRoot;
+use crate::agent::failure::{chain, retryable};
+use crate::agent::host::{self, NodeRoot};
 use crate::agent::identity::Tls;
 use crate::agent::journal::Journal;
 use crate::agent::owner::Ownership;
@@ -10,7 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use std::fmt;
 use std::sync::Arc;
-use tideover_crds::{HostFacts, Migration};
+use tideover_crds::{Failure, FailureReason, HostFacts, Migration};
 use tokio::sync::watch;
 
 /// What every task of the agent shares.
@@ -28,8 +29,8 @@ pub struct Context {
     pub node: NodeRoot,
     /// CRIU on this node.
     pub criu: CriuProgram,
-    /// Facts of this node.
-    pub facts: HostFacts,
+    /// Its version.
+    pub criu_version: String,
 }
 
 impl fmt::Debug for Context {
@@ -39,6 +40,17 @@ impl fmt::Debug for Context {
 }
 
 impl Context {
+    /// Facts of this node as they are now.
+    ///
+    /// # Errors
+    /// With the failure to report.
+    pub async fn facts(self: &Arc<Self>) -> Result<HostFacts, Failure> {
+        let context = self.clone();
+        let facts = tokio::task::spawn_blocking(move || host::facts(&context.node, &context.criu_version)).await;
+        let failed = |error: &dyn std::error::Error| retryable(FailureReason::IncompatibleHost, chain(error));
+        facts.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    }
+
     /// The pods of a namespace.
     pub fn pods(&self, namespace: &str) -> Api<Pod> {
         Api::namespaced(self.client.clone(), namespace)

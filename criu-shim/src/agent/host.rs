@@ -32,6 +32,12 @@ impl NodeRoot {
     }
 }
 
+/// Whether the node has something mounted at `path`. Where that can't be told, it counts as mounted.
+pub fn is_mount_point(path: &Path) -> bool {
+    let Ok(mounts) = std::fs::read_to_string("/proc/1/mountinfo") else { return true };
+    mounts.lines().filter_map(|line| line.split(' ').nth(4)).any(|mounted| Path::new(mounted) == path)
+}
+
 /// Why facts can't be told.
 #[derive(Debug, Error)]
 pub enum FactsError {
@@ -47,13 +53,26 @@ pub enum FactsError {
     /// CRIU can't be run.
     #[error("ask CRIU for its version")]
     Criu(#[source] crate::criu::CriuError),
+    /// CRIU is too old.
+    #[error("use this CRIU")]
+    Version(#[source] crate::criu::version::VersionError),
 }
 
-/// Facts of this node: CPU features from the *node's* `/proc/cpuinfo`, kernel release, CRIU's version.
+/// Version of this node's CRIU.
 ///
 /// # Errors
-/// Where a file can't be read or CRIU can't be run.
-pub fn facts(node: &NodeRoot, criu: &CriuProgram) -> Result<HostFacts, FactsError> {
+/// [`FactsError::Criu`] where it can't be run, [`FactsError::Version`] where it is too old.
+pub fn criu_version(criu: &CriuProgram) -> Result<String, FactsError> {
+    let version = crate::criu::version::version(criu).map_err(FactsError::Criu)?;
+    version.supported().map_err(FactsError::Version)?;
+    Ok(version.to_string())
+}
+
+/// Facts of this node as they are now: CPU features from the *node's* `/proc/cpuinfo`, kernel release, CRIU's version.
+///
+/// # Errors
+/// Where a file can't be read.
+pub fn facts(node: &NodeRoot, criu_version: &str) -> Result<HostFacts, FactsError> {
     let read = |path: &str| {
         let path = node.path(Path::new(path));
         std::fs::read_to_string(&path).map_err(|source| FactsError::Read { path, source })
@@ -62,7 +81,7 @@ pub fn facts(node: &NodeRoot, criu: &CriuProgram) -> Result<HostFacts, FactsErro
         architecture: std::env::consts::ARCH.to_owned(),
         cpu_features: cpu_features(&read("/proc/cpuinfo")?),
         kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-        criu: crate::criu::version::version(criu).map_err(FactsError::Criu)?.to_string(),
+        criu: criu_version.to_owned(),
     })
 }
 

@@ -1,7 +1,9 @@
 //! The directories of images in flight, and their removal.
 
 use std::collections::HashSet;
+use std::fs::DirBuilder;
 use std::io::{Error, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 /// Removes an attempt's directory, and its Migration's once that is empty. What is not there is removed already.
@@ -19,17 +21,14 @@ pub fn remove(attempt: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes what belongs to Migrations that the journal does not know: an agent was ended before it had written anything
+/// Makes the directory of all images where there is none, and removes what belongs to Migrations that the journal does not know: an agent was ended before it had written anything
 /// down, so nothing of it can be in use.
 ///
 /// # Errors
 /// Where something can't be listed or removed.
 pub fn remove_unknown(images: &Path, known: &HashSet<String>) -> Result<(), Error> {
-    let entries = match images.read_dir() {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    for entry in entries {
+    DirBuilder::new().recursive(true).mode(0o700).create(images)?;
+    for entry in images.read_dir()? {
         let entry = entry?;
         if !known.contains(entry.file_name().to_string_lossy().as_ref()) {
             std::fs::remove_dir_all(entry.path())?;
@@ -55,6 +54,7 @@ mod tests {
         remove(&images.path().join("b/2")).expect("remove");
         remove(&images.path().join("b/2")).expect("removing twice is no error");
         assert!(!images.path().join("b").exists());
-        remove_unknown(&images.path().join("nowhere"), &HashSet::new()).expect("nothing to do");
+        remove_unknown(&images.path().join("new"), &HashSet::new()).expect("made");
+        assert!(images.path().join("new").is_dir());
     }
 }

@@ -76,8 +76,8 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let client = kube::Client::try_default().await.map_err(|error| RunError::Config(Box::new(error)))?;
     let node = NodeRoot::default();
     let criu = CriuProgram::installed();
-    let facts = host::facts(&node, &criu)?;
-    info!(node = settings.node_name, kernel = facts.kernel, criu = facts.criu, "agent");
+    let criu_version = host::criu_version(&criu)?;
+    info!(node = settings.node_name, criu = criu_version, "agent");
     let (identity_sender, identity) = watch::channel(None);
     let keeping = identity::keep(
         client.clone(),
@@ -85,7 +85,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         settings.node_name.clone(),
         identity_sender,
     );
-    let context = Arc::new(Context { settings, client, journal, identity, node, criu, facts });
+    let context = Arc::new(Context { settings, client, journal, identity, node, criu, criu_version });
     let registry = Registry::default();
     // Tasks of the journal are there before anybody can ask for them.
     let supervisor = Supervisor::new(context.clone(), registry.clone(), entries);

@@ -1,6 +1,6 @@
 //! Installing and uninstalling, in order.
 
-use crate::agent::host::NodeRoot;
+use crate::agent::host::{self, NodeRoot};
 use crate::agent::install::config::{self, ConfigError};
 use crate::agent::install::containerd::{Containerd, ContainerdError};
 use crate::agent::install::payload::{self, PayloadError};
@@ -157,10 +157,10 @@ pub fn uninstall(node: &NodeRoot) -> Result<(), InstallError> {
     }
     let root = node.path(Path::new(INSTALL_ROOT));
     for path in STATE {
-        empty(&node.path(Path::new(path)))?;
+        empty(node, Path::new(path))?;
     }
     if containers_under_shim(node, None) == 0 {
-        return empty(&root);
+        return empty(node, Path::new(INSTALL_ROOT));
     }
     info!("containers still run under the shim: it stays until the last of them is gone");
     write_whole(&root.join(UNINSTALLED), "")
@@ -188,7 +188,7 @@ pub fn remove_if_last(deleted: &str) -> Result<(), InstallError> {
     let node = NodeRoot::at(Path::new("/"));
     let root = Path::new(INSTALL_ROOT);
     if root.join(UNINSTALLED).exists() && containers_under_shim(&node, Some(deleted)) == 0 {
-        empty(root)
+        empty(&node, root)
     } else {
         Ok(())
     }
@@ -202,23 +202,19 @@ fn containers_under_shim(node: &NodeRoot, deleted: Option<&str>) -> usize {
     options.filter(|options| options.windows(SHIM.len()).any(|window| window == SHIM.as_bytes())).count()
 }
 
-/// Removes what is in a directory, and the directory where nothing is mounted there.
-fn empty(directory: &Path) -> Result<(), InstallError> {
+/// Removes what is in a directory of the node, and the directory itself where the node has nothing mounted there.
+fn empty(node: &NodeRoot, path: &Path) -> Result<(), InstallError> {
+    let directory = node.path(path);
     let entries = match directory.read_dir() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(|source| InstallError::Read { path: directory.to_owned(), source })?,
+        entries => entries.map_err(|source| InstallError::Read { path: directory.clone(), source })?,
     };
     for entry in entries {
-        let entry = entry.map_err(|source| InstallError::Read { path: directory.to_owned(), source })?;
+        let entry = entry.map_err(|source| InstallError::Read { path: directory.clone(), source })?;
         payload::remove_tree(&entry.path())?;
     }
-    match std::fs::remove_dir(directory) {
-        // A mount point, or the agent's own mount of it.
-        Err(error) if !matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::NotFound) => {
-            Err(InstallError::Write { path: directory.to_owned(), source: error })
-        }
-        _ => Ok(()),
-    }
+    // The kernel would detach the node's mount, because it is none in the agent's own mount namespace.
+    if host::is_mount_point(path) { Ok(()) } else { Ok(payload::remove_tree(&directory)?) }
 }
 
 fn read_or_empty(path: &Path) -> Result<String, InstallError> {

@@ -140,8 +140,11 @@ impl SourceDriver {
 
     async fn preflight(&mut self, migration: &Migration) {
         let Some(pod) = migration.status.as_ref().and_then(|status| status.source_pod.clone()) else { return };
-        self.report.host = Some(self.context.facts.clone());
         self.report.engine = Some(MemoryEngine::StopAndCopy);
+        match self.context.facts().await {
+            Ok(facts) => self.report.host = Some(facts),
+            Err(failure) => return self.fail(failure).await,
+        }
         match preflight::inspect(&self.context, &self.key, &pod).await {
             Ok(inspected) => {
                 self.report.notes = inspected.notes.clone();

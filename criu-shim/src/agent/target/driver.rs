@@ -221,18 +221,25 @@ impl TargetDriver {
         self.local = TargetLocal { attempt, listening: true, ..TargetLocal::default() };
         self.report = fresh_report(attempt);
         self.report.address = Some(self.context.settings.address().to_string());
-        self.report.host = Some(self.context.facts.clone());
         self.source = None;
         self.early = false;
         self.restore = None;
         self.released = None;
         self.relay = None;
         self.running = false;
+        match self.context.facts().await {
+            Ok(facts) => self.report.host = Some(facts),
+            Err(failure) => return self.fail(failure).await,
+        }
         if let Err(failure) = self.write_journal(TargetEntry::default()).await {
             return self.fail(failure).await;
         }
-        let directory = self.directory();
-        let room = free_bytes(&self.context.settings.state).saturating_sub(SPARE);
+        let (directory, images) = (self.directory(), self.context.settings.images());
+        let free = free_bytes(&images);
+        let Some(room) = free.checked_sub(SPARE) else {
+            let message = format!("no space for images: {free} bytes are free on the target's disk, {SPARE} must stay so");
+            return self.fail(retryable(FailureReason::TransferFailed, message)).await;
+        };
         let created = tokio::task::spawn_blocking(move || Landing::create(&directory, room)).await;
         match created.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))) {
             Ok(Ok(landing)) => {

@@ -1,6 +1,7 @@
 //! The messages, and the names of what is sent.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use thiserror::Error;
 use tideover_crds::Failure;
 
@@ -137,6 +138,17 @@ pub enum Part {
     },
     /// The content of `/dev/shm`, as a tar.
     SharedMemory,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image { name } => write!(formatter, "the image {name}"),
+            Self::Layer => formatter.write_str("the writable layer"),
+            Self::Volume { name } => write!(formatter, "the volume {name}"),
+            Self::SharedMemory => formatter.write_str("the content of /dev/shm"),
+        }
+    }
 }
 
 /// Longest name, bytes.

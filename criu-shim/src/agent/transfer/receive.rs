@@ -36,13 +36,13 @@ pub enum ReceiveError {
     #[error("refuse a part")]
     Name(#[from] NameError),
     /// Two parts of one name.
-    #[error("{0:?} was sent twice")]
+    #[error("{0} was sent twice")]
     Twice(Part),
     /// Too many parts.
     #[error("more than {MAX_PARTS} parts were sent")]
     TooMany,
     /// More bytes than there is room for.
-    #[error("more than the {0} bytes were sent that this node has room for")]
+    #[error("the state needs more space than the {0} bytes that the target has for it")]
     TooMuch(u64),
     /// A directory or file can't be written.
     #[error("write {path:?}")]
@@ -54,7 +54,7 @@ pub enum ReceiveError {
         source: std::io::Error,
     },
     /// The bytes are not those that were sent.
-    #[error("{part:?} arrived with another digest or length than it was sent with")]
+    #[error("{part} arrived with another digest or length than it was sent with")]
     Corrupted {
         /// Which part.
         part: Part,

@@ -13,16 +13,16 @@ use tokio::sync::mpsc;
 #[derive(Debug, Error)]
 pub enum SendError {
     /// The connection is gone.
-    #[error("send {part:?}")]
+    #[error("send {what} to the target")]
     Link {
         /// What was being sent.
-        part: Option<Part>,
+        what: String,
         /// Why.
         #[source]
         source: LinkError,
     },
     /// Its bytes can't be read.
-    #[error("read {part:?} to send it")]
+    #[error("read {part} to send it")]
     Read {
         /// What was being sent.
         part: Part,
@@ -31,7 +31,7 @@ pub enum SendError {
         source: std::io::Error,
     },
     /// Two parts of one round have the same name.
-    #[error("{0:?} was to be sent twice in one round")]
+    #[error("{0} was to be sent twice in one round")]
     Twice(Part),
 }
 
@@ -62,7 +62,7 @@ impl RoundSender {
         let reading = tokio::task::spawn_blocking(move || read_chunks(reader, &chunks));
         while let Some(chunk) = queue.recv().await {
             let sent = self.link.data(chunk).await;
-            sent.map_err(|source| SendError::Link { part: Some(part.clone()), source })?;
+            sent.map_err(|source| SendError::Link { what: part.to_string(), source })?;
         }
         let read = reading.await.map_err(std::io::Error::other).and_then(|read| read);
         let landed = read.map_err(|source| SendError::Read { part: part.clone(), source })?;
@@ -82,7 +82,7 @@ impl RoundSender {
 }
 
 async fn say(link: &LinkSender<FromSource>, message: FromSource) -> Result<(), SendError> {
-    link.say(&message).await.map_err(|source| SendError::Link { part: None, source })
+    link.say(&message).await.map_err(|source| SendError::Link { what: "a message".to_owned(), source })
 }
 
 fn read_chunks<R: Read>(mut reader: R, chunks: &mpsc::Sender<Bytes>) -> std::io::Result<Landed> {
