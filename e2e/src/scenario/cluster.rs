@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::kube::Kube;
+use crate::image::build::Image;
 use crate::image::{catalogue, product};
 use crate::lab::{Lab, Node};
 
@@ -22,6 +23,8 @@ const DEFAULT_LAB: &str = "tideover";
 pub struct Cluster {
     lab: Lab,
     kube: Kube,
+    /// What the nodes have; a later build of the work tree is not theirs.
+    images: Vec<Image>,
 }
 
 impl Cluster {
@@ -47,7 +50,7 @@ impl Cluster {
         }
         let lab = Lab::open(&name)?;
         let kube = Kube::new(lab.kubectl_command([""; 0]).get_program().into(), lab.kubeconfig());
-        let cluster = Self { lab, kube };
+        let cluster = Self { lab, kube, images: product::built()? };
         cluster.helm_install()?;
         Ok(cluster)
     }
@@ -66,10 +69,9 @@ impl Cluster {
             "--filename",
             &chart.join("crds").to_string_lossy(),
         ])?;
-        let images = product::built()?;
         let mut settings = vec![format!("--set=reservation.image={}", catalogue::PAUSE)];
         for component in ["operator", "agent"] {
-            let image = images.iter().find(|image| image.reference.contains(component));
+            let image = self.images.iter().find(|image| image.reference.contains(component));
             let image = image.with_context(|| format!("no image of the {component} was built"))?;
             // The tag names the content, so that helm rolls out what has changed and nothing else.
             let (repository, tag) = image.reference.rsplit_once(':').context("an image without a tag")?;
