@@ -56,15 +56,19 @@ pub(super) async fn drive(context: &Context, namespace: &str, name: &str) -> Res
 }
 
 async fn rounds(context: &Context, namespace: &str, name: &str) -> Result<Option<Duration>, DriveError> {
-    let mut accepted = false;
+    // Most calls find the Migration accepted and need no turn; one that does not looks again when it has it.
+    let mut accepted = true;
     let mut refused = None;
     for _ in 0..ROUNDS {
         // One at a time from the look at what is under way until the acceptance is written.
-        let _turn = if accepted { None } else { Some(context.acceptance.lock().await) };
+        let turn = if accepted { None } else { Some(context.acceptance.lock().await) };
         let seen = observe::observe(context, namespace, name).await.map_err(DriveError::Observe)?;
         let Some(mut observed) = seen else { return Ok(None) };
-        observed.refused = refused.take();
         accepted = observed.migration.status.as_ref().is_some_and(|status| status.owner.is_some());
+        if !accepted && turn.is_none() {
+            continue;
+        }
+        observed.refused = refused.take();
         let decision = transition(&observed, Timestamp::now());
         if decision.is_idle() {
             return Ok(decision.requeue);

@@ -39,7 +39,16 @@ fn replace_first(step: &mut Step<'_>) {
     if step.status.replacement.is_some() && step.replacement().is_none() {
         return give_up(step);
     }
-    step.say(format!("{} owns the application; waiting for it to run there", owner(step)));
+    step.say(waiting(step));
+}
+
+/// What is waited for, and what the target says is in the way of it.
+fn waiting(step: &Step<'_>) -> String {
+    let message = format!("{} owns the application; waiting for it to run there", owner(step));
+    match step.status.target_now().and_then(|report| report.failure.as_ref()) {
+        Some(failure) => format!("{message}; so far: {}", failure.message),
+        None => message,
+    }
 }
 
 /// The replacement was deleted after the commit and before it ran. The source may not run either, so what is left is
@@ -76,7 +85,7 @@ fn delete_first(step: &mut Step<'_>) {
         }
         Some(pod) => {
             step.status.replacement = Some(reference(pod));
-            step.say(format!("{} owns the application; waiting for it to run there", owner(step)));
+            step.say(waiting(step));
         }
         None => {
             step.status.replacement = None;
