@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tideover_crds::{Failure, FailureReason, HostFacts, Migration};
 use tokio::sync::watch;
 
@@ -31,6 +32,8 @@ pub struct Context {
     pub criu: CriuProgram,
     /// Its version.
     pub criu_version: String,
+    /// Set when the agent was told to end: nothing new is begun.
+    pub leaving: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Context {
@@ -40,6 +43,11 @@ impl fmt::Debug for Context {
 }
 
 impl Context {
+    /// Whether the agent was told to end.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     /// Facts of this node as they are now.
     ///
     /// # Errors

@@ -118,8 +118,7 @@ pub fn source_duty(migration: &Migration, local: SourceLocal) -> SourceDuty {
 }
 
 fn open_source_duty(status: &MigrationStatus, attempt: u32, at: SourceAt) -> SourceDuty {
-    let reachable =
-        status.target_now().is_some_and(|target| target.failure.is_none() && target.address.is_some());
+    let reachable = status.target_now().is_some_and(|target| target.failure.is_none() && target.address.is_some());
     match (status.phase, at) {
         (Phase::Preparing | Phase::PreCopying | Phase::Handover | Phase::Freezing, SourceAt::Idle) => {
             SourceDuty::Preflight(attempt)

@@ -220,8 +220,10 @@ impl Journal {
 
     fn path(&self, uid: &str) -> PathBuf {
         // A UID comes from the API server; whatever it holds, it stays one name in this directory.
-        let name: String =
-            uid.chars().map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' }).collect();
+        let name: String = uid
+            .chars()
+            .map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' })
+            .collect();
         self.directory.join(format!("{name}.json"))
     }
 }

@@ -67,6 +67,21 @@ pub enum OwnerError {
         #[source]
         source: Box<kube::Error>,
     },
+    /// The API server took too long. Whether a write was done is unknown.
+    #[error("no answer about the Migration {name} within {} s", REQUEST_LIMIT.as_secs())]
+    Slow {
+        /// Its name.
+        name: String,
+    },
+    /// The API server refused the write for a reason other than what the object says.
+    #[error("write the owner of the Migration {name}")]
+    Write {
+        /// Its name.
+        name: String,
+        /// What the client said.
+        #[source]
+        source: Box<kube::Error>,
+    },
     /// The object is gone, so nobody can decide any more, and how it was decided can't be known.
     #[error("the Migration {name} with UID {uid} is gone")]
     Gone {
@@ -85,6 +100,9 @@ pub struct Ownership {
     uid: String,
 }
 
+/// How long one request may take before another is made. A connection that was cut half way would otherwise be waited
+/// for, with the pod frozen, for minutes.
+const REQUEST_LIMIT: Duration = Duration::from_secs(3);
 /// First and longest pause between two tries at the API server.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -99,7 +117,8 @@ impl Ownership {
     /// # Errors
     /// [`OwnerError::Gone`] where the UID does not exist any more, [`OwnerError::Read`] where there is no answer.
     pub async fn read(&self) -> Result<Migration, OwnerError> {
-        match self.api.get_opt(&self.name).await {
+        let answer = tokio::time::timeout(REQUEST_LIMIT, self.api.get_opt(&self.name)).await;
+        match answer.map_err(|_| OwnerError::Slow { name: self.name.clone() })? {
             Ok(Some(migration)) if migration.metadata.uid.as_deref() == Some(&self.uid) => Ok(migration),
             Ok(_) => Err(OwnerError::Gone { name: self.name.clone(), uid: self.uid.clone() }),
             Err(source) => Err(OwnerError::Read { name: self.name.clone(), source: Box::new(source) }),
@@ -143,7 +162,10 @@ impl Ownership {
                     Ok(Some(decision)) => return Ok(decision),
                     // The object changed in between, or the reply was lost: the object itself says who won.
                     Ok(None) => {}
-                    Err(error) => warn!(migration = self.name, attempt, %error, "writing the owner failed, reading it"),
+                    Err(error) => {
+                        let error = crate::agent::chain(&error);
+                        warn!(migration = self.name, attempt, error, "writing the owner failed, reading it");
+                    }
                 }
             }
             match self.read().await {
@@ -168,16 +190,19 @@ impl Ownership {
     }
 
     /// One compare-and-swap. `None`: it did not take place.
-    async fn swap(&self, attempt: u32, seen: &Owner, want: &Owner) -> Result<Option<Decision>, kube::Error> {
+    async fn swap(&self, attempt: u32, seen: &Owner, want: &Owner) -> Result<Option<Decision>, OwnerError> {
         let patch = Patch::Json::<()>(swap_patch(&self.uid, attempt, seen, want));
-        match self.api.patch_status(&self.name, &PatchParams::default(), &patch).await {
+        let parameters = PatchParams::default();
+        let written = self.api.patch_status(&self.name, &parameters, &patch);
+        let answer = tokio::time::timeout(REQUEST_LIMIT, written).await;
+        match answer.map_err(|_| OwnerError::Slow { name: self.name.clone() })? {
             Ok(migration) => {
                 let decision = migration.status.as_ref().and_then(|status| decision_in(status, attempt));
                 info!(migration = self.name, attempt, owner = want.node, "owner written");
                 Ok(decision)
             }
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(None),
-            Err(error) => Err(error),
+            Err(source) => Err(OwnerError::Write { name: self.name.clone(), source: Box::new(source) }),
         }
     }
 }
@@ -197,9 +222,8 @@ fn decision_in(status: &MigrationStatus, attempt: u32) -> Option<Decision> {
 /// The compare-and-swap as a JSON patch of the status subresource: it applies only to this UID, only while the owner is
 /// exactly what was seen, and only while the attempt is the current one.
 fn swap_patch(uid: &str, attempt: u32, seen: &Owner, want: &Owner) -> JsonPatch {
-    let test = |path: [&str; 2], value| {
-        PatchOperation::Test(TestOperation { path: PointerBuf::from_tokens(path), value })
-    };
+    let test =
+        |path: [&str; 2], value| PatchOperation::Test(TestOperation { path: PointerBuf::from_tokens(path), value });
     let owner = |owner: &Owner| serde_json::json!({ "node": owner.node, "attempt": owner.attempt });
     JsonPatch(vec![
         test(["metadata", "uid"], uid.into()),

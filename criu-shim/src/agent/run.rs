@@ -18,16 +18,19 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::Api;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 /// Exists while the agent is ready: certificate there, sockets open, every Migration seen once.
 pub const READY: &str = "/run/tideover/ready";
-/// How often readiness is looked at.
+/// How often readiness, or the end of a move, is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long a move that is under way may keep an agent that was told to end. The pod's grace period is longer.
+const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why the agent can't run.
 #[derive(Debug, Error)]
@@ -79,13 +82,10 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let criu_version = host::criu_version(&criu)?;
     info!(node = settings.node_name, criu = criu_version, "agent");
     let (identity_sender, identity) = watch::channel(None);
-    let keeping = identity::keep(
-        client.clone(),
-        settings.namespace.clone(),
-        settings.node_name.clone(),
-        identity_sender,
-    );
-    let context = Arc::new(Context { settings, client, journal, identity, node, criu, criu_version });
+    let keeping =
+        identity::keep(client.clone(), settings.namespace.clone(), settings.node_name.clone(), identity_sender);
+    let context =
+        Arc::new(Context { settings, client, journal, identity, node, criu, criu_version, leaving: Arc::default() });
     let registry = Registry::default();
     // Tasks of the journal are there before anybody can ask for them.
     let supervisor = Supervisor::new(context.clone(), registry.clone(), entries);
@@ -98,7 +98,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         () = listen::serve(context.clone(), registry.clone(), agents) => "the listener for agents",
         () = local::serve(context.clone(), registry.clone(), locals) => "the listener for shim and relay",
         result = tell_readiness(context.clone(), registry) => return result,
-        _ = terminate.recv() => return leave(&context).await,
+        () = told_to_end(&context, &mut terminate) => return leave(&context).await,
     };
     Err(RunError::Ended(ended))
 }
@@ -119,10 +119,21 @@ fn not_ready() {
     std::fs::remove_file(READY).ok();
 }
 
+/// Waits until the agent is told to end, and then until what is under way here has come to its end. What takes too long
+/// is left as it is: the next agent reads it in the journal.
+async fn told_to_end(context: &Context, terminate: &mut Signal) {
+    terminate.recv().await;
+    not_ready();
+    context.leaving.store(true, Ordering::Relaxed);
+    let begun = Instant::now();
+    while begun.elapsed() < LEAVE_LIMIT && context.journal.entries().is_ok_and(|entries| !entries.is_empty()) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Told to end: takes Tideover off the node where its DaemonSet is gone, and just ends where that is being restarted.
 /// What is frozen stays so, and the next agent reads it in the journal.
 async fn leave(context: &Context) -> Result<(), RunError> {
-    not_ready();
     let Some(name) = &context.settings.daemonset else { return Ok(()) };
     if !is_gone(context, name).await {
         info!("told to end; the DaemonSet is still there");

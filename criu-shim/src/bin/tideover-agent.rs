@@ -1,13 +1,13 @@
 //! `tideover-agent`: moves state between nodes, and puts Tideover on a node.
 
 use clap::{Parser, Subcommand};
+use criu_shim::agent::chain;
 use criu_shim::agent::files::{TreeKind, process};
 use criu_shim::agent::host::NodeRoot;
 use criu_shim::agent::install::{self, containerd};
 use criu_shim::agent::keeper;
 use criu_shim::agent::run::{self, READY};
 use criu_shim::agent::settings::Settings;
-use criu_shim::agent::chain;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -108,9 +108,7 @@ fn execute(task: Task) -> Result<(), String> {
             install::uninstall(&NodeRoot::at(&root)).map_err(|error| chain(&error))
         }
         Task::Pack { root, kind } => process::pack_here(&root, kind).map_err(|error| chain(&error)),
-        Task::Unpack { root, kind, limit } => {
-            process::unpack_here(&root, kind, limit).map_err(|error| chain(&error))
-        }
+        Task::Unpack { root, kind, limit } => process::unpack_here(&root, kind, limit).map_err(|error| chain(&error)),
         Task::OnNode { root, program } => {
             Err(format!("run {program:?}: {}", containerd::become_on_node(&root, &program)))
         }

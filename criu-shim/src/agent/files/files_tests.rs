@@ -34,7 +34,11 @@ fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
         let attributes: BTreeMap<_, _> = if kind.is_symlink() {
             BTreeMap::new()
         } else {
-            xattr::list(&path).expect("xattrs").map(|name| (name.clone(), xattr::get(&path, &name))).map(|(name, value)| (name, value.expect("value"))).collect()
+            xattr::list(&path)
+                .expect("xattrs")
+                .map(|name| (name.clone(), xattr::get(&path, &name)))
+                .map(|(name, value)| (name, value.expect("value")))
+                .collect()
         };
         let size = if kind.is_dir() { 0 } else { metadata.size() };
         let links = if kind.is_dir() { 0 } else { metadata.nlink() };
@@ -94,7 +98,10 @@ fn everything_about_a_volume_comes_back() {
     expected.remove(Path::new("socket"));
     let mut found = describe(to.path());
     // Removing the socket's entry is the one difference, and it changes nothing else but the size of the root.
-    assert_eq!(found.remove(Path::new("")).map(|text| text[..10].to_owned()), expected.remove(Path::new("")).map(|text| text[..10].to_owned()));
+    assert_eq!(
+        found.remove(Path::new("")).map(|text| text[..10].to_owned()),
+        expected.remove(Path::new("")).map(|text| text[..10].to_owned())
+    );
     assert_eq!(found, expected);
     assert!(to.path().join("sparse").metadata().expect("metadata").blocks() < 2048, "holes stay holes");
 }

@@ -208,13 +208,7 @@ impl<W: Write> Packer<'_, W> {
         self.tar.append_data(&mut header, name, std::io::empty()).map_err(|source| write_failed(relative, source))
     }
 
-    fn link(
-        &mut self,
-        relative: &Path,
-        kind: EntryType,
-        target: &Path,
-        metadata: &Metadata,
-    ) -> Result<(), PackError> {
+    fn link(&mut self, relative: &Path, kind: EntryType, target: &Path, metadata: &Metadata) -> Result<(), PackError> {
         let mut header = header(kind, metadata);
         let name = archive_name(relative);
         self.tar.append_link(&mut header, name, target).map_err(|source| write_failed(relative, source))

@@ -58,7 +58,9 @@ fn upper_in(mounts: &[u8]) -> Option<PathBuf> {
             return None;
         }
         let options = fields.get(separator + 3)?;
-        let upper = split_options(options).into_iter().find_map(|option| option.strip_prefix(b"upperdir=").map(<[u8]>::to_vec))?;
+        let upper = split_options(options)
+            .into_iter()
+            .find_map(|option| option.strip_prefix(b"upperdir=").map(<[u8]>::to_vec))?;
         Some(PathBuf::from(std::ffi::OsString::from_vec(unescape(&upper))))
     })
 }

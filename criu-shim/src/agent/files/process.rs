@@ -110,8 +110,7 @@ impl Read for PackReader {
 /// # Errors
 /// [`ProcessError::Failed`] with the process's own reason; the tree is half done then.
 pub fn unpack_into(root: &Path, kind: TreeKind, archive: &Path, limit: u64) -> Result<(), ProcessError> {
-    let input =
-        File::open(archive).map_err(|source| ProcessError::Open { path: archive.to_owned(), source })?;
+    let input = File::open(archive).map_err(|source| ProcessError::Open { path: archive.to_owned(), source })?;
     let start = |source| ProcessError::Start { root: root.to_owned(), source };
     let mut child = Command::new(OWN_PROGRAM)
         .arg("unpack")

@@ -80,8 +80,7 @@ pub enum Refusal {
 /// # Errors
 /// Where the archive is not acceptable or something can't be written. The tree is half done then.
 pub fn unpack<R: Read>(root: &Path, kind: TreeKind, input: R, limit: u64) -> Result<(), UnpackError> {
-    let mut unpacker =
-        Unpacker { root, kind, seen: HashSet::new(), directories: Vec::new(), room: limit, limit };
+    let mut unpacker = Unpacker { root, kind, seen: HashSet::new(), directories: Vec::new(), room: limit, limit };
     let mut archive = Archive::new(input);
     for (count, entry) in archive.entries().map_err(UnpackError::Read)?.enumerate() {
         if count >= MAX_ENTRIES {
@@ -200,9 +199,7 @@ impl Unpacker<'_> {
         }
         match name.strip_prefix(WHITEOUT.as_bytes()) {
             None => Ok(false),
-            Some(b"" | b"." | b"..") => {
-                Err(UnpackError::Refused { path: relative.to_owned(), reason: Refusal::Name })
-            }
+            Some(b"" | b"." | b"..") => Err(UnpackError::Refused { path: relative.to_owned(), reason: Refusal::Name }),
             Some(hidden) => self.remove(&parent.join(OsStr::from_bytes(hidden))).map(|()| true),
         }
     }

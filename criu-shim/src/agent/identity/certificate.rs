@@ -104,7 +104,8 @@ async fn get(client: &kube::Client, namespace: &str, node: &str) -> Result<(Tls,
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CertificateError::Request)?;
     let request = request(node, &key)?;
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
-    let created = api.create(&PostParams::default(), &request).await.map_err(api_failed("send a certificate request"))?;
+    let created =
+        api.create(&PostParams::default(), &request).await.map_err(api_failed("send a certificate request"))?;
     let name = created.metadata.name.unwrap_or_default();
     let chain = signed(&api, &name).await?;
     Ok((Tls::new(ca.as_bytes(), &chain, key.serialize_der())?, ca))
@@ -123,8 +124,7 @@ fn request(node: &str, key: &KeyPair) -> Result<CertificateSigningRequest, Certi
     params.distinguished_name.push(DnType::CommonName, identity);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-    let pem =
-        params.serialize_request(key).and_then(|request| request.pem()).map_err(CertificateError::Request)?;
+    let pem = params.serialize_request(key).and_then(|request| request.pem()).map_err(CertificateError::Request)?;
     Ok(CertificateSigningRequest {
         metadata: ObjectMeta { generate_name: Some(format!("tideover-agent-{node}-")), ..ObjectMeta::default() },
         spec: CertificateSigningRequestSpec {
@@ -147,7 +147,8 @@ async fn signed(api: &Api<CertificateSigningRequest>, name: &str) -> Result<Vec<
             return Ok(certificate.0);
         }
         let conditions = status.conditions.unwrap_or_default();
-        if let Some(no) = conditions.into_iter().find(|condition| matches!(condition.type_.as_str(), "Denied" | "Failed"))
+        if let Some(no) =
+            conditions.into_iter().find(|condition| matches!(condition.type_.as_str(), "Denied" | "Failed"))
         {
             return Err(CertificateError::TurnedDown {
                 name: name.to_owned(),

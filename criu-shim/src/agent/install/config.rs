@@ -198,7 +198,9 @@ mod tests {
     #[test]
     fn each_version_names_the_plugin_its_own_way() {
         assert!(drop_in(3, false).contains("[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.tideover]"));
-        assert!(drop_in(2, true).contains("[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.tideover.options]"));
+        assert!(
+            drop_in(2, true).contains("[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.tideover.options]")
+        );
         assert!(drop_in(2, true).ends_with("SystemdCgroup = true\n"));
         assert!(drop_in(3, false).contains("version = 3\n"));
     }

@@ -171,10 +171,7 @@ fn config_argument(arguments: &[u8]) -> Option<PathBuf> {
     while let Some(argument) = arguments.next() {
         let value = match argument {
             b"--config" | b"-config" | b"-c" => arguments.next().map(<[u8]>::to_vec),
-            _ => argument
-                .strip_prefix(b"--config=")
-                .or_else(|| argument.strip_prefix(b"-c="))
-                .map(<[u8]>::to_vec),
+            _ => argument.strip_prefix(b"--config=").or_else(|| argument.strip_prefix(b"-c=")).map(<[u8]>::to_vec),
         };
         if let Some(value) = value {
             return Some(PathBuf::from(std::ffi::OsString::from_vec(value)));

@@ -111,7 +111,10 @@ fn register(node: &NodeRoot, containerd: &Containerd) -> Result<bool, InstallErr
         Ok(after) if config::has_handler(&after) && config::displaced(&before, &after).is_empty() => Ok(true),
         Ok(after) => {
             let lost = config::displaced(&before, &after);
-            warn!(?lost, "this containerd's drop-ins displace what is configured elsewhere, writing into the main file");
+            warn!(
+                ?lost,
+                "this containerd's drop-ins displace what is configured elsewhere, writing into the main file"
+            );
             undo.apply()?;
             keep_backup(&main)?;
             write_whole(&main, &config::with_block(&text, version, systemd))?;

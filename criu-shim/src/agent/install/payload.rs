@@ -82,7 +82,8 @@ pub fn remove_unused(root: &Path, current: &str, programs: &BTreeSet<PathBuf>) -
     let versions = root.join(VERSIONS);
     for entry in versions.read_dir().map_err(read_failed(&versions))? {
         let entry = entry.map_err(read_failed(&versions))?;
-        let in_use = programs.iter().any(|program| program.components().any(|part| part.as_os_str() == entry.file_name()));
+        let in_use =
+            programs.iter().any(|program| program.components().any(|part| part.as_os_str() == entry.file_name()));
         if entry.file_name() != current && !in_use {
             remove_tree(&entry.path())?;
         }

@@ -2,9 +2,9 @@
 
 use crate::agent::context::{Context, Key};
 use crate::agent::failure::{chain, retryable};
+use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::files::process::Packing;
-use crate::agent::files::TreeKind;
 use crate::agent::source::preflight::Inspected;
 use crate::agent::transfer::link::{self, Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part, Preamble, VERSION};
@@ -91,7 +91,10 @@ type Ends = (LinkSender<FromSource>, LinkReceiver<FromTarget>);
 
 async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer) -> Result<Ends, Failure> {
     let unreachable = |what: String| {
-        retryable(FailureReason::AgentUnreachable, format!("the agent of node {} at {}: {what}", peer.node, peer.address))
+        retryable(
+            FailureReason::AgentUnreachable,
+            format!("the agent of node {} at {}: {what}", peer.node, peer.address),
+        )
     };
     let address: SocketAddr =
         peer.address.parse().map_err(|_| unreachable("the address is not of the form ip:port".to_owned()))?;
@@ -118,9 +121,9 @@ async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer) -> R
             other => Err(unreachable(format!("it answered {other:?}"))),
         }
     };
-    tokio::time::timeout(CONNECT_LIMIT, talk).await.unwrap_or_else(|_| {
-        Err(unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs())))
-    })
+    tokio::time::timeout(CONNECT_LIMIT, talk)
+        .await
+        .unwrap_or_else(|_| Err(unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs()))))
 }
 
 struct Warm {

@@ -92,9 +92,7 @@ pub fn container_id(pod: &Pod, uid: &str) -> Result<String, ContainerError> {
         .collect();
     match (running.pop(), running.len()) {
         (Some(id), 0) => plain_id(id).map(str::to_owned).ok_or_else(|| ContainerError::ForeignId(id.to_owned())),
-        (last, others) => {
-            Err(ContainerError::NotOneRunning { name, running: others + usize::from(last.is_some()) })
-        }
+        (last, others) => Err(ContainerError::NotOneRunning { name, running: others + usize::from(last.is_some()) }),
     }
 }
 

@@ -6,8 +6,8 @@ use crate::agent::failure::{chain, retryable};
 use crate::agent::journal::{Entry, Side, SourceEntry};
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::report::Reporter;
-use crate::agent::source::container;
 use crate::agent::source::connect::{self, Connected, Peer};
+use crate::agent::source::container;
 use crate::agent::source::freeze::{self, millis};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::preflight::{self, Inspected};
@@ -67,10 +67,20 @@ impl SourceDriver {
             if attempt != self.local.attempt && self.local.at != SourceAt::Frozen {
                 self.begin(attempt);
             }
-            match source_duty(&migration, self.local) {
+            let duty = match source_duty(&migration, self.local) {
+                // The agent that comes next begins it.
+                SourceDuty::Preflight(_) | SourceDuty::Connect(_) | SourceDuty::Freeze(_)
+                    if self.context.is_leaving() =>
+                {
+                    SourceDuty::None
+                }
+                duty => duty,
+            };
+            match duty {
                 SourceDuty::None => {
                     if self.wait(&mut news).await.is_err() {
                         self.disconnect().await;
+                        self.clean(self.local.attempt).await;
                         return;
                     }
                 }
@@ -176,13 +186,8 @@ impl SourceDriver {
         let Some(connected) = self.connected.take() else { return };
         let entry = source_entry(&self.key, &connected);
         let journal = self.context.journal.clone();
-        let written = Entry::new(
-            &self.key.namespace,
-            &self.key.name,
-            &self.key.uid,
-            attempt,
-            Side::Source(entry.clone()),
-        );
+        let written =
+            Entry::new(&self.key.namespace, &self.key.name, &self.key.uid, attempt, Side::Source(entry.clone()));
         let written = tokio::task::spawn_blocking(move || journal.write(&written)).await;
         if let Err(failure) = written
             .map_err(|error| retryable(FailureReason::FreezeFailed, chain(&error)))
@@ -193,8 +198,7 @@ impl SourceDriver {
         }
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
-        let frozen =
-            freeze::freeze(&self.context, &self.key, connected, news, &mut self.report, &self.reporter).await;
+        let frozen = freeze::freeze(&self.context, &self.key, connected, news, &mut self.report, &self.reporter).await;
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
                 settle::thaw(frozen.pod, frozen.hung, proof).await;

@@ -73,11 +73,7 @@ pub async fn freeze(
         work_dir: directory.join(WORK),
         freeze_cgroup: inspected.container.freezer.path_in_node().to_owned(),
         bundle,
-        options: DumpOptions {
-            ghost_limit,
-            inotify_paths: inspected.inotify_paths,
-            ..DumpOptions::default()
-        },
+        options: DumpOptions { ghost_limit, inotify_paths: inspected.inotify_paths, ..DumpOptions::default() },
     };
     let mut attempt_state = Attempt { held: None, hung: None, report, reporter };
     let outcome = match froze {
@@ -148,7 +144,10 @@ impl Attempt<'_> {
     }
 
     /// Dump and send, then wait for the commit. `Ok` where the target says that it has committed or the object does.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one connected attempt, taken apart because each is used up")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one connected attempt, taken apart because each is used up"
+    )]
     async fn send(
         &mut self,
         request: DumpRequest,

@@ -50,12 +50,11 @@ struct Looked {
 }
 
 fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
-    let container = container::find(&context.node, id)
+    let container =
+        container::find(&context.node, id).map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
+    let pids = container.freezer.pids().map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
+    let findings = preflight::inspect(container.pid, &pids)
         .map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
-    let pids =
-        container.freezer.pids().map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
-    let findings =
-        preflight::inspect(container.pid, &pids).map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
     let (blocking, warnings): (Vec<_>, Vec<_>) = findings.iter().partition(|finding| finding.blocks());
     if !blocking.is_empty() {
         let sentences: Vec<String> = blocking.iter().map(ToString::to_string).collect();

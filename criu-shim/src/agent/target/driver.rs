@@ -15,7 +15,7 @@ use crate::agent::transfer::link::LinkSender;
 use crate::agent::transfer::message::{FromTarget, IMAGES, VERSION};
 use crate::agent::transfer::receive::{Landing, ReceiveError, Round, WORK};
 use crate::criu::last_errors;
-use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim};
+use crate::local::{Create, RelayStage, ReleaseOptions, TOKEN_ENV, ToRelay, ToShim};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +30,8 @@ const SPARE: u64 = 256 << 20;
 const WORD_LIMIT: Duration = Duration::from_millis(500);
 /// How long the end of a restore that was called off is waited for.
 const CALL_OFF_LIMIT: Duration = Duration::from_secs(60);
+/// How often it is looked whether that has ended unheard.
+const LOOK: Duration = Duration::from_millis(500);
 /// Pause before the API server or the disk is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How many error lines of CRIU's log go into a report.
@@ -128,6 +130,7 @@ impl TargetDriver {
             let duty = match target_duty(&migration, &self.context.settings.node_name, self.local) {
                 // The watch has not shown the commit yet that this task has made.
                 TargetDuty::Commit(_) if self.committed_here() => TargetDuty::None,
+                TargetDuty::Listen(_) if self.context.is_leaving() => TargetDuty::None,
                 duty => duty,
             };
             match duty {
@@ -237,7 +240,8 @@ impl TargetDriver {
         let (directory, images) = (self.directory(), self.context.settings.images());
         let free = free_bytes(&images);
         let Some(room) = free.checked_sub(SPARE) else {
-            let message = format!("no space for images: {free} bytes are free on the target's disk, {SPARE} must stay so");
+            let message =
+                format!("no space for images: {free} bytes are free on the target's disk, {SPARE} must stay so");
             return self.fail(retryable(FailureReason::TransferFailed, message)).await;
         };
         let created = tokio::task::spawn_blocking(move || Landing::create(&directory, room)).await;
@@ -339,7 +343,8 @@ impl TargetDriver {
                 }
             }
             Err(error) => {
-                let reason = if error.is_corruption() { FailureReason::Corrupted } else { FailureReason::TransferFailed };
+                let reason =
+                    if error.is_corruption() { FailureReason::Corrupted } else { FailureReason::TransferFailed };
                 self.fail(retryable(reason, chain(&error))).await;
             }
         }
@@ -354,7 +359,8 @@ impl TargetDriver {
         let same = self.restore.as_ref().is_some_and(|restore| restore.container_id == create.container_id);
         let answer = if self.local.resumed {
             ToShim::ColdStart
-        } else if verdict == Verdict::Aborted || self.local.destroyed || (verdict == Verdict::Open && self.local.failed) {
+        } else if verdict == Verdict::Aborted || self.local.destroyed || (verdict == Verdict::Open && self.local.failed)
+        {
             let why = self.report.failure.as_ref().map_or("the attempt is over", |failure| failure.message.as_str());
             ToShim::Refuse { reason: format!("the restore is off: {why}") }
         } else if same {
@@ -382,12 +388,8 @@ impl TargetDriver {
         let token = new_token().map_err(|error| {
             retryable(FailureReason::RestoreFailed, format!("make a token for the restore: {error}"))
         })?;
-        let restore = RestoreEntry {
-            token,
-            pod_uid: create.pod_uid,
-            container_id: create.container_id,
-            bundle: create.bundle,
-        };
+        let restore =
+            RestoreEntry { token, pod_uid: create.pod_uid, container_id: create.container_id, bundle: create.bundle };
         self.write_journal(TargetEntry { restore: Some(restore.clone()), resumed: false }).await?;
         self.registry.add_token(&restore.token, &self.key.uid);
         self.restore = Some(restore);
@@ -533,7 +535,11 @@ impl TargetDriver {
         let verdict = status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt));
         let failure = retryable(FailureReason::RestoreFailed, message);
         if verdict == Verdict::Committed || self.committed_here() {
-            warn!(migration = self.key.name, message = failure.message, "restore failed after the commit, kept for another try");
+            warn!(
+                migration = self.key.name,
+                message = failure.message,
+                "restore failed after the commit, kept for another try"
+            );
             self.report.failure = Some(failure);
             self.reporter.report(self.report.clone());
         } else if verdict == Verdict::Open {
@@ -562,13 +568,15 @@ impl TargetDriver {
         self.tell_relay(ToRelay::Abandon).await;
         self.answer(None).await;
         while self.running {
-            let event = match tokio::time::timeout_at(deadline, self.events.recv()).await {
+            let event = match tokio::time::timeout(LOOK, self.events.recv()).await {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
-                Err(_) => {
-                    warn!(migration = self.key.name, "a restore that was called off has not been heard to end");
+                Err(_) if !self.restore_is_there().await => break,
+                Err(_) if tokio::time::Instant::now() > deadline => {
+                    warn!(migration = self.key.name, "a restore that was called off does not end");
                     break;
                 }
+                Err(_) => continue,
             };
             match event {
                 Event::Relay { line, .. } => {
@@ -591,6 +599,12 @@ impl TargetDriver {
         self.remove_everything().await;
         self.local.destroyed = true;
         self.reach(TargetStep::Destroyed);
+    }
+
+    /// Whether any process of the restore that was begun last exists, whoever it talks to.
+    async fn restore_is_there(&self) -> bool {
+        let Some(token) = self.restore.as_ref().map(|restore| restore.token.clone()) else { return false };
+        tokio::task::spawn_blocking(move || has_process_of(&token)).await.unwrap_or(true)
     }
 
     /// The processes run: images are of no further use.
@@ -626,6 +640,16 @@ fn release_options(migration: &Migration) -> ReleaseOptions {
         link_remap: true,
         ..ReleaseOptions::default()
     }
+}
+
+/// Whether a process has the token of a restore in its environment: runc, the relay and CRIU have. The processes
+/// that are restored have their own.
+fn has_process_of(token: &str) -> bool {
+    let variable = format!("{TOKEN_ENV}={token}");
+    let processes = std::path::Path::new("/proc").read_dir().into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| std::fs::read(process.path().join("environ")).ok())
+        .any(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes()))
 }
 
 /// 128 random bits, hexadecimal.

@@ -26,6 +26,8 @@ use tracing::{info, warn};
 
 /// How often a shim that waits hears that somebody is there. It gives up after 100 s of silence.
 const STILL_HERE: Duration = Duration::from_secs(5);
+/// How long one question to the API server may take before it is asked again.
+const ASK_LIMIT: Duration = Duration::from_secs(3);
 /// How often an undecided question is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How long the first list of Migrations is waited for before a pod that nothing is known of starts cold.
@@ -201,7 +203,8 @@ async fn decide(context: &Context, registry: &Registry, create: &Create, synced:
     }
     if let Some(name) = &create.replacement_of {
         let api: Api<Migration> = Api::namespaced(context.client.clone(), &create.pod_namespace);
-        match api.get_opt(name).await {
+        let Ok(answer) = tokio::time::timeout(ASK_LIMIT, api.get_opt(name)).await else { return Start::Undecided };
+        match answer {
             Ok(Some(migration)) => return start(create, &migration, node),
             // Nobody is restoring it.
             Ok(None) => {}

@@ -161,7 +161,9 @@ pub enum NameError {
     #[error("a part's name has {0} bytes, 1 to {MAX_NAME} are allowed")]
     Length(usize),
     /// It has a character that no image and no volume has.
-    #[error("the part's name {0:?} has a character other than letters, digits, dot, dash and underscore, or begins with a dot")]
+    #[error(
+        "the part's name {0:?} has a character other than letters, digits, dot, dash and underscore, or begins with a dot"
+    )]
     Character(String),
 }
 

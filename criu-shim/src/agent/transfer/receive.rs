@@ -123,7 +123,10 @@ impl Landing {
     /// Where the connection fails, or what comes is not acceptable; nothing of the attempt may be used then.
     pub async fn round(&mut self, link: &mut LinkReceiver<FromSource>) -> Result<Round, ReceiveError> {
         let FromSource::RoundBegin { round: number, last } = message(link, "the beginning of a round").await? else {
-            return Err(ReceiveError::Unexpected { got: "another message".into(), expected: "the beginning of a round" });
+            return Err(ReceiveError::Unexpected {
+                got: "another message".into(),
+                expected: "the beginning of a round",
+            });
         };
         let begun = Instant::now();
         let mut manifest = Manifest::default();
