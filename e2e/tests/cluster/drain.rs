@@ -34,7 +34,9 @@ fn a_drain_moves_a_store_under_load_and_loses_nothing() -> Result<()> {
 
     store.written_past(store.acknowledged()?)?;
     println!("{}", store.verify()?);
-    let log = sandbox.run(&["exec", &moved.name, "--", "cat", "/data/redis.log"])?;
+    let volume = format!("/var/lib/kubelet/pods/{}/volumes/kubernetes.io~empty-dir/data", moved.uid);
+    let log = cluster.node(&moved.node)?.exec(["cat", &format!("{volume}/redis.log")])?.stdout;
+    let log = String::from_utf8_lossy(&log);
     ensure!(log.matches("Server initialized").count() == 1, "the log moved and shows one start: {log}");
     migration::succeeded(&sandbox, &store.pod.name, LIMIT)?;
     Ok(())
