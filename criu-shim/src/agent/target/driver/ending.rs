@@ -1,0 +1,109 @@
+//! The end of an attempt on its target: given up, called off, or done.
+
+use super::TargetDriver;
+use crate::agent::failure::chain;
+use crate::agent::target::event::Event;
+use crate::agent::transfer::message::FromTarget;
+use crate::local::{TOKEN_ENV, ToRelay};
+use std::time::Duration;
+use tideover_crds::{Failure, TargetStep};
+use tracing::warn;
+
+/// How long the end of a restore that was called off is waited for.
+const CALL_OFF_LIMIT: Duration = Duration::from_secs(60);
+/// How often it is looked whether that has ended unheard.
+const LOOK: Duration = Duration::from_millis(500);
+
+impl TargetDriver {
+    /// Says that this side can't go on.
+    pub(super) async fn fail(&mut self, failure: Failure) {
+        if std::mem::replace(&mut self.local.failed, true) {
+            return;
+        }
+        warn!(migration = self.key.name, attempt = self.local.attempt, message = failure.message, "target failed");
+        self.tell_source(FromTarget::Failed { failure: failure.clone() }).await;
+        self.report.failure = Some(failure);
+        self.reporter.report(self.report.clone());
+        self.tell_relay(ToRelay::Abandon).await;
+    }
+
+    /// The attempt was aborted: nothing of it stays here. CRIU ends by its own protocol.
+    pub(super) async fn destroy(&mut self, attempt: u32) {
+        self.local.attempt = attempt;
+        self.local.failed = true;
+        self.landing = None;
+        let deadline = tokio::time::Instant::now() + CALL_OFF_LIMIT;
+        self.tell_relay(ToRelay::Abandon).await;
+        self.answer(None).await;
+        while self.running {
+            let event = match tokio::time::timeout(LOOK, self.events.recv()).await {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(_) if !self.restore_is_there().await => break,
+                Err(_) if tokio::time::Instant::now() > deadline => {
+                    warn!(migration = self.key.name, "a restore that was called off does not end");
+                    break;
+                }
+                Err(_) => continue,
+            };
+            match event {
+                Event::Relay { line, .. } => {
+                    line.send(ToRelay::Abandon).await.ok();
+                    self.relay = Some(line);
+                }
+                Event::Held { .. } => self.tell_relay(ToRelay::Abandon).await,
+                Event::Ended { token, .. } | Event::Restored { token, .. } if self.is_current(&token) => {
+                    self.running = false;
+                }
+                Event::Create { create, answer } => {
+                    self.asked = Some((create, answer));
+                    self.answer(None).await;
+                }
+                _ => {}
+            }
+        }
+        self.source = None;
+        self.relay = None;
+        self.remove_everything().await;
+        self.local.destroyed = true;
+        self.reach(TargetStep::Destroyed);
+    }
+
+    /// Whether any process of the restore that was begun last exists, whoever it talks to.
+    async fn restore_is_there(&self) -> bool {
+        let Some(token) = self.restore.as_ref().map(|restore| restore.token.clone()) else { return false };
+        tokio::task::spawn_blocking(move || has_process_of(&token)).await.unwrap_or(true)
+    }
+
+    /// The processes run: images are of no further use.
+    pub(super) async fn clean(&mut self) {
+        self.remove_everything().await;
+        self.local.listening = false;
+        self.source = None;
+    }
+
+    async fn remove_everything(&self) {
+        let (directory, journal, uid) = (self.directory(), self.context.journal.clone(), self.key.uid.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            if let Err(error) = crate::agent::images::remove(&directory) {
+                warn!(?directory, %error, "images are left");
+            }
+            journal.remove(&uid)
+        });
+        match removed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(error = %chain(&error), "the journal entry is left"),
+            Err(error) => warn!(%error, "cleaning ended unexpectedly"),
+        }
+    }
+}
+
+/// Whether a process has the token of a restore in its environment: runc, the relay and CRIU have. The processes
+/// that are restored have their own.
+fn has_process_of(token: &str) -> bool {
+    let variable = format!("{TOKEN_ENV}={token}");
+    let processes = std::path::Path::new("/proc").read_dir().into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| std::fs::read(process.path().join("environ")).ok())
+        .any(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes()))
+}

@@ -1,0 +1,107 @@
+//! What happens to a target: the source comes and sends, a shim asks, a relay speaks.
+
+use super::TargetDriver;
+use crate::agent::failure::{chain, retryable};
+use crate::agent::source::freeze::millis;
+use crate::agent::target::event::{Arrival, Event};
+use crate::agent::transfer::message::{FromTarget, VERSION};
+use crate::agent::transfer::receive::{ReceiveError, Round};
+use tideover_crds::{FailureReason, Migration, TargetStep, names};
+use tracing::warn;
+
+impl TargetDriver {
+    /// Takes one thing that happened. `migration` is the newest object, if there is one.
+    pub(super) async fn take(&mut self, event: Event, migration: Option<&Migration>) {
+        match event {
+            Event::Source(arrival) => self.source_arrived(arrival, migration).await,
+            Event::Round { attempt, round } if attempt == self.local.attempt => self.landed(round).await,
+            Event::Round { .. } => {}
+            Event::Create { create, answer } => self.asked = Some((create, answer)),
+            Event::Relay { token, stage, line } => self.relay_came(&token, stage, line).await,
+            Event::Held { token } if self.is_current(&token) => self.held().await,
+            Event::Held { .. } => {}
+            Event::Ended { token, success, message } if self.is_current(&token) => {
+                self.running = false;
+                self.relay = None;
+                if success { self.resumed().await } else { self.restore_failed(message, migration).await }
+            }
+            Event::Restored { token, exit_code } if self.is_current(&token) => {
+                let ended_unheard = std::mem::take(&mut self.running);
+                if exit_code != 0 && ended_unheard {
+                    self.restore_failed(format!("runc restore ended with {exit_code}"), migration).await;
+                }
+            }
+            Event::Ended { .. } | Event::Restored { .. } => {}
+            Event::RelayLost { token } if self.is_current(&token) => {
+                self.relay = None;
+                self.local.waiting = false;
+                self.local.held = false;
+            }
+            Event::RelayLost { .. } => {}
+        }
+        self.answer(migration).await;
+    }
+
+    pub(super) fn is_current(&self, token: &str) -> bool {
+        self.restore.as_ref().is_some_and(|restore| restore.token == token)
+    }
+
+    async fn source_arrived(&mut self, arrival: Arrival, migration: Option<&Migration>) {
+        let refusal = match migration.and_then(|migration| migration.status.as_ref()?.source_pod.as_ref()?.node.clone())
+        {
+            None => Some("the move has no source yet".to_owned()),
+            Some(node) if !arrival.names.contains(&names::agent_identity(&node)) => {
+                Some(format!("the certificate is not that of node {node}"))
+            }
+            Some(_) if arrival.preamble.version != VERSION => {
+                Some(format!("this agent speaks version {VERSION} and not {}", arrival.preamble.version))
+            }
+            Some(_) if arrival.preamble.attempt != self.local.attempt => {
+                Some(format!("the attempt here is {} and not {}", self.local.attempt, arrival.preamble.attempt))
+            }
+            Some(_) if self.local.failed || self.source.is_some() => {
+                Some("this attempt has had its connection".to_owned())
+            }
+            Some(_) => None,
+        };
+        let landing = if refusal.is_none() { self.landing.take() } else { None };
+        let Some(mut landing) = landing else {
+            let message = refusal.unwrap_or_else(|| "nothing is expected here".to_owned());
+            warn!(migration = self.key.name, message, "source refused");
+            arrival.sender.say(&FromTarget::Refused { message }).await.ok();
+            return;
+        };
+        self.source = Some(arrival.sender);
+        self.tell_source(FromTarget::Accepted).await;
+        let (events, attempt, mut receiver) = (self.own_events.clone(), self.local.attempt, arrival.receiver);
+        tokio::spawn(async move {
+            loop {
+                let round = landing.round(&mut receiver).await;
+                let last = round.as_ref().map_or(true, |round| round.last);
+                if events.send(Event::Round { attempt, round }).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn landed(&mut self, round: Result<Round, ReceiveError>) {
+        match round {
+            Ok(round) => {
+                let digest = round.manifest.digest();
+                self.tell_source(FromTarget::Verified { round: round.number, digest }).await;
+                self.early = true;
+                if round.last {
+                    self.local.staged = true;
+                    self.timings().receive_millis = millis(round.took);
+                    self.reach(TargetStep::Staged);
+                }
+            }
+            Err(error) => {
+                let reason =
+                    if error.is_corruption() { FailureReason::Corrupted } else { FailureReason::TransferFailed };
+                self.fail(retryable(reason, chain(&error))).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! One Migration on its target node: takes what happens, does the target's duties, and reports.
+
+mod ending;
+mod happening;
+mod restore;
+mod verdict;
+
+use crate::agent::context::{Context, Key, News};
+use crate::agent::duty::{TargetDuty, TargetLocal, target_duty, verdict_of};
+use crate::agent::failure::{chain, retryable};
+use crate::agent::journal::{Entry, RestoreEntry, Side, TargetEntry};
+use crate::agent::report::Reporter;
+use crate::agent::source::preflight::free_bytes;
+use crate::agent::target::event::Event;
+use crate::agent::target::registry::Registry;
+use crate::agent::transfer::link::LinkSender;
+use crate::agent::transfer::message::FromTarget;
+use crate::agent::transfer::receive::Landing;
+use crate::local::{Create, ToRelay, ToShim};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tideover_crds::migration::Verdict;
+use tideover_crds::{Failure, FailureReason, Migration, TargetReport, TargetStep, TargetTimings};
+use tokio::sync::mpsc;
+use tracing::info;
+
+/// Disk space that incoming images leave free, bytes.
+const SPARE: u64 = 256 << 20;
+/// How long a peer may take to take a word, before it counts as gone.
+const WORD_LIMIT: Duration = Duration::from_millis(500);
+
+/// The target's side of one Migration.
+#[derive(Debug)]
+pub struct TargetDriver {
+    context: Arc<Context>,
+    key: Key,
+    registry: Registry,
+    reporter: Reporter<TargetReport>,
+    events: mpsc::Receiver<Event>,
+    own_events: mpsc::Sender<Event>,
+    report: TargetReport,
+    local: TargetLocal,
+    landing: Option<Landing>,
+    /// To the source, while it is connected.
+    source: Option<LinkSender<FromTarget>>,
+    /// What `runc restore` needs from the start is here.
+    early: bool,
+    /// A shim's question that is not answered yet.
+    asked: Option<(Create, mpsc::Sender<ToShim>)>,
+    /// The restore that a shim was told to begin last.
+    restore: Option<RestoreEntry>,
+    /// Whether that has not been heard to have ended.
+    running: bool,
+    relay: Option<mpsc::Sender<ToRelay>>,
+    released: Option<Instant>,
+    /// A left-over of an agent before this one that has not been judged yet.
+    left_over: bool,
+}
+
+impl TargetDriver {
+    /// For `key`; `entry` is what the journal has of it from an agent before this one.
+    pub fn new(context: Arc<Context>, registry: Registry, key: Key, entry: Option<(u32, TargetEntry)>) -> Self {
+        let reporter = Reporter::start(context.client.clone(), &key.namespace, &key.name, &key.uid);
+        let (own_events, events) = mpsc::channel(64);
+        registry.add_target(&key.uid, own_events.clone());
+        let mut driver = Self {
+            report: fresh_report(0),
+            local: TargetLocal::default(),
+            left_over: entry.is_some(),
+            context,
+            key,
+            registry,
+            reporter,
+            events,
+            own_events,
+            landing: None,
+            source: None,
+            early: false,
+            asked: None,
+            restore: None,
+            running: false,
+            relay: None,
+            released: None,
+        };
+        if let Some((attempt, entry)) = entry {
+            driver.adopt(attempt, entry);
+        }
+        driver
+    }
+
+    /// Takes over what the journal says. The attempt can't go on, unless it was committed: a commit implies that
+    /// everything had landed and was verified.
+    fn adopt(&mut self, attempt: u32, entry: TargetEntry) {
+        self.local = TargetLocal {
+            attempt,
+            listening: true,
+            staged: true,
+            failed: true,
+            resumed: entry.resumed,
+            ..TargetLocal::default()
+        };
+        self.early = true;
+        self.report = fresh_report(attempt);
+        if let Some(restore) = entry.restore {
+            self.registry.add_token(&restore.token, &self.key.uid);
+            self.running = !entry.resumed;
+            self.restore = Some(restore);
+        }
+    }
+
+    /// Does duties until the Migration is gone.
+    pub async fn run(mut self, mut news: News) {
+        loop {
+            let Some(migration) = news.borrow_and_update().clone() else {
+                tokio::select! {
+                    changed = news.changed() => if changed.is_err() { break },
+                    Some(event) = self.events.recv() => self.take(event, None).await,
+                }
+                continue;
+            };
+            self.judge_left_over(&migration);
+            let duty = match target_duty(&migration, &self.context.settings.node_name, self.local) {
+                // The watch has not shown the commit yet that this task has made.
+                TargetDuty::Commit(_) if self.committed_here() => TargetDuty::None,
+                TargetDuty::Listen(_) if self.context.is_leaving() => TargetDuty::None,
+                duty => duty,
+            };
+            match duty {
+                TargetDuty::None => {
+                    tokio::select! {
+                        changed = news.changed() => if changed.is_err() { break },
+                        Some(event) = self.events.recv() => self.take(event, Some(&migration)).await,
+                    }
+                }
+                TargetDuty::Listen(attempt) => self.listen(attempt).await,
+                TargetDuty::Release(_) => self.release(&migration).await,
+                TargetDuty::Commit(attempt) => self.commit(&migration, attempt).await,
+                TargetDuty::Resume(attempt) => self.resume_decided(attempt).await,
+                TargetDuty::Destroy(attempt) => self.destroy(attempt).await,
+                TargetDuty::Clean(_) => self.clean().await,
+            }
+        }
+        // The object is gone. Nobody can commit any more, so nothing that was rebuilt here may ever run.
+        if self.local.listening && !self.local.resumed && !self.local.destroyed && !self.committed_here() {
+            self.destroy(self.local.attempt).await;
+        }
+        self.registry.remove(&self.key.uid);
+    }
+
+    fn committed_here(&self) -> bool {
+        self.report.step >= TargetStep::Committed && self.report.step != TargetStep::Destroyed
+    }
+
+    fn judge_left_over(&mut self, migration: &Migration) {
+        if !std::mem::take(&mut self.left_over) {
+            return;
+        }
+        let verdict = migration.status.as_ref().map(|status| verdict_of(status, self.local.attempt));
+        match verdict {
+            Some(Verdict::Committed) => {
+                self.report.step = TargetStep::Committed;
+                info!(migration = self.key.name, "found committed, going on");
+            }
+            Some(Verdict::Open) => {
+                let message = "the target's agent was restarted before the commit";
+                self.report.failure = Some(retryable(FailureReason::AgentRestarted, message));
+                self.reporter.report(self.report.clone());
+            }
+            _ => {}
+        }
+    }
+
+    fn reach(&mut self, step: TargetStep) {
+        self.report.step = step;
+        // While it is one of these steps, the source is frozen and waits.
+        match step {
+            TargetStep::Staged | TargetStep::Held | TargetStep::Committed => {
+                self.reporter.report_later(self.report.clone());
+            }
+            _ => self.reporter.report(self.report.clone()),
+        }
+        info!(migration = self.key.name, attempt = self.local.attempt, ?step, "target");
+    }
+
+    fn timings(&mut self) -> &mut TargetTimings {
+        self.report.timings.get_or_insert_default()
+    }
+
+    /// Tells the source, if it is there. What it does not hear it reads from the object.
+    async fn tell_source(&self, message: FromTarget) {
+        if let Some(source) = &self.source {
+            tokio::time::timeout(WORD_LIMIT, source.say(&message)).await.ok();
+        }
+    }
+
+    async fn tell_relay(&self, word: ToRelay) {
+        if let Some(relay) = &self.relay {
+            tokio::time::timeout(WORD_LIMIT, relay.send(word)).await.ok();
+        }
+    }
+
+    async fn write_journal(&self, entry: TargetEntry) -> Result<(), Failure> {
+        let Key { namespace, name, uid } = &self.key;
+        let entry = Entry::new(namespace, name, uid, self.local.attempt, Side::Target(entry));
+        let journal = self.context.journal.clone();
+        let written = tokio::task::spawn_blocking(move || journal.write(&entry)).await;
+        let failed = |error: &dyn std::error::Error| retryable(FailureReason::RestoreFailed, chain(error));
+        written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.context.settings.attempt_directory(&self.key.uid, self.local.attempt)
+    }
+
+    async fn listen(&mut self, attempt: u32) {
+        self.local = TargetLocal { attempt, listening: true, ..TargetLocal::default() };
+        self.report = fresh_report(attempt);
+        self.report.address = Some(self.context.settings.address().to_string());
+        self.source = None;
+        self.early = false;
+        self.restore = None;
+        self.released = None;
+        self.relay = None;
+        self.running = false;
+        match self.context.facts().await {
+            Ok(facts) => self.report.host = Some(facts),
+            Err(failure) => return self.fail(failure).await,
+        }
+        if let Err(failure) = self.write_journal(TargetEntry::default()).await {
+            return self.fail(failure).await;
+        }
+        let (directory, images) = (self.directory(), self.context.settings.images());
+        let free = free_bytes(&images);
+        let Some(room) = free.checked_sub(SPARE) else {
+            let message =
+                format!("no space for images: {free} bytes are free on the target's disk, {SPARE} must stay so");
+            return self.fail(retryable(FailureReason::TransferFailed, message)).await;
+        };
+        let created = tokio::task::spawn_blocking(move || Landing::create(&directory, room)).await;
+        match created.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))) {
+            Ok(Ok(landing)) => {
+                self.landing = Some(landing);
+                self.reach(TargetStep::Listening);
+            }
+            Ok(Err(error)) => self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await,
+            Err(failure) => self.fail(failure).await,
+        }
+    }
+}
+
+fn fresh_report(attempt: u32) -> TargetReport {
+    TargetReport { attempt, step: TargetStep::Listening, address: None, host: None, timings: None, failure: None }
+}

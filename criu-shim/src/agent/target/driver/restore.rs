@@ -1,0 +1,147 @@
+//! The restore: answering the shim, taking the relay, putting files in place, letting CRIU begin.
+
+use super::TargetDriver;
+use crate::agent::duty::verdict_of;
+use crate::agent::failure::{chain, retryable};
+use crate::agent::journal::{RestoreEntry, TargetEntry};
+use crate::agent::source::freeze::millis;
+use crate::agent::target::stage;
+use crate::agent::transfer::message::{FromTarget, IMAGES};
+use crate::agent::transfer::receive::WORK;
+use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim};
+use std::time::Instant;
+use tideover_crds::migration::Verdict;
+use tideover_crds::{Failure, FailureReason, Migration, Strategy, TargetStep};
+use tokio::sync::mpsc;
+
+impl TargetDriver {
+    /// Answers the shim's question, once it can be answered.
+    pub(super) async fn answer(&mut self, migration: Option<&Migration>) {
+        let Some((create, _)) = &self.asked else { return };
+        let status = migration.and_then(|migration| migration.status.as_ref());
+        let verdict = status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt));
+        let first = status.is_some_and(|status| status.strategy == Some(Strategy::ReplaceFirst));
+        let same = self.restore.as_ref().is_some_and(|restore| restore.container_id == create.container_id);
+        let answer = if self.local.resumed {
+            ToShim::ColdStart
+        } else if verdict == Verdict::Aborted || self.local.destroyed || (verdict == Verdict::Open && self.local.failed)
+        {
+            let why = self.report.failure.as_ref().map_or("the attempt is over", |failure| failure.message.as_str());
+            ToShim::Refuse { reason: format!("the restore is off: {why}") }
+        } else if same {
+            self.restore_answer()
+        } else if self.early && (verdict == Verdict::Committed || first) {
+            match self.begin_restore(create.clone()).await {
+                Ok(()) => self.restore_answer(),
+                Err(failure) => {
+                    let reason = failure.message.clone();
+                    self.fail(failure).await;
+                    ToShim::Refuse { reason }
+                }
+            }
+        } else {
+            return;
+        };
+        if let Some((_, shim)) = self.asked.take() {
+            // A shim that is gone asks again.
+            shim.send(answer).await.ok();
+        }
+    }
+
+    /// Writes down that a restore is about to begin: from here on CRIU may rebuild the processes, and this node may commit.
+    async fn begin_restore(&mut self, create: Create) -> Result<(), Failure> {
+        let token = new_token().map_err(|error| {
+            retryable(FailureReason::RestoreFailed, format!("make a token for the restore: {error}"))
+        })?;
+        let restore =
+            RestoreEntry { token, pod_uid: create.pod_uid, container_id: create.container_id, bundle: create.bundle };
+        self.write_journal(TargetEntry { restore: Some(restore.clone()), resumed: false }).await?;
+        self.registry.add_token(&restore.token, &self.key.uid);
+        self.restore = Some(restore);
+        self.running = true;
+        self.relay = None;
+        self.local.waiting = false;
+        self.local.released = false;
+        self.local.held = false;
+        Ok(())
+    }
+
+    fn restore_answer(&self) -> ToShim {
+        let directory = self.directory();
+        let token = self.restore.as_ref().map(|restore| restore.token.clone()).unwrap_or_default();
+        ToShim::Restore { token, images_dir: directory.join(IMAGES), work_dir: directory.join(WORK) }
+    }
+
+    pub(super) async fn relay_came(&mut self, token: &str, stage: RelayStage, line: mpsc::Sender<ToRelay>) {
+        if !self.is_current(token) {
+            line.send(ToRelay::Abandon).await.ok();
+            return;
+        }
+        self.relay = Some(line);
+        self.running = true;
+        self.local.waiting = true;
+        self.local.released = stage != RelayStage::Requested;
+        self.local.held = stage == RelayStage::Held;
+        if self.local.failed && self.report.step < TargetStep::Committed {
+            // A left-over of the agent before this one may have been committed; the object says so.
+            if !self.left_over && self.report.failure.is_some() {
+                self.tell_relay(ToRelay::Abandon).await;
+            }
+            return;
+        }
+        if stage == RelayStage::Requested && !self.local.staged {
+            self.reach(TargetStep::Waiting);
+        }
+    }
+
+    pub(super) async fn held(&mut self) {
+        self.local.held = true;
+        if let Some(released) = self.released {
+            self.timings().restore_millis = millis(released.elapsed());
+        }
+        self.tell_source(FromTarget::Held).await;
+        if !self.committed_here() {
+            self.reach(TargetStep::Held);
+        }
+    }
+
+    pub(super) async fn release(&mut self, migration: &Migration) {
+        let Some(restore) = self.restore.clone() else { return };
+        let (context, directory) = (self.context.clone(), self.directory());
+        let begun = Instant::now();
+        let placed = tokio::task::spawn_blocking(move || stage::place_files(&context, &directory, &restore)).await;
+        let placed = placed.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));
+        self.timings().stage_millis = millis(begun.elapsed());
+        self.local.released = true;
+        match placed {
+            Ok(()) => {
+                self.released = Some(Instant::now());
+                self.tell_relay(ToRelay::Release { options: release_options(migration) }).await;
+            }
+            Err(failure) => {
+                self.tell_relay(ToRelay::Abandon).await;
+                self.restore_failed(failure.message, Some(migration)).await;
+            }
+        }
+    }
+}
+
+fn release_options(migration: &Migration) -> ReleaseOptions {
+    let policy = migration.status.as_ref().and_then(|status| status.policy.as_ref());
+    let limit = policy.map_or(64 << 20, |policy| policy.deleted_file_limit_bytes);
+    ReleaseOptions {
+        log_level: 2,
+        ghost_limit: u32::try_from(limit).unwrap_or(u32::MAX),
+        file_locks: true,
+        link_remap: true,
+        ..ReleaseOptions::default()
+    }
+}
+
+/// 128 random bits, hexadecimal.
+fn new_token() -> std::io::Result<String> {
+    use std::io::Read;
+    let mut random = [0_u8; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}

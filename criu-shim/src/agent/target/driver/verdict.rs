@@ -1,0 +1,110 @@
+//! From held to running: the commit, the resume, and what becomes of a restore that fails.
+
+use super::TargetDriver;
+use crate::agent::duty::verdict_of;
+use crate::agent::failure::{chain, retryable};
+use crate::agent::journal::TargetEntry;
+use crate::agent::owner::{Committed, Decision};
+use crate::agent::source::freeze::millis;
+use crate::agent::transfer::message::FromTarget;
+use crate::agent::transfer::receive::WORK;
+use crate::criu::last_errors;
+use crate::local::ToRelay;
+use std::time::{Duration, Instant};
+use tideover_crds::migration::Verdict;
+use tideover_crds::{FailureReason, Migration, TargetStep};
+use tracing::{error, info, warn};
+
+/// Pause before the API server or the disk is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How many error lines of CRIU's log go into a report.
+const LOG_LINES: usize = 3;
+
+impl TargetDriver {
+    /// Takes the owner field. **The point of no return**: after it the source never runs again, so whatever fails
+    /// from there on is tried again here and undone nowhere.
+    pub(super) async fn commit(&mut self, migration: &Migration, attempt: u32) {
+        let begun = Instant::now();
+        let seen = migration.status.as_ref().and_then(|status| status.owner.clone());
+        let ownership = self.context.ownership(&self.key);
+        match ownership.commit(attempt, &self.context.settings.node_name, seen).await {
+            Ok(Decision::Committed(proof)) if proof.node() == self.context.settings.node_name => {
+                self.timings().commit_millis = millis(begun.elapsed());
+                if self.local.held {
+                    self.resume(proof).await;
+                }
+                self.tell_source(FromTarget::Committed).await;
+                self.reach(TargetStep::Committed);
+            }
+            Ok(Decision::Committed(_)) => error!(migration = self.key.name, "committed to another node"),
+            Ok(Decision::Aborted(_)) => self.destroy(attempt).await,
+            Err(error) => {
+                warn!(migration = self.key.name, error = %chain(&error), "nothing to commit to");
+                self.destroy(attempt).await;
+            }
+        }
+    }
+
+    pub(super) async fn resume_decided(&mut self, attempt: u32) {
+        match self.context.ownership(&self.key).decision(attempt).await {
+            Ok(Some(Decision::Committed(proof))) if proof.node() == self.context.settings.node_name => {
+                self.resume(proof).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                warn!(migration = self.key.name, error = %chain(&error), "whether to resume is unknown");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// Lets the processes run. The proof is used up: they are told once.
+    async fn resume(&mut self, proof: Committed) {
+        info!(migration = self.key.name, attempt = proof.attempt(), "resuming");
+        self.tell_relay(ToRelay::Resume).await;
+        // Told. What follows is the relay's `ended`, or its return in the stage it is in.
+        self.local.held = false;
+    }
+
+    pub(super) async fn resumed(&mut self) {
+        self.local.resumed = true;
+        if let Some(released) = self.released {
+            self.timings().resume_millis = millis(released.elapsed());
+        }
+        self.tell_source(FromTarget::Resumed).await;
+        self.report.failure = None;
+        self.reach(TargetStep::Resumed);
+        let entry = TargetEntry { restore: self.restore.clone(), resumed: true };
+        if let Err(failure) = self.write_journal(entry).await {
+            warn!(migration = self.key.name, message = failure.message, "could not write down that it runs");
+        }
+    }
+
+    /// A restore has failed. Before the commit that ends the attempt; after it the state stays here, and kubelet's next
+    /// `create` tries again.
+    pub(super) async fn restore_failed(&mut self, message: String, migration: Option<&Migration>) {
+        let log = self.directory().join(WORK).join("restore.log");
+        let lines = last_errors(&log, LOG_LINES);
+        let message = match lines.is_empty() || lines.iter().any(|line| message.contains(line.as_str())) {
+            true => format!("CRIU's restore failed: {message}"),
+            false => format!("CRIU's restore failed: {message}: {}", lines.join(" | ")),
+        };
+        self.local.waiting = false;
+        self.local.released = false;
+        self.local.held = false;
+        let status = migration.and_then(|migration| migration.status.as_ref());
+        let verdict = status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt));
+        let failure = retryable(FailureReason::RestoreFailed, message);
+        if verdict == Verdict::Committed || self.committed_here() {
+            warn!(
+                migration = self.key.name,
+                message = failure.message,
+                "restore failed after the commit, kept for another try"
+            );
+            self.report.failure = Some(failure);
+            self.reporter.report(self.report.clone());
+        } else if verdict == Verdict::Open {
+            self.fail(failure).await;
+        }
+    }
+}
