@@ -156,7 +156,7 @@ impl Ownership {
         let mut pause = PAUSES.0;
         loop {
             let known = seen.take();
-            let mut rest = known.is_some();
+            let swapped = known.is_some();
             if let Some(owner) = known {
                 match self.swap(attempt, &owner, want).await {
                     Ok(Some(decision)) => return Ok(decision),
@@ -179,10 +179,9 @@ impl Ownership {
                 Err(gone @ OwnerError::Gone { .. }) => return Err(gone),
                 Err(error) => {
                     warn!(migration = self.name, attempt, error = %crate::agent::chain(&error), "the owner is unknown");
-                    rest = true;
                 }
             }
-            if rest {
+            if must_rest(swapped, seen.as_ref()) {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);
             }
@@ -205,6 +204,11 @@ impl Ownership {
             Err(source) => Err(OwnerError::Write { name: self.name.clone(), source: Box::new(source) }),
         }
     }
+}
+
+/// Whether a round of `decide` without a decision is followed by a pause: unless it has only found the owner to swap.
+fn must_rest(swapped: bool, found: Option<&Owner>) -> bool {
+    swapped || found.is_none()
 }
 
 /// The decision of `attempt` that `status` shows.
@@ -239,6 +243,14 @@ fn swap_patch(uid: &str, attempt: u32, seen: &Owner, want: &Owner) -> JsonPatch 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_round_that_found_the_owner_goes_on_at_once() {
+        let owner = Owner { node: "a".into(), attempt: 0 };
+        assert!(!must_rest(false, Some(&owner)));
+        assert!(must_rest(true, Some(&owner)), "the swap did not take place");
+        assert!(must_rest(false, None), "no owner in the object, or no answer");
+    }
 
     #[test]
     fn a_swap_applies_to_what_was_seen_and_to_nothing_else() {
