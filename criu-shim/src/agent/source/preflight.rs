@@ -60,7 +60,7 @@ fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
         let sentences: Vec<String> = blocking.iter().map(ToString::to_string).collect();
         return Err(permanent(FailureReason::NotDumpable, sentences.join("; ")));
     }
-    let needed = resident_bytes(&pids) + SPARE;
+    let needed = memory_bytes(&pids) + SPARE;
     let free = free_bytes(&context.settings.state);
     if free < needed {
         let message = format!("the images need {needed} bytes on the source's disk, {free} are free");
@@ -74,17 +74,34 @@ fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
     Ok(Looked { container, notes, inotify_paths })
 }
 
-/// Resident memory of the processes, bytes. A process that has ended counts nothing.
-fn resident_bytes(pids: &[i32]) -> u64 {
-    let resident = |pid: &i32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        kib.trim_end_matches("kB").trim().parse::<u64>().ok()
-    };
-    pids.iter().filter_map(resident).sum::<u64>() << 10
+/// Memory of the processes that an image holds, bytes: resident and swapped out. A process that has ended counts nothing.
+fn memory_bytes(pids: &[i32]) -> u64 {
+    pids.iter()
+        .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok())
+        .map(|status| bytes_in(&status))
+        .sum()
+}
+
+/// What one `/proc/PID/status` says. A kernel thread, and a kernel without swap, has no such line.
+fn bytes_in(status: &str) -> u64 {
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = |name: &str| line(name)?.trim_end_matches("kB").trim().parse::<u64>().ok();
+    ["VmRSS:", "VmSwap:"].into_iter().filter_map(kib).sum::<u64>() << 10
 }
 
 /// Free bytes on the file system of `path`; 0 where it can't be told.
 pub fn free_bytes(path: &std::path::Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_swapped_out_counts() {
+        assert_eq!(bytes_in("Name:\tx\nVmRSS:\t      12 kB\nVmSwap:\t       3 kB\n"), 15 << 10);
+        assert_eq!(bytes_in("Name:\tx\nVmRSS:\t      12 kB\n"), 12 << 10);
+        assert_eq!(bytes_in("Name:\tx\n"), 0);
+    }
 }
