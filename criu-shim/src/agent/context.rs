@@ -10,8 +10,11 @@ use crate::criu::CriuProgram;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use thiserror::Error;
 use tideover_crds::{Failure, FailureReason, HostFacts, Migration};
 use tokio::sync::watch;
 
@@ -67,6 +70,32 @@ impl Context {
     /// The owner field of a Migration.
     pub fn ownership(&self, key: &Key) -> Ownership {
         Ownership::new(self.client.clone(), &key.namespace, &key.name, &key.uid)
+    }
+}
+
+/// How long one request to the API server may take. The client itself would wait for a connection that was cut half way
+/// until the kernel gives it up.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a request to the API server has no result.
+#[derive(Debug, Error)]
+pub enum RequestError {
+    /// No answer in time. Whether a write was done is unknown.
+    #[error("no answer from the API server within {} s", REQUEST_LIMIT.as_secs())]
+    Slow,
+    /// What the client said.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+/// Waits for the answer to one request that is not a watch, five seconds at most.
+///
+/// # Errors
+/// [`RequestError`].
+pub async fn answer<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, RequestError> {
+    match tokio::time::timeout(REQUEST_LIMIT, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(RequestError::Slow),
     }
 }
 

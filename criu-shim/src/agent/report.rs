@@ -3,16 +3,19 @@
 //! A task of its own writes the newest report, as often as it takes. It replaces its own field as a whole, pinned by
 //! the object's UID and attempt, and never touches another.
 
+use crate::agent::context::{RequestError, answer};
+use crate::agent::failure::chain;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, TestOperation};
 use kube::api::{Api, Patch, PatchParams};
+use kube::core::Status;
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tideover_crds::{Migration, SourceReport, TargetReport};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 /// First and longest pause between two tries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -114,12 +117,15 @@ async fn deliver<R: Report>(
             }
             match write(&api, &name, &uid, &report).await {
                 Ok(()) => pause = PAUSES.0,
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => {
-                    // The object is gone, or its attempt has moved on: nobody is waiting for this any more.
+                Err(RequestError::Api(kube::Error::Api(status))) if is_moot(&status) => {
                     debug!(name, field = R::FIELD, attempt = report.attempt(), %status, "report dropped");
                 }
+                Err(RequestError::Api(kube::Error::Api(status))) if status.code == 422 => {
+                    // The same report would be refused for ever.
+                    error!(name, field = R::FIELD, attempt = report.attempt(), %status, "report not valid, dropped");
+                }
                 Err(error) => {
-                    warn!(name, field = R::FIELD, %error, "report not written, trying again");
+                    warn!(name, field = R::FIELD, error = %chain(&error), "report not written, trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSES.1);
                     continue;
@@ -133,10 +139,18 @@ async fn deliver<R: Report>(
     }
 }
 
-async fn write<R: Report>(api: &Api<Migration>, name: &str, uid: &str, report: &R) -> Result<(), kube::Error> {
+async fn write<R: Report>(api: &Api<Migration>, name: &str, uid: &str, report: &R) -> Result<(), RequestError> {
     let value = serde_json::to_value(report).map_err(kube::Error::SerdeError)?;
     let patch = Patch::Json::<()>(patch(R::FIELD, uid, report.attempt(), value));
-    api.patch_status(name, &PatchParams::default(), &patch).await.map(|_| ())
+    answer(api.patch_status(name, &PatchParams::default(), &patch)).await.map(|_| ())
+}
+
+/// Whether nobody is waiting for the report any more: the object is gone, or is another, or its attempt has moved on. The
+/// API server answers 422 both to a patch whose test fails and to a value that the schema refuses; only the latter has
+/// causes.
+fn is_moot(status: &Status) -> bool {
+    let caused = status.details.as_ref().is_some_and(|details| !details.causes.is_empty());
+    status.code == 404 || (status.code == 422 && !caused)
 }
 
 /// Replaces one side's report of exactly this object and attempt.
@@ -152,6 +166,19 @@ fn patch(field: &str, uid: &str, attempt: u32, value: serde_json::Value) -> Json
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_by_the_schema_is_not_taken_for_a_later_attempt() {
+        let status = |value| serde_json::from_value::<Status>(value).expect("status");
+        assert!(is_moot(&status(serde_json::json!({ "code": 404, "reason": "NotFound" }))));
+        // As the API server answers a JSON patch whose test fails.
+        assert!(is_moot(&status(serde_json::json!({ "code": 422, "reason": "Invalid", "details": {} }))));
+        assert!(is_moot(&status(serde_json::json!({ "code": 422, "reason": "Invalid" }))));
+        let causes = serde_json::json!([{ "reason": "FieldValueNotSupported", "field": "status.source.step" }]);
+        let refused = serde_json::json!({ "code": 422, "reason": "Invalid", "details": { "causes": causes } });
+        assert!(!is_moot(&status(refused)));
+        assert!(!is_moot(&status(serde_json::json!({ "code": 500 }))));
+    }
 
     #[test]
     fn a_report_replaces_its_own_field_of_its_own_attempt() {

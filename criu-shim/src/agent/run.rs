@@ -1,6 +1,6 @@
 //! The agent as it runs: everything is started in the order in which it may be relied on, and ended when it is told to.
 
-use crate::agent::context::Context;
+use crate::agent::context::{Context, RequestError, answer};
 use crate::agent::failure::chain;
 use crate::agent::host::{self, FactsError, NodeRoot};
 use crate::agent::identity;
@@ -154,9 +154,9 @@ async fn leave(context: &Context) -> Result<(), RunError> {
 /// no answer at all means nothing.
 async fn is_gone(context: &Context, name: &str) -> bool {
     let api: Api<DaemonSet> = Api::namespaced(context.client.clone(), &context.settings.namespace);
-    match api.get_opt(name).await {
+    match answer(api.get_opt(name)).await {
         Ok(found) => found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()),
-        Err(kube::Error::Api(status)) => matches!(status.code, 401 | 403),
+        Err(RequestError::Api(kube::Error::Api(status))) => matches!(status.code, 401 | 403),
         Err(error) => {
             warn!(error = %chain(&error), "whether the DaemonSet is gone is unknown");
             false

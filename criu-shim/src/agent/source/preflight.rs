@@ -1,6 +1,6 @@
 //! Looks whether the pod can be dumped, as far as that can be known without touching it.
 
-use crate::agent::context::{Context, Key};
+use crate::agent::context::{Context, Key, answer};
 use crate::agent::failure::{chain, permanent, retryable};
 use crate::agent::source::container::{self, Container};
 use crate::criu::{capability, preflight};
@@ -29,11 +29,9 @@ pub struct Inspected {
 /// # Errors
 /// With the failure to report. Nothing was touched.
 pub async fn inspect(context: &Arc<Context>, key: &Key, pod: &ObjectRef) -> Result<Inspected, Failure> {
-    let object = context
-        .pods(&key.namespace)
-        .get(&pod.name)
+    let object = answer(context.pods(&key.namespace).get(&pod.name))
         .await
-        .map_err(|error| retryable(FailureReason::NotMovable, format!("the pod can't be read: {error}")))?;
+        .map_err(|error| retryable(FailureReason::NotMovable, format!("the pod can't be read: {}", chain(&error))))?;
     let id = container::container_id(&object, &pod.uid)
         .map_err(|error| retryable(FailureReason::NotMovable, chain(&error)))?;
     let context = context.clone();

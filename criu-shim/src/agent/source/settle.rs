@@ -1,6 +1,6 @@
 //! From the verdict to the end: thaw after an abort, retire after a commit. Also for what an agent before this one left.
 
-use crate::agent::context::{Context, Key};
+use crate::agent::context::{Context, Key, answer};
 use crate::agent::failure::chain;
 use crate::agent::journal::SourceEntry;
 use crate::agent::owner::{Aborted, Committed, Decision, OwnerError};
@@ -118,7 +118,7 @@ async fn object_gone(context: &Arc<Context>, entry: &SourceEntry) {
     let pods = context.pods(&entry.pod_namespace);
     let mut pause = LOOK;
     loop {
-        match pods.get_opt(&entry.pod_name).await {
+        match answer(pods.get_opt(&entry.pod_name)).await {
             Ok(Some(pod)) => {
                 let same = pod.metadata.uid.as_deref() == Some(&entry.pod_uid);
                 if !same || pod.metadata.deletion_timestamp.is_some() {
@@ -126,7 +126,9 @@ async fn object_gone(context: &Arc<Context>, entry: &SourceEntry) {
                 }
             }
             Ok(None) => return,
-            Err(error) => warn!(pod = entry.pod_name, %error, "whether the source's object is gone is unknown"),
+            Err(error) => {
+                warn!(pod = entry.pod_name, error = %chain(&error), "whether the source's object is gone is unknown")
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));
