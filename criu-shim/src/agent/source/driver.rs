@@ -11,7 +11,7 @@ use crate::agent::source::container;
 use crate::agent::source::freeze::{self, millis};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::preflight::{self, Inspected};
-use crate::agent::source::settle;
+use crate::agent::source::settle::{self, LiveCriu, TakenOver};
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
 use crate::agent::transfer::message::FromTarget;
 use crate::criu::ProcessId;
@@ -201,7 +201,7 @@ impl SourceDriver {
         let frozen = freeze::freeze(&self.context, &self.key, connected, news, &mut self.report, &self.reporter).await;
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
-                settle::thaw(frozen.pod, frozen.hung, proof).await;
+                settle::thaw(frozen.pod, frozen.hung.map(LiveCriu::Hung), proof).await;
                 self.timed(frozen.since);
                 if let Some(failure) = &frozen.failure {
                     warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");
@@ -238,7 +238,7 @@ impl SourceDriver {
         let context = self.context.clone();
         let (resumed, ()) = tokio::join!(
             tokio::time::timeout(RESUMED_LIMIT, resumed),
-            settle::retire(&context, &entry, Some(pod), proof)
+            settle::retire(&context, &entry, Some(pod), None, proof)
         );
         if let Ok(Some(resumed)) = resumed {
             let timings = self.report.timings.get_or_insert_default();
@@ -267,16 +267,16 @@ impl SourceDriver {
         let attempt = self.local.attempt;
         info!(migration = self.key.name, attempt, "the journal says that the pod may be frozen");
         match settle::take_over(&self.context, &self.key, attempt, &entry).await {
-            Ok((pod, Decision::Aborted(proof))) => {
+            Ok(TakenOver { pod, criu, decision: Decision::Aborted(proof) }) => {
                 if let Some(pod) = pod {
-                    settle::thaw(pod, None, proof).await;
+                    settle::thaw(pod, criu, proof).await;
                 }
                 let message = "the source's agent was restarted during the freeze and took the abort";
                 self.report.failure = Some(retryable(FailureReason::AgentRestarted, message));
                 self.thawed().await;
             }
-            Ok((pod, Decision::Committed(proof))) => {
-                settle::retire(&self.context, &entry, pod, proof).await;
+            Ok(TakenOver { pod, criu, decision: Decision::Committed(proof) }) => {
+                settle::retire(&self.context, &entry, pod, criu, proof).await;
                 self.retired().await;
             }
             Err(error) => match Freezer::at(&entry.cgroup, self.context.node.root()) {
@@ -312,7 +312,7 @@ impl SourceDriver {
                     cgroup: Default::default(),
                     criu: ProcessId { pid: 0, start_time: 0 },
                 };
-                settle::retire(&self.context, &entry, found.map(FrozenPod::adopt), proof).await;
+                settle::retire(&self.context, &entry, found.map(FrozenPod::adopt), None, proof).await;
                 self.retired().await;
             }
             (_, Err(error)) => {

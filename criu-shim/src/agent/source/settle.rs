@@ -8,27 +8,68 @@ use crate::agent::source::frozen::FrozenPod;
 use crate::criu::{ProcessId, RunningDump, Waited};
 use crate::freezer::{Freezer, FreezerError};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 /// Pause before something that must succeed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often the source's object is looked at until it is gone.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long one wait for a hung CRIU lasts.
-const HUNG_WAIT: Duration = Duration::from_secs(60);
+/// How long a CRIU that may be at work properly is left alone. It gives up to seize tasks after ten seconds.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a hung CRIU is waited for between two thaws.
+const HUNG_WAIT: Duration = Duration::from_secs(5);
 
-/// How a frozen pod ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The application runs here.
-    Thawed,
-    /// Nothing of it runs here.
-    Retired,
+/// A CRIU that may still be at work in a frozen pod.
+#[derive(Debug)]
+pub enum LiveCriu {
+    /// One that this agent started, and that has not answered in time.
+    Hung(RunningDump),
+    /// One of an agent before this one. It ends by itself unless it hangs.
+    Left(ProcessId),
 }
 
-/// Takes over what the journal says an earlier agent began: waits for its CRIU to end, and sees that the attempt is
-/// decided.
+impl LiveCriu {
+    /// How long it may go on in the frozen pod: a dump that is under way is better left to end.
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Hung(_) => Duration::ZERO,
+            Self::Left(_) => PATIENCE,
+        }
+    }
+
+    /// Whether it ends within `limit`. Blocking.
+    fn ends_within(&mut self, limit: Duration) -> bool {
+        match self {
+            // A CRIU that has answered, or that can't be talked to any more, has ended or is about to.
+            Self::Hung(running) => !matches!(running.wait(limit), Ok(Waited::Overdue)),
+            Self::Left(process) => {
+                let begun = Instant::now();
+                while is_at_work(*process) {
+                    if begun.elapsed() >= limit {
+                        return false;
+                    }
+                    std::thread::sleep(LOOK);
+                }
+                true
+            }
+        }
+    }
+}
+
+/// What was taken over from an agent before this one.
+#[derive(Debug)]
+pub struct TakenOver {
+    /// The pod, unless its container has ended.
+    pub pod: Option<FrozenPod>,
+    /// The CRIU in it, if it has not ended yet.
+    pub criu: Option<LiveCriu>,
+    /// How the attempt was decided.
+    pub decision: Decision,
+}
+
+/// Takes over what the journal says an earlier agent began, and sees that the attempt is decided. That comes first: its
+/// CRIU may hang, and ends then in a pod that runs only.
 ///
 /// # Errors
 /// [`OwnerError::Gone`]: nobody will ever know how it was decided, and the pod stays as it is.
@@ -37,15 +78,8 @@ pub async fn take_over(
     key: &Key,
     attempt: u32,
     entry: &SourceEntry,
-) -> Result<(Option<FrozenPod>, Decision), OwnerError> {
-    let mut told = false;
-    while entry.criu.is_alive() && !is_zombie(entry.criu) {
-        if !told {
-            info!(migration = key.name, pid = entry.criu.pid, "waiting for a CRIU of the agent before this one");
-            told = true;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+) -> Result<TakenOver, OwnerError> {
+    let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await?;
     let pod = loop {
         match Freezer::at(&entry.cgroup, context.node.root()) {
             Ok(freezer) => break Some(FrozenPod::adopt(freezer)),
@@ -54,61 +88,112 @@ pub async fn take_over(
         }
         tokio::time::sleep(AGAIN).await;
     };
-    let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await?;
-    Ok((pod, decision))
+    let criu = is_at_work(entry.criu).then_some(LiveCriu::Left(entry.criu));
+    if criu.is_some() {
+        info!(migration = key.name, pid = entry.criu.pid, "a CRIU of the agent before this one is at work");
+    }
+    Ok(TakenOver { pod, criu, decision })
+}
+
+fn is_at_work(process: ProcessId) -> bool {
+    process.is_alive()
+        && !is_zombie(&std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap_or_default())
 }
 
 /// A CRIU whose parent is gone is reaped by the node's first process; until then it has ended all the same.
-fn is_zombie(process: ProcessId) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
+fn is_zombie(stat: &str) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 
-/// Thaws, however often it takes.
-pub async fn thaw(mut pod: FrozenPod, hung: Option<RunningDump>, proof: Aborted) {
-    if let Some(mut running) = hung {
-        if let Err(error) = pod.thaw_under_criu(&proof) {
-            warn!(error = %chain(&error), "thawing a pod whose dump hangs");
-        }
-        // In a pod that runs, CRIU gets on, finds it changed or does not, and ends by itself.
-        let waiting = tokio::task::spawn_blocking(move || {
-            while matches!(running.wait(HUNG_WAIT), Ok(Waited::Overdue)) {
-                error!("CRIU still hangs in a pod that runs");
-            }
-        });
-        waiting.await.ok();
-    }
+/// Thaws, however often it takes. CRIU, where one is at work, freezes again what it found frozen when it ends: it has
+/// ended before this does.
+pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: Aborted) {
     let proof = Arc::new(proof);
+    if let Some(criu) = criu {
+        pod = outlast(pod, criu, &proof).await;
+    }
     loop {
+        let freezer = pod.freezer().clone();
         let (thawing, proof) = (pod, proof.clone());
-        match tokio::task::spawn_blocking(move || thawing.thaw(&proof)).await {
+        pod = match tokio::task::spawn_blocking(move || thawing.thaw(&proof)).await {
+            Ok(Ok(())) => return,
             Ok(Err((back, error))) => {
                 error!(error = %chain(&error), "the pod is to run again and does not thaw, trying again");
-                pod = back;
+                back
             }
-            Ok(Ok(())) => return,
-            Err(error) => return error!(%error, "thawing ended unexpectedly, the journal has it"),
-        }
+            Err(error) => {
+                error!(%error, "thawing ended unexpectedly, trying again");
+                FrozenPod::adopt(freezer)
+            }
+        };
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Waits for the end of `criu`, with the pod thawed as soon as patience is over. In a pod that runs, CRIU gets on, finds
+/// it changed or does not, and ends by itself.
+async fn outlast(pod: FrozenPod, mut criu: LiveCriu, proof: &Arc<Aborted>) -> FrozenPod {
+    let (freezer, proof) = (pod.freezer().clone(), proof.clone());
+    let outlasting = tokio::task::spawn_blocking(move || {
+        if criu.ends_within(criu.patience()) {
+            return pod;
+        }
+        loop {
+            // One thaw may come to nothing, or be undone by CRIU.
+            if let Err(error) = pod.thaw_under_criu(&proof) {
+                warn!(error = %chain(&error), "thawing a pod whose dump hangs");
+            }
+            if criu.ends_within(HUNG_WAIT) {
+                return pod;
+            }
+            error!("CRIU still hangs in a pod that is to run");
+        }
+    });
+    outlasting.await.unwrap_or_else(|error| {
+        error!(%error, "waiting for CRIU ended unexpectedly");
+        FrozenPod::adopt(freezer)
+    })
+}
+
+/// Waits for the end of a CRIU in a pod that was committed elsewhere: nothing of it may run any more, so it stays frozen.
+async fn outwait(mut criu: LiveCriu) {
+    let waiting = tokio::task::spawn_blocking(move || criu.ends_within(PATIENCE));
+    match waiting.await {
+        Ok(true) => {}
+        Ok(false) => warn!("CRIU is still at work in a pod that is to end"),
+        Err(error) => error!(%error, "waiting for CRIU ended unexpectedly"),
     }
 }
 
 /// Ends the processes, once the source's object is gone or going. Before that, kubelet would start the container again
 /// as soon as it sees it end; what is frozen does not end.
-pub async fn retire(context: &Arc<Context>, entry: &SourceEntry, pod: Option<FrozenPod>, proof: Committed) {
+pub async fn retire(
+    context: &Arc<Context>,
+    entry: &SourceEntry,
+    pod: Option<FrozenPod>,
+    criu: Option<LiveCriu>,
+    proof: Committed,
+) {
     object_gone(context, entry).await;
+    if let Some(criu) = criu {
+        outwait(criu).await;
+    }
     let Some(mut pod) = pod else { return };
     let proof = Arc::new(proof);
     loop {
+        let freezer = pod.freezer().clone();
         let (retiring, proof) = (pod, proof.clone());
-        match tokio::task::spawn_blocking(move || retiring.retire(&proof)).await {
+        pod = match tokio::task::spawn_blocking(move || retiring.retire(&proof)).await {
+            Ok(Ok(())) => return,
             Ok(Err((back, error))) => {
                 error!(error = %chain(&error), "processes of the source are left, trying again");
-                pod = back;
+                back
             }
-            Ok(Ok(())) => return,
-            Err(error) => return error!(%error, "retiring ended unexpectedly, the journal has it"),
-        }
+            Err(error) => {
+                error!(%error, "retiring ended unexpectedly, trying again");
+                FrozenPod::adopt(freezer)
+            }
+        };
         tokio::time::sleep(AGAIN).await;
     }
 }
@@ -132,5 +217,26 @@ async fn object_gone(context: &Arc<Context>, entry: &SourceEntry) {
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zombie_has_ended_whatever_its_name() {
+        assert!(is_zombie("7 (criu) Z 1 7"));
+        assert!(is_zombie("7 (a) R) Z 1 7"));
+        assert!(!is_zombie("7 (criu) D 1 7"));
+        assert!(!is_zombie("7 (a) Z) S 1 7"));
+        assert!(!is_zombie(""));
+    }
+
+    #[test]
+    fn a_criu_left_by_another_agent_is_waited_for_no_longer_than_told() {
+        let own = ProcessId::now(std::process::id().try_into().expect("pid")).expect("this process");
+        assert!(!LiveCriu::Left(own).ends_within(Duration::from_millis(1)));
+        assert!(LiveCriu::Left(ProcessId { start_time: own.start_time + 1, ..own }).ends_within(Duration::ZERO));
     }
 }
