@@ -62,6 +62,18 @@ pub enum ContainerError {
     Freezer(#[from] FreezerError),
 }
 
+impl ContainerError {
+    /// Whether it means that no container of exactly this pod runs; any other error leaves that open.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::OtherPod { .. } | Self::NotOneRunning { running: 0, .. } => true,
+            Self::State { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Freezer(error) => matches!(error, FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }),
+            Self::NotOneRunning { .. } | Self::ForeignId(_) | Self::Parse { .. } => false,
+        }
+    }
+}
+
 /// A running container.
 #[derive(Clone, Debug)]
 pub struct Container {
@@ -125,6 +137,19 @@ struct RuncState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_says_that_nothing_runs_counts_as_absence() {
+        let state = |kind: std::io::ErrorKind| ContainerError::State { path: "/x".into(), source: kind.into() };
+        let count = |running| ContainerError::NotOneRunning { name: "p".into(), running };
+        assert!(state(std::io::ErrorKind::NotFound).is_absence());
+        assert!(count(0).is_absence());
+        assert!(ContainerError::Freezer(FreezerError::ProcessGone { pid: 1 }).is_absence());
+        assert!(!state(std::io::ErrorKind::PermissionDenied).is_absence());
+        assert!(!count(2).is_absence());
+        assert!(!ContainerError::Freezer(FreezerError::NoFreezer).is_absence());
+        assert!(!ContainerError::ForeignId("cri-o://a".into()).is_absence());
+    }
 
     fn pod(uid: &str, statuses: &[(&str, bool)]) -> Pod {
         let statuses: Vec<_> = statuses

@@ -1,13 +1,13 @@
 //! One Migration on its source node: does the source's duties, one after the other, and reports.
 
-use crate::agent::context::{Context, Key, News};
+use crate::agent::context::{Context, Key, News, RequestError, answer};
 use crate::agent::duty::{SourceAt, SourceDuty, SourceLocal, source_duty};
 use crate::agent::failure::{chain, retryable};
 use crate::agent::journal::{Entry, Side, SourceEntry};
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::{self, Connected, Peer};
-use crate::agent::source::container;
+use crate::agent::source::container::{self, ContainerError};
 use crate::agent::source::freeze::{self, millis};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::preflight::{self, Inspected};
@@ -18,6 +18,7 @@ use crate::criu::ProcessId;
 use crate::freezer::Freezer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use thiserror::Error;
 use tideover_crds::{Failure, FailureReason, MemoryEngine, Migration, ObjectRef, SourceReport, SourceStep};
 use tracing::{error, info, warn};
 
@@ -25,6 +26,17 @@ use tracing::{error, info, warn};
 const RESUMED_LIMIT: Duration = Duration::from_secs(60);
 /// Pause before the API server is asked again for an object that should be there.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// Why it can't be told whether a container of the source runs.
+#[derive(Debug, Error)]
+enum LookError {
+    #[error("read the pod")]
+    Pod(#[from] RequestError),
+    #[error("look for the container")]
+    Container(#[from] ContainerError),
+    #[error("looking for the container ended unexpectedly")]
+    Ended(#[from] tokio::task::JoinError),
+}
 
 /// The source's side of one Migration.
 #[derive(Debug)]
@@ -303,7 +315,13 @@ impl SourceDriver {
         let decision = self.context.ownership(&self.key).decision(attempt).await;
         match (pod, decision) {
             (Some(pod), Ok(Some(Decision::Committed(proof)))) => {
-                let found = self.running_container(&pod).await;
+                let found = match self.running_container(&pod).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        warn!(migration = self.key.name, error = %chain(&error), "whether the source's container runs is unknown");
+                        return tokio::time::sleep(AGAIN).await;
+                    }
+                };
                 let entry = SourceEntry {
                     pod_namespace: self.key.namespace.clone(),
                     pod_name: pod.name,
@@ -323,13 +341,19 @@ impl SourceDriver {
         }
     }
 
-    /// The freezer of the pod's container, if the pod is still there and one runs.
-    async fn running_container(&self, pod: &ObjectRef) -> Option<Freezer> {
-        let object = self.context.pods(&self.key.namespace).get_opt(&pod.name).await.ok()??;
-        let id = container::container_id(&object, &pod.uid).ok()?;
-        let node = self.context.node.clone();
-        let found = tokio::task::spawn_blocking(move || container::find(&node, &id)).await;
-        Some(found.ok()?.ok()?.freezer)
+    /// The freezer of the pod's container, if the pod is still there and one runs; an error where that can't be told.
+    async fn running_container(&self, pod: &ObjectRef) -> Result<Option<Freezer>, LookError> {
+        let object = answer(self.context.pods(&self.key.namespace).get_opt(&pod.name)).await;
+        let Some(object) = object? else { return Ok(None) };
+        let (node, uid) = (self.context.node.clone(), pod.uid.clone());
+        let finding = tokio::task::spawn_blocking(move || {
+            container::container_id(&object, &uid).and_then(|id| container::find(&node, &id))
+        });
+        match finding.await? {
+            Ok(found) => Ok(Some(found.freezer)),
+            Err(absent) if absent.is_absence() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn thawed(&mut self) {
