@@ -77,7 +77,7 @@ impl SourceDriver {
             };
             let attempt = migration.status.as_ref().map_or(0, |status| status.attempt);
             if attempt != self.local.attempt && self.local.at != SourceAt::Frozen {
-                self.begin(attempt);
+                self.begin(attempt).await;
             }
             let duty = match source_duty(&migration, self.local) {
                 // The agent that comes next begins it.
@@ -112,11 +112,14 @@ impl SourceDriver {
         }
     }
 
-    fn begin(&mut self, attempt: u32) {
+    async fn begin(&mut self, attempt: u32) {
+        if leaves_something(self.local) {
+            self.disconnect().await;
+            self.clean(self.local.attempt).await;
+        }
         self.local = SourceLocal { attempt, at: SourceAt::Idle };
         self.report = fresh_report(attempt);
         self.inspected = None;
-        self.connected = None;
     }
 
     /// Waits for news of the object, or from the target.
@@ -384,6 +387,11 @@ impl SourceDriver {
     }
 }
 
+/// Whether something of an attempt in which nothing is frozen may be left: its abort may not have been seen.
+fn leaves_something(local: SourceLocal) -> bool {
+    local.attempt > 0 && matches!(local.at, SourceAt::Ready | SourceAt::Connected | SourceAt::Failed)
+}
+
 fn fresh_report(attempt: u32) -> SourceReport {
     SourceReport {
         attempt,
@@ -407,5 +415,19 @@ fn source_entry(key: &Key, connected: &Connected) -> SourceEntry {
         container_id: container.id.clone(),
         cgroup: container.freezer.path_in_node().to_owned(),
         criu: connected.criu.process(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_whose_abort_was_not_seen_leaves_something() {
+        let at = |at| leaves_something(SourceLocal { attempt: 1, at });
+        assert!(at(SourceAt::Ready) && at(SourceAt::Connected) && at(SourceAt::Failed));
+        assert!(!at(SourceAt::Idle) && !at(SourceAt::Thawed) && !at(SourceAt::Retired));
+        assert!(!at(SourceAt::Frozen), "never cleaned before it is settled");
+        assert!(!leaves_something(SourceLocal { attempt: 0, at: SourceAt::Failed }));
     }
 }
