@@ -142,14 +142,17 @@ impl Undo {
     }
 }
 
-/// Takes Tideover off the node. Running pods go on: the shim stays until the last container under it is gone.
+/// Takes Tideover off the node. Running pods go on: the shim stays until the last container under it is gone, and containerd
+/// is not restarted before then, because one that has forgotten the handler refuses `exec` into its pods. It forgets it
+/// with its next restart, whatever that is for.
 ///
 /// # Errors
 /// Where something can't be removed; doing it again goes on.
 pub fn uninstall(node: &NodeRoot) -> Result<(), InstallError> {
+    let in_use = containers_under_shim(node, None) > 0;
     match Containerd::find(node) {
         Ok(containerd) => {
-            if unregister(node, &containerd)? {
+            if unregister(node, &containerd)? && !in_use {
                 info!(pid = containerd.pid, "restarting containerd");
                 containerd.restart(node)?;
             }
@@ -158,15 +161,14 @@ pub fn uninstall(node: &NodeRoot) -> Result<(), InstallError> {
         Err(ContainerdError::NotFound) => payload::remove_tree(&node.path(Path::new(DROP_IN)))?,
         Err(error) => return Err(error.into()),
     }
-    let root = node.path(Path::new(INSTALL_ROOT));
     for path in STATE {
         empty(node, Path::new(path))?;
     }
-    if containers_under_shim(node, None) == 0 {
+    if !in_use {
         return empty(node, Path::new(INSTALL_ROOT));
     }
     info!("containers still run under the shim: it stays until the last of them is gone");
-    write_whole(&root.join(UNINSTALLED), "")
+    write_whole(&node.path(Path::new(INSTALL_ROOT)).join(UNINSTALLED), "")
 }
 
 fn unregister(node: &NodeRoot, containerd: &Containerd) -> Result<bool, InstallError> {

@@ -23,10 +23,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
-use tideover_crds::{Failure, FailureReason, SourceReport, SourceStep, SourceTimings};
+use tideover_crds::{Failure, FailureReason, Migration, SourceReport, SourceStep, SourceTimings};
 
 /// How long a dump may take before it counts as hung. A gigabyte takes a second or two.
-const DUMP_LIMIT: Duration = Duration::from_secs(120);
+const DUMP_LIMIT: Duration = Duration::from_secs(90);
+/// How long dump and transfer may take together, until everything is verified. The operator gives up soon after.
+const SEND_LIMIT: Duration = Duration::from_secs(95);
 /// How long the target may take from "everything verified" to "held", and from there to the commit.
 const RESTORE_LIMIT: Duration = Duration::from_secs(90);
 
@@ -79,7 +81,7 @@ pub async fn freeze(
     let outcome = match froze {
         Ok(took) => {
             attempt_state.frozen(took);
-            attempt_state.send(request, criu, packing, &sender, &mut receiver, news, attempt).await
+            attempt_state.send(request, criu, packing, &sender, &mut receiver, &mut Watching::new(news, attempt)).await
         }
         Err(error) => {
             drop(criu);
@@ -87,7 +89,8 @@ pub async fn freeze(
         }
     };
     let (held, hung) = (attempt_state.held, attempt_state.hung.take());
-    let failure = outcome.err();
+    // Whoever aborted it has said why; what that led to here is no news.
+    let failure = outcome.err().filter(|_| !shows(news.borrow().as_deref(), attempt, Verdict::Aborted));
     if let Some(failure) = &failure {
         report.failure = Some(failure.clone());
         // Whoever sees the abort should find the reason.
@@ -155,22 +158,24 @@ impl Attempt<'_> {
         packing: Vec<(Part, Packing)>,
         sender: &LinkSender<FromSource>,
         receiver: &mut LinkReceiver<FromTarget>,
-        news: &mut News,
-        attempt: u32,
+        watching: &mut Watching<'_>,
     ) -> Result<(), Failure> {
         let images = request.images_dir.clone();
         let dumping = tokio::task::spawn_blocking(move || dump(criu, &request));
         let archives: Vec<(Part, PackReader)> =
             packing.into_iter().map(|(part, packing)| (part, packing.go())).collect();
-        let dumped = self.send_round(dumping, archives, &images, sender, receiver).await?;
+        let dumped = self.send_round(dumping, archives, &images, sender, receiver, watching).await?;
         let sent = Instant::now();
         let digest = dumped.manifest.digest();
         self.timings().bytes = dumped.manifest.bytes();
-        self.await_verified(&digest, receiver).await?;
+        tokio::select! {
+            verified = self.await_verified(&digest, receiver) => verified?,
+            failure = watching.called_off() => return Err(failure),
+        }
         self.timings().transfer_millis = millis(dumped.at.elapsed());
         tracing::debug!(wait = ?sent.elapsed(), "verified");
         self.step(SourceStep::Sent);
-        self.await_commit(receiver, news, attempt, Instant::now()).await
+        self.await_commit(receiver, watching, Instant::now()).await
     }
 
     /// Sends the last round: archives while CRIU works, then CRIU's images. Whatever the connection does, CRIU is waited
@@ -182,6 +187,7 @@ impl Attempt<'_> {
         images: &Path,
         sender: &LinkSender<FromSource>,
         receiver: &mut LinkReceiver<FromTarget>,
+        watching: &mut Watching<'_>,
     ) -> Result<SentRound, Failure> {
         let early = async {
             let mut round = send::begin(sender, 1, true).await?;
@@ -193,6 +199,7 @@ impl Attempt<'_> {
         let early = tokio::select! {
             early = early => early.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))),
             failure = notice_of_failure(receiver) => Err(failure),
+            failure = watching.called_off() => Err(failure),
         };
         let dumped = (&mut dumping).await;
         let at = Instant::now();
@@ -220,6 +227,7 @@ impl Attempt<'_> {
         let sent = tokio::select! {
             sent = rest => sent.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))),
             failure = notice_of_failure(receiver) => Err(failure),
+            failure = watching.called_off() => Err(failure),
         };
         sent.map(|manifest| SentRound { manifest, at })
     }
@@ -239,13 +247,11 @@ impl Attempt<'_> {
     async fn await_commit(
         &mut self,
         receiver: &mut LinkReceiver<FromTarget>,
-        news: &mut News,
-        attempt: u32,
+        watching: &mut Watching<'_>,
         verified: Instant,
     ) -> Result<(), Failure> {
         let deadline = tokio::time::sleep(RESTORE_LIMIT);
         tokio::pin!(deadline);
-        let mut watching = true;
         loop {
             tokio::select! {
                 said = receiver.next() => match said {
@@ -261,15 +267,8 @@ impl Attempt<'_> {
                     }
                     Err(error) => return Err(retryable(FailureReason::AgentUnreachable, chain(&error))),
                 },
-                changed = news.changed(), if watching => {
-                    watching = changed.is_ok();
-                    let migration = news.borrow_and_update().clone();
-                    let verdict = migration.and_then(|migration| Some(verdict_of(migration.status.as_ref()?, attempt)));
-                    // Only a hint: what is done is decided by a read of the object itself.
-                    if matches!(verdict, Some(Verdict::Committed | Verdict::Aborted)) {
-                        return Ok(());
-                    }
-                }
+                // Only a hint: what is done is decided by a read of the object itself.
+                () = watching.decided() => return Ok(()),
                 () = &mut deadline => {
                     let message = format!("the target did not restore and commit within {} s", RESTORE_LIMIT.as_secs());
                     return Err(retryable(FailureReason::RestoreFailed, message));
@@ -277,6 +276,50 @@ impl Attempt<'_> {
             }
         }
     }
+}
+
+/// Looks out for what ends an attempt from outside.
+struct Watching<'a> {
+    news: &'a mut News,
+    attempt: u32,
+    /// When everything must be verified.
+    deadline: tokio::time::Instant,
+}
+
+impl<'a> Watching<'a> {
+    fn new(news: &'a mut News, attempt: u32) -> Self {
+        Self { news, attempt, deadline: tokio::time::Instant::now() + SEND_LIMIT }
+    }
+
+    /// Ends once the object shows a verdict. Where the object is gone, never.
+    async fn decided(&mut self) {
+        let attempt = self.attempt;
+        let decided = |migration: Option<&Migration>| {
+            shows(migration, attempt, Verdict::Committed) || shows(migration, attempt, Verdict::Aborted)
+        };
+        let seen = self.news.wait_for(|migration| decided(migration.as_deref())).await.is_ok();
+        if !seen {
+            std::future::pending().await
+        }
+    }
+
+    /// Ends only with a reason to stop before everything is verified: an abort, or the time.
+    async fn called_off(&mut self) -> Failure {
+        let deadline = self.deadline;
+        tokio::select! {
+            () = self.decided() => retryable(FailureReason::TransferFailed, "the attempt was decided before it was sent"),
+            () = tokio::time::sleep_until(deadline) => {
+                let message = format!("not everything was sent and verified within {} s", SEND_LIMIT.as_secs());
+                retryable(FailureReason::TransferFailed, message)
+            }
+        }
+    }
+}
+
+fn shows(migration: Option<&Migration>, attempt: u32, verdict: Verdict) -> bool {
+    migration
+        .and_then(|migration| migration.status.as_ref())
+        .is_some_and(|status| verdict_of(status, attempt) == verdict)
 }
 
 struct SentRound {
