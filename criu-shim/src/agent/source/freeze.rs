@@ -291,14 +291,17 @@ impl<'a> Watching<'a> {
         Self { news, attempt, deadline: tokio::time::Instant::now() + SEND_LIMIT }
     }
 
-    /// Ends once the object shows a verdict. Where the object is gone, never.
+    /// Ends once the object shows that the attempt was decided.
     async fn decided(&mut self) {
+        self.shown(&[Verdict::Aborted, Verdict::Committed]).await;
+    }
+
+    /// Ends once the object shows one of `verdicts`. Where the object is gone, never.
+    async fn shown(&mut self, verdicts: &[Verdict]) {
         let attempt = self.attempt;
-        let decided = |migration: Option<&Migration>| {
-            shows(migration, attempt, Verdict::Committed) || shows(migration, attempt, Verdict::Aborted)
-        };
-        let seen = self.news.wait_for(|migration| decided(migration.as_deref())).await.is_ok();
-        if !seen {
+        let seen = |migration: Option<&Migration>| verdicts.iter().any(|verdict| shows(migration, attempt, *verdict));
+        let shown = self.news.wait_for(|migration| seen(migration.as_deref())).await.is_ok();
+        if !shown {
             std::future::pending().await
         }
     }
@@ -307,7 +310,7 @@ impl<'a> Watching<'a> {
     async fn called_off(&mut self) -> Failure {
         let deadline = self.deadline;
         tokio::select! {
-            () = self.decided() => retryable(FailureReason::TransferFailed, "the attempt was decided before it was sent"),
+            () = self.shown(&[Verdict::Aborted]) => retryable(FailureReason::TransferFailed, "aborted before all was sent"),
             () = tokio::time::sleep_until(deadline) => {
                 let message = format!("not everything was sent and verified within {} s", SEND_LIMIT.as_secs());
                 retryable(FailureReason::TransferFailed, message)
@@ -379,4 +382,37 @@ fn image_files(directory: &Path) -> Result<Vec<(String, PathBuf)>, Failure> {
 /// Milliseconds with a fraction.
 pub fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::fixture::migration;
+    use tokio::sync::watch;
+
+    const SOON: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn sending_is_called_off_by_an_abort_of_this_attempt_alone() {
+        let shown = |owner: &str, decided| Some(Arc::new(migration().attempt(2).owner(owner, decided).build()));
+        let (sender, mut news) = watch::channel(shown("a", 1));
+        let mut watching = Watching::new(&mut news, 2);
+        assert!(tokio::time::timeout(SOON, watching.called_off()).await.is_err(), "the attempt before");
+        sender.send_replace(shown("b", 2));
+        assert!(tokio::time::timeout(SOON, watching.called_off()).await.is_err(), "a commit is no reason");
+        assert!(tokio::time::timeout(SOON, watching.decided()).await.is_ok(), "seen though it is not new");
+        sender.send_replace(shown("a", 2));
+        assert!(tokio::time::timeout(SOON, watching.called_off()).await.is_ok());
+        sender.send_replace(None);
+        drop(sender);
+        assert!(tokio::time::timeout(SOON, watching.decided()).await.is_err(), "an object that is gone says nothing");
+    }
+
+    #[tokio::test]
+    async fn sending_is_called_off_in_time() {
+        let (_sender, mut news) = watch::channel(None);
+        let mut watching = Watching::new(&mut news, 1);
+        watching.deadline = tokio::time::Instant::now();
+        assert!(tokio::time::timeout(SOON, watching.called_off()).await.is_ok());
+    }
 }
