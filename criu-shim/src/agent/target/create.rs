@@ -2,8 +2,9 @@
 
 use crate::agent::duty::verdict_of;
 use crate::local::{ContainerType, Create};
+use k8s_openapi::api::core::v1::Pod;
 use tideover_crds::migration::Verdict;
-use tideover_crds::{Migration, TargetStep};
+use tideover_crds::{Migration, Phase, TargetStep};
 
 /// How a container shall start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,37 @@ pub enum Start {
     },
     /// It must not start.
     Refuse(String),
+    /// It is stamped as a replacement and nobody will restore it any more: it must not start, for this reason, unless it
+    /// has run before.
+    Stray(String),
+}
+
+/// Decides for a container whose pod names a Migration that is gone.
+pub fn start_without(name: &str) -> Start {
+    Start::Stray(format!("the Migration {name}, which was to restore this pod, is gone"))
+}
+
+/// What becomes of a stray, given whether it has run before.
+pub fn start_stray(reason: String, has_run: bool) -> Start {
+    // It ran because it was allowed to: its move is long over, and this is a restart like any other.
+    if has_run { Start::Cold } else { Start::Refuse(reason) }
+}
+
+/// Whether the container `name` of `pod` has run at some time. One that could not be started has no time of its start.
+pub fn has_run(pod: &Pod, name: &str) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    containers
+        .filter(|container| container.name == name)
+        .flat_map(|container| [&container.state, &container.last_state])
+        .flatten()
+        .flat_map(|state| {
+            let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
+            let ended = state.terminated.as_ref().and_then(|ended| ended.started_at.as_ref());
+            [running, ended]
+        })
+        .flatten()
+        .any(|started| started.0 > jiff::Timestamp::UNIX_EPOCH)
 }
 
 /// Decides for the container `create` on `node`, given one Migration that its pod is the source or the replacement of,
@@ -37,10 +69,16 @@ pub fn start(create: &Create, migration: &Migration, node: &str) -> Start {
         };
     }
     if !is(&status.replacement) {
-        return match status.replacement {
-            // Named by its annotation, and the operator has not said yet which pod it is.
-            None if !status.phase.is_terminal() => Start::Undecided,
-            _ => Start::Cold,
+        return match verdict_of(status, status.attempt) {
+            _ if create.replacement_of.as_deref() != Some(name) || status.phase == Phase::Succeeded => Start::Cold,
+            // The source will not run again, whatever became of the rest.
+            Verdict::Committed if status.phase.is_terminal() => Start::Cold,
+            Verdict::Aborted => {
+                Start::Stray(format!("the Migration {name} was rolled back: the pod runs on its source"))
+            }
+            _ if status.phase.is_terminal() => Start::Stray(format!("the Migration {name} is over")),
+            // The operator has not said yet which pod it is, or has said another.
+            Verdict::Open | Verdict::Committed => Start::Undecided,
         };
     }
     let restored = status.target.as_ref().is_some_and(|target| target.step == TargetStep::Resumed);
@@ -77,6 +115,10 @@ mod tests {
         }
     }
 
+    fn stamped(pod_uid: &str) -> Create {
+        Create { replacement_of: Some("move".into()), ..create(pod_uid) }
+    }
+
     #[test]
     fn the_replacement_is_restored_and_no_other_pod() {
         let open = migration().attempt(1).phase(Phase::Handover).replacement("new");
@@ -90,7 +132,38 @@ mod tests {
     #[test]
     fn a_pod_whose_place_is_not_decided_waits() {
         let early = migration().attempt(1).phase(Phase::Handover);
-        assert_eq!(start(&create("new"), &early.build(), "b"), Start::Undecided);
+        assert_eq!(start(&stamped("new"), &early.build(), "b"), Start::Undecided);
+        let other = early.replacement("other");
+        assert_eq!(start(&stamped("new"), &other.build(), "b"), Start::Undecided);
+    }
+
+    #[test]
+    fn a_stamped_pod_that_was_never_recorded_does_not_start_beside_its_source() {
+        let aborted = migration().attempt(1).phase(Phase::RollingBack).owner("a", 1);
+        assert!(matches!(start(&stamped("new"), &aborted.build(), "b"), Start::Stray(_)));
+        for phase in [Phase::Failed, Phase::Cancelled] {
+            let over = migration().attempt(1).phase(phase);
+            assert!(matches!(start(&stamped("new"), &over.build(), "b"), Start::Stray(_)));
+        }
+        let done = migration().attempt(1).phase(Phase::Succeeded).owner("b", 1).replacement("other");
+        assert_eq!(start(&stamped("new"), &done.build(), "b"), Start::Cold);
+        assert!(matches!(start_without("move"), Start::Stray(_)));
+    }
+
+    #[test]
+    fn a_stray_starts_only_if_it_has_run_before() {
+        let pod = |state: serde_json::Value| -> Pod {
+            let status = serde_json::json!({ "name": "app", "image": "", "imageID": "", "ready": false,
+                "restartCount": 1, "state": { "waiting": {} }, "lastState": state });
+            serde_json::from_value(serde_json::json!({ "status": { "containerStatuses": [status] } })).expect("pod")
+        };
+        let ended = |at: &str| serde_json::json!({ "terminated": { "exitCode": 1, "startedAt": at } });
+        assert!(has_run(&pod(ended("2026-01-01T00:00:00Z")), "app"));
+        assert!(!has_run(&pod(ended("2026-01-01T00:00:00Z")), "other"));
+        assert!(!has_run(&pod(ended("1970-01-01T00:00:00Z")), "app"), "it could not be started");
+        assert!(!has_run(&pod(serde_json::json!({})), "app"));
+        assert_eq!(start_stray("why".into(), true), Start::Cold);
+        assert_eq!(start_stray("why".into(), false), Start::Refuse("why".into()));
     }
 
     #[test]

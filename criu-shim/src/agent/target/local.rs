@@ -3,7 +3,7 @@
 use crate::agent::context::{Context, Key};
 use crate::agent::failure::chain;
 use crate::agent::journal::Side;
-use crate::agent::target::create::{Start, start};
+use crate::agent::target::create::{Start, has_run, start, start_stray, start_without};
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::local::{
@@ -156,7 +156,7 @@ async fn answer(
         let synced = registry.is_synced() || begun.elapsed() > SYNC_LIMIT;
         match decide(context, registry, create, synced).await {
             Start::Cold => return Ok(ToShim::ColdStart),
-            Start::Refuse(reason) => return Ok(ToShim::Refuse { reason }),
+            Start::Refuse(reason) | Start::Stray(reason) => return Ok(ToShim::Refuse { reason }),
             Start::Undecided => {}
             Start::Restore { uid } => {
                 if let Some(target) = registry.target(&uid) {
@@ -205,9 +205,15 @@ async fn decide(context: &Context, registry: &Registry, create: &Create, synced:
         let api: Api<Migration> = Api::namespaced(context.client.clone(), &create.pod_namespace);
         let Ok(answer) = tokio::time::timeout(ASK_LIMIT, api.get_opt(name)).await else { return Start::Undecided };
         match answer {
-            Ok(Some(migration)) => return start(create, &migration, node),
-            // Nobody is restoring it.
-            Ok(None) => {}
+            Ok(named) => match named.map_or_else(|| start_without(name), |named| start(create, &named, node)) {
+                // As far as the move that brought it goes. It may be the source of another by now.
+                Start::Cold => {}
+                Start::Stray(reason) => match stray(context, create, reason).await {
+                    Start::Cold => {}
+                    other => return other,
+                },
+                other => return other,
+            },
             Err(error) => {
                 warn!(pod = create.pod_name, %error, "whether the pod is to be restored is unknown");
                 return Start::Undecided;
@@ -215,6 +221,21 @@ async fn decide(context: &Context, registry: &Registry, create: &Create, synced:
         }
     }
     if !synced || journal_has(context, &create.pod_uid).await { Start::Undecided } else { Start::Cold }
+}
+
+/// Looks whether the container of a pod that nobody restores has run before.
+async fn stray(context: &Context, create: &Create, reason: String) -> Start {
+    let pods = context.pods(&create.pod_namespace);
+    match crate::agent::context::answer(pods.get_opt(&create.pod_name)).await {
+        Ok(pod) => {
+            let pod = pod.filter(|pod| pod.metadata.uid.as_deref() == Some(&create.pod_uid));
+            start_stray(reason, pod.is_some_and(|pod| has_run(&pod, &create.container_name)))
+        }
+        Err(error) => {
+            warn!(pod = create.pod_name, error = %chain(&error), "whether the pod has run before is unknown");
+            Start::Undecided
+        }
+    }
 }
 
 /// Whether the journal says that this pod was about to be moved away. Then the watch will show its Migration.
