@@ -147,10 +147,6 @@ impl Attempt<'_> {
     }
 
     /// Dump and send, then wait for the commit. `Ok` where the target says that it has committed or the object does.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one connected attempt, taken apart because each is used up"
-    )]
     async fn send(
         &mut self,
         request: DumpRequest,
