@@ -15,7 +15,8 @@ use crate::agent::source::settle::{self, LiveCriu, TakenOver};
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
 use crate::agent::transfer::message::FromTarget;
 use crate::criu::ProcessId;
-use crate::freezer::Freezer;
+use crate::freezer::{Freezer, FreezerError};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -26,6 +27,8 @@ use tracing::{error, info, warn};
 const RESUMED_LIMIT: Duration = Duration::from_secs(60);
 /// Pause before the API server is asked again for an object that should be there.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether a container that stays frozen has been ended.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Why it can't be told whether a container of the source runs.
 #[derive(Debug, Error)]
@@ -227,7 +230,10 @@ impl SourceDriver {
                 self.report.failure = None;
                 self.committed(entry, frozen.pod, proof, frozen.receiver, frozen.since, frozen.held).await;
             }
-            Err(error) => self.undecidable(frozen.pod, &error),
+            Err(error) => {
+                drop(frozen.pod);
+                self.undecidable(attempt, &entry.cgroup, &error).await;
+            }
         }
     }
 
@@ -263,14 +269,25 @@ impl SourceDriver {
         self.retired().await;
     }
 
-    /// Nobody will ever know: the pod stays frozen, and so does its journal entry.
-    fn undecidable(&mut self, pod: FrozenPod, error: &OwnerError) {
-        error!(
-            migration = self.key.name,
-            cgroup = ?pod.freezer().path_in_node(),
-            error = %chain(error),
-            "the pod stays frozen: whether its state runs elsewhere can't be known; delete the pod to end it"
-        );
+    /// Nobody will ever know: the pod stays frozen, and so does its journal entry, until somebody ends the container. Then
+    /// nothing is left that could be wrong.
+    async fn undecidable(&mut self, attempt: u32, cgroup: &Path, error: &OwnerError) {
+        let mut told = false;
+        while !is_gone(&Freezer::at(cgroup, self.context.node.root())) {
+            if !told {
+                error!(
+                    migration = self.key.name,
+                    ?cgroup,
+                    error = %chain(error),
+                    "the pod stays frozen: whether its state runs elsewhere can't be known; delete the pod to end it"
+                );
+                told = true;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        info!(migration = self.key.name, attempt, ?cgroup, "the undecided container has ended");
+        self.clean(attempt).await;
+        self.local.at = SourceAt::Retired;
     }
 
     fn timed(&mut self, since: Instant) {
@@ -294,11 +311,7 @@ impl SourceDriver {
                 settle::retire(&self.context, &entry, pod, criu, proof).await;
                 self.retired().await;
             }
-            Err(error) => match Freezer::at(&entry.cgroup, self.context.node.root()) {
-                Ok(freezer) => self.undecidable(FrozenPod::adopt(freezer), &error),
-                // The container has ended: nothing is left that could be wrong.
-                Err(_) => self.clean(attempt).await,
-            },
+            Err(error) => self.undecidable(attempt, &entry.cgroup, &error).await,
         }
     }
 
@@ -392,6 +405,11 @@ fn leaves_something(local: SourceLocal) -> bool {
     local.attempt > 0 && matches!(local.at, SourceAt::Ready | SourceAt::Connected | SourceAt::Failed)
 }
 
+/// Whether the container has ended. Any other error than its absence leaves that open.
+fn is_gone(found: &Result<Freezer, FreezerError>) -> bool {
+    matches!(found, Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }))
+}
+
 fn fresh_report(attempt: u32) -> SourceReport {
     SourceReport {
         attempt,
@@ -421,6 +439,13 @@ fn source_entry(key: &Key, connected: &Connected) -> SourceEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_missing_cgroup_says_that_the_container_has_ended() {
+        assert!(is_gone(&Err(FreezerError::Gone { path: "/x".into() })));
+        assert!(!is_gone(&Err(FreezerError::NotOwn { path: "/x".into() })));
+        assert!(!is_gone(&Err(FreezerError::NoFreezer)));
+    }
 
     #[test]
     fn an_attempt_whose_abort_was_not_seen_leaves_something() {
