@@ -136,7 +136,7 @@ pub enum FromRelay {
     },
     /// The processes are rebuilt; CRIU waits at post-restore.
     Held,
-    /// CRIU has ended. The last message.
+    /// CRIU has ended. The last message, said again on a new connection until it is [`ToRelay::Heard`].
     Ended {
         /// Whether the processes run.
         success: bool,
@@ -172,8 +172,11 @@ pub enum ToRelay {
     },
     /// The commit is won: let the processes run.
     Resume,
-    /// The attempt is over: make CRIU fail through its own protocol.
+    /// The attempt is over: make CRIU fail through its own protocol. In answer to [`FromRelay::Ended`]: nobody waits for
+    /// it.
     Abandon,
+    /// [`FromRelay::Ended`] was taken, and what follows from it is written down: the relay may end.
+    Heard,
 }
 
 /// What the agent wants in the restore request beyond what runc put there.

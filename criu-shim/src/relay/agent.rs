@@ -79,16 +79,30 @@ impl AgentLine {
         }
     }
 
-    /// Tells the agent how it ended, and tries for a while to do so.
+    /// Tells the agent how it ended, and tries for a while until the agent has taken it: one that ended with the message
+    /// unread would leave its successor without it.
     pub(super) fn tell_the_end(&mut self, message: &FromRelay, stage: RelayStage) {
         let deadline = Instant::now() + LAST_WORD;
         while Instant::now() < deadline {
             self.keep_up(stage);
             self.tell(message);
-            if self.client.is_some() {
+            if self.is_heard(deadline) {
                 return;
             }
             std::thread::sleep(RETRY);
         }
+    }
+
+    /// Waits for the answer to the last message, on a line that breaks for good where none comes.
+    fn is_heard(&mut self, deadline: Instant) -> bool {
+        while let Some(client) = &mut self.client {
+            match client.receive(Some(deadline.saturating_duration_since(Instant::now()))) {
+                Ok(ToRelay::Heard | ToRelay::Abandon) => return true,
+                // Said before, or a sign of life.
+                Ok(_) => {}
+                Err(_) => self.client = None,
+            }
+        }
+        false
     }
 }

@@ -4,7 +4,7 @@ use crate::agent::transfer::link::{LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, Preamble};
 use crate::agent::transfer::receive::{ReceiveError, Round};
 use crate::local::{Create, RelayStage, ToRelay, ToShim};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ pub enum Event {
         success: bool,
         /// Why not.
         message: String,
+        /// Told, or dropped, when what follows from it is written down.
+        heard: oneshot::Sender<()>,
     },
     /// The relay's connection is gone.
     RelayLost {

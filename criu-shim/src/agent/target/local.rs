@@ -21,7 +21,7 @@ use tideover_crds::Migration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 /// How often a shim that waits hears that somebody is there. It gives up after 100 s of silence.
@@ -272,8 +272,13 @@ async fn relay(registry: &Registry, mut line: Line) -> Result<(), LocalError> {
             said = line.next() => match said {
                 Ok(Some(FromRelay::Held)) => { target.send(Event::Held { token: token.clone() }).await.ok(); }
                 Ok(Some(FromRelay::Ended { success, message })) => {
-                    target.send(Event::Ended { token: token.clone(), success, message }).await.ok();
-                    return Ok(());
+                    let (heard, taken) = oneshot::channel();
+                    let ended = Event::Ended { token: token.clone(), success, message, heard };
+                    // Without an answer the relay comes back and says it again.
+                    if target.send(ended).await.is_err() || taken.await.is_err() {
+                        return Ok(());
+                    }
+                    return line.say(&ToRelay::Heard).await;
                 }
                 Ok(Some(FromRelay::Relay { .. })) => {}
                 Ok(None) => break Ok(()),

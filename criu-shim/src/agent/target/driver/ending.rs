@@ -52,9 +52,11 @@ impl TargetDriver {
                     self.relay = Some(line);
                 }
                 Event::Held { .. } => self.tell_relay(ToRelay::Abandon).await,
-                Event::Ended { token, .. } | Event::Restored { token, .. } if self.is_current(&token) => {
-                    self.running = false;
+                Event::Ended { token, heard, .. } => {
+                    self.running &= !self.is_current(&token);
+                    heard.send(()).ok();
                 }
+                Event::Restored { token, .. } => self.running &= !self.is_current(&token),
                 Event::Create { create, answer } => {
                     self.asked = Some((create, answer));
                     self.answer(None).await;

@@ -20,18 +20,28 @@ impl TargetDriver {
             Event::Relay { token, stage, line } => self.relay_came(&token, stage, line).await,
             Event::Held { token } if self.is_current(&token) => self.held().await,
             Event::Held { .. } => {}
-            Event::Ended { token, success, message } if self.is_current(&token) => {
+            Event::Ended { token, success, message, heard } if self.is_current(&token) => {
                 self.running = false;
                 self.relay = None;
                 if success { self.resumed().await } else { self.restore_failed(message, migration).await }
+                // A relay that is gone has been heard before.
+                heard.send(()).ok();
             }
             Event::Restored { token, exit_code } if self.is_current(&token) => {
                 let ended_unheard = std::mem::take(&mut self.running);
-                if exit_code != 0 && ended_unheard {
+                let restored = exit_code == 0;
+                if restored && self.committed_here() {
+                    // Nothing lets CRIU go on but the word after the commit. The relay may be gone before it could say so.
+                    self.resumed().await;
+                } else if !restored && ended_unheard {
                     self.restore_failed(format!("runc restore ended with {exit_code}"), migration).await;
                 }
             }
-            Event::Ended { .. } | Event::Restored { .. } => {}
+            // Of a restore before this one: nothing follows from it.
+            Event::Ended { heard, .. } => {
+                heard.send(()).ok();
+            }
+            Event::Restored { .. } => {}
             Event::RelayLost { token } if self.is_current(&token) => {
                 self.relay = None;
                 self.local.waiting = false;

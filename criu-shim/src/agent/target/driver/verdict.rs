@@ -66,18 +66,22 @@ impl TargetDriver {
         self.local.held = false;
     }
 
+    /// The processes run here. Heard from the relay, from the shim, or seen; the first is enough.
     pub(super) async fn resumed(&mut self) {
-        self.local.resumed = true;
+        if std::mem::replace(&mut self.local.resumed, true) {
+            return;
+        }
+        // Before it is reported: an agent that came after this one must not take it for a restore that is still to come.
+        let entry = TargetEntry { restore: self.restore.clone(), resumed: true };
+        if let Err(failure) = self.write_journal(entry).await {
+            warn!(migration = self.key.name, message = failure.message, "could not write down that it runs");
+        }
         if let Some(released) = self.released {
             self.timings().resume_millis = millis(released.elapsed());
         }
         self.tell_source(FromTarget::Resumed).await;
         self.report.failure = None;
         self.reach(TargetStep::Resumed);
-        let entry = TargetEntry { restore: self.restore.clone(), resumed: true };
-        if let Err(failure) = self.write_journal(entry).await {
-            warn!(migration = self.key.name, message = failure.message, "could not write down that it runs");
-        }
     }
 
     /// A restore has failed. Before the commit that ends the attempt; after it the state stays here, and kubelet's next
