@@ -2,6 +2,7 @@
 
 use super::TargetDriver;
 use crate::agent::failure::chain;
+use crate::agent::source::container::find;
 use crate::agent::target::event::Event;
 use crate::agent::transfer::message::FromTarget;
 use crate::local::{TOKEN_ENV, ToRelay};
@@ -69,6 +70,17 @@ impl TargetDriver {
         self.remove_everything().await;
         self.local.destroyed = true;
         self.reach(TargetStep::Destroyed);
+    }
+
+    /// Whether the restore that was begun last has ended well, unheard: runc knows the container's first process only once
+    /// CRIU was let go on, and nothing of the restore is there any more that could still say how it ended.
+    pub(super) async fn runs_already(&self) -> bool {
+        let Some(restore) = &self.restore else { return false };
+        if self.local.resumed || self.restore_is_there().await {
+            return false;
+        }
+        let (context, id) = (self.context.clone(), restore.container_id.clone());
+        tokio::task::spawn_blocking(move || find(&context.node, &id).is_ok()).await.unwrap_or(false)
     }
 
     /// Whether any process of the restore that was begun last exists, whoever it talks to.

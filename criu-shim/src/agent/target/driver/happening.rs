@@ -23,7 +23,11 @@ impl TargetDriver {
             Event::Ended { token, success, message, heard } if self.is_current(&token) => {
                 self.running = false;
                 self.relay = None;
-                if success { self.resumed().await } else { self.restore_failed(message, migration).await }
+                if success {
+                    self.resumed().await
+                } else {
+                    self.restore_failed(message, migration).await
+                }
                 // A relay that is gone has been heard before.
                 heard.send(()).ok();
             }

@@ -56,6 +56,8 @@ pub struct TargetDriver {
     released: Option<Instant>,
     /// A left-over of an agent before this one that has not been judged yet.
     left_over: bool,
+    /// The watch has shown that the attempt was committed to this node.
+    committed: bool,
 }
 
 impl TargetDriver {
@@ -68,6 +70,7 @@ impl TargetDriver {
             report: fresh_report(0),
             local: TargetLocal::default(),
             left_over: entry.is_some(),
+            committed: false,
             context,
             key,
             registry,
@@ -119,7 +122,8 @@ impl TargetDriver {
                 }
                 continue;
             };
-            self.judge_left_over(&migration);
+            self.see(&migration);
+            self.judge_left_over(&migration).await;
             let duty = match target_duty(&migration, &self.context.settings.node_name, self.local) {
                 // The watch has not shown the commit yet that this task has made.
                 TargetDuty::Commit(_) if self.committed_here() => TargetDuty::None,
@@ -144,23 +148,45 @@ impl TargetDriver {
         // The object is gone. Nobody can commit any more, so nothing that was rebuilt here may ever run.
         if self.local.listening && !self.local.resumed && !self.local.destroyed && !self.committed_here() {
             self.destroy(self.local.attempt).await;
+        } else if self.local.listening && self.local.resumed {
+            self.clean().await;
         }
         self.registry.remove(&self.key.uid);
     }
 
     fn committed_here(&self) -> bool {
-        self.report.step >= TargetStep::Committed && self.report.step != TargetStep::Destroyed
+        self.committed || (self.report.step >= TargetStep::Committed && self.report.step != TargetStep::Destroyed)
     }
 
-    fn judge_left_over(&mut self, migration: &Migration) {
+    /// Keeps the verdict of an object, for when there is none any more. A write of the agent before this one may have
+    /// been under way when it ended, so that the commit is seen late.
+    fn see(&mut self, migration: &Migration) {
+        let node = &self.context.settings.node_name;
+        self.committed |= migration.status.as_ref().is_some_and(|status| {
+            verdict_of(status, self.local.attempt) == Verdict::Committed
+                && status.owner.as_ref().is_some_and(|owner| owner.node == *node)
+        });
+    }
+
+    async fn judge_left_over(&mut self, migration: &Migration) {
         if !std::mem::take(&mut self.left_over) {
             return;
         }
-        let verdict = migration.status.as_ref().map(|status| verdict_of(status, self.local.attempt));
+        let attempt = self.local.attempt;
+        let verdict = migration.status.as_ref().map(|status| verdict_of(status, attempt));
         match verdict {
             Some(Verdict::Committed) => {
                 self.report.step = TargetStep::Committed;
                 info!(migration = self.key.name, "found committed, going on");
+                if has_reported_resumed(migration, attempt) {
+                    self.report.step = TargetStep::Resumed;
+                    self.local.resumed = true;
+                    self.running = false;
+                } else if self.runs_already().await {
+                    info!(migration = self.key.name, "found the restored container running");
+                    self.running = false;
+                    self.resumed().await;
+                }
             }
             Some(Verdict::Open) => {
                 let message = "the target's agent was restarted before the commit";
@@ -223,6 +249,7 @@ impl TargetDriver {
         self.released = None;
         self.relay = None;
         self.running = false;
+        self.committed = false;
         match self.context.facts().await {
             Ok(facts) => self.report.host = Some(facts),
             Err(failure) => return self.fail(failure).await,
@@ -249,6 +276,27 @@ impl TargetDriver {
     }
 }
 
+/// Whether this side has reported before that attempt `attempt` runs here.
+fn has_reported_resumed(migration: &Migration, attempt: u32) -> bool {
+    let report = migration.status.as_ref().and_then(|status| status.target.as_ref());
+    report.is_some_and(|report| report.attempt == attempt && report.step == TargetStep::Resumed)
+}
+
 fn fresh_report(attempt: u32) -> TargetReport {
     TargetReport { attempt, step: TargetStep::Listening, address: None, host: None, timings: None, failure: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::fixture::migration;
+
+    #[test]
+    fn only_a_report_of_this_attempt_says_that_it_runs() {
+        let resumed = migration().attempt(2).target_step(TargetStep::Resumed);
+        assert!(has_reported_resumed(&resumed.build(), 2));
+        assert!(!has_reported_resumed(&resumed.build(), 1));
+        assert!(!has_reported_resumed(&migration().attempt(2).target_step(TargetStep::Committed).build(), 2));
+        assert!(!has_reported_resumed(&migration().attempt(2).build(), 2));
+    }
 }
