@@ -4,7 +4,7 @@ use crate::local::{Client, ClientError, Create, FromShim, Role, SILENCE, ToShim}
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long the agent may be silent about a container that is no replacement.
+/// How long the agent may be silent about a container that is no replacement, before it has said anything about it.
 const SILENCE_COLD: Duration = Duration::from_secs(2);
 
 /// Pause between attempts to reach the agent about a replacement.
@@ -22,7 +22,7 @@ pub(super) enum Answer {
     Restore(Restore),
     /// Not at all, for this reason.
     Refuse(String),
-    /// Nobody said, for [`SILENCE`], how a replacement shall start.
+    /// Nobody said, for [`SILENCE`], how a container shall start that must not start unasked.
     Silent(ClientError),
 }
 
@@ -39,30 +39,43 @@ pub(super) struct Restore {
     socket: PathBuf,
 }
 
+/// What is known while there is no answer.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    /// When the agent has spoken last.
+    heard: Instant,
+    /// The container must not start unasked: its pod is a replacement, or the agent has said to wait.
+    bound: bool,
+}
+
+impl Waiting {
+    fn limit(&self) -> Duration {
+        if self.bound { SILENCE } else { SILENCE_COLD }
+    }
+}
+
 /// Asks. A container that is no replacement never waits for an agent that is not there.
 pub(super) fn ask(socket: &Path, create: &Create) -> Answer {
-    let replacement = create.replacement_of.is_some();
-    let limit = if replacement { SILENCE } else { SILENCE_COLD };
-    let mut heard = Instant::now();
+    let mut waiting = Waiting { heard: Instant::now(), bound: create.replacement_of.is_some() };
     loop {
-        match converse(socket, create, &mut heard, limit) {
+        match converse(socket, create, &mut waiting) {
             Ok(answer) => return answer,
-            Err(_) if !replacement => return Answer::Cold,
-            Err(error) if heard.elapsed() >= limit => return Answer::Silent(error),
+            Err(_) if !waiting.bound => return Answer::Cold,
+            Err(error) if waiting.heard.elapsed() >= waiting.limit() => return Answer::Silent(error),
             Err(_) => std::thread::sleep(RETRY),
         }
     }
 }
 
 /// One connection, until there is an answer or the connection is of no further use.
-fn converse(socket: &Path, create: &Create, heard: &mut Instant, limit: Duration) -> Result<Answer, ClientError> {
+fn converse(socket: &Path, create: &Create, waiting: &mut Waiting) -> Result<Answer, ClientError> {
     let mut line = Client::connect(socket, Role::Shim)?;
     line.send(&FromShim::Create(create.clone()))?;
     loop {
-        let message = line.receive(Some(limit.saturating_sub(heard.elapsed())))?;
-        *heard = Instant::now();
+        let message = line.receive(Some(waiting.limit().saturating_sub(waiting.heard.elapsed())))?;
+        waiting.heard = Instant::now();
         match message {
-            ToShim::Wait => {}
+            ToShim::Wait => waiting.bound = true,
             ToShim::ColdStart => return Ok(Answer::Cold),
             ToShim::Refuse { reason } => return Ok(Answer::Refuse(reason)),
             ToShim::Restore { token, images_dir, work_dir } => {
@@ -160,6 +173,16 @@ mod tests {
         let heard = agent.join().unwrap();
         assert_eq!(heard.len(), 2);
         assert_eq!(heard[0], heard[1]);
+    }
+
+    #[test]
+    fn a_pod_that_was_told_to_wait_does_not_start_cold_when_the_agent_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let refuse = ToShim::Refuse { reason: "moved".into() };
+        let agent = agent(socket.clone(), vec![vec![ToShim::Wait], vec![ToShim::Wait, refuse]]);
+        assert!(matches!(ask(&socket, &create(None)), Answer::Refuse(_)));
+        assert_eq!(agent.join().unwrap().len(), 2);
     }
 
     #[test]

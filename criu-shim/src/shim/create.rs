@@ -21,7 +21,7 @@ pub(super) enum CreateError {
     Refused(String),
     /// The agent said nothing.
     #[error(
-        "this pod replaces a running one and may only be restored, and the node's agent was silent for {} s",
+        "this pod has to do with a move, so that only the node's agent knows whether it may start, and it was silent for {} s",
         SILENCE.as_secs()
     )]
     Silent(#[source] ClientError),

@@ -24,7 +24,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-/// How often a shim that waits hears that somebody is there. It gives up after 100 s of silence.
+/// How often a shim or relay that waits hears that somebody is there. It gives up after 100 s of silence.
 const STILL_HERE: Duration = Duration::from_secs(5);
 /// How long one question to the API server may take before it is asked again.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
@@ -150,11 +150,21 @@ async fn answer(
     create: &Create,
     line: &mut Line,
 ) -> Result<ToShim, LocalError> {
-    let mut still_here = tokio::time::interval(STILL_HERE);
     let begun = tokio::time::Instant::now();
+    let mut still_here = tokio::time::interval_at(begun + STILL_HERE, STILL_HERE);
+    // Before anything is asked of the API server: from here on the shim knows that starting cold is not its to decide.
+    line.say(&ToShim::Wait).await?;
     loop {
         let synced = registry.is_synced() || begun.elapsed() > SYNC_LIMIT;
-        match decide(context, registry, create, synced).await {
+        let mut deciding = std::pin::pin!(decide(context, registry, create, synced));
+        let decided = loop {
+            tokio::select! {
+                decided = &mut deciding => break decided,
+                _ = still_here.tick() => line.say(&ToShim::Wait).await?,
+                hung_up = line.hung_up() => return Err(hung_up),
+            }
+        };
+        match decided {
             Start::Cold => return Ok(ToShim::ColdStart),
             Start::Refuse(reason) | Start::Stray(reason) => return Ok(ToShim::Refuse { reason }),
             Start::Undecided => {}
@@ -220,7 +230,7 @@ async fn decide(context: &Context, registry: &Registry, create: &Create, synced:
             }
         }
     }
-    if !synced || journal_has(context, &create.pod_uid).await { Start::Undecided } else { Start::Cold }
+    if !synced || journal_may_have(context, &create.pod_uid).await { Start::Undecided } else { Start::Cold }
 }
 
 /// Looks whether the container of a pod that nobody restores has run before.
@@ -238,15 +248,23 @@ async fn stray(context: &Context, create: &Create, reason: String) -> Start {
     }
 }
 
-/// Whether the journal says that this pod was about to be moved away. Then the watch will show its Migration.
-async fn journal_has(context: &Context, pod_uid: &str) -> bool {
+/// Whether the journal says that this pod was about to be moved away, or can't be read. Then the watch will show its
+/// Migration.
+async fn journal_may_have(context: &Context, pod_uid: &str) -> bool {
     let journal = context.journal.clone();
-    let entries = tokio::task::spawn_blocking(move || journal.entries()).await;
-    entries.is_ok_and(|entries| {
-        entries.is_ok_and(|entries| {
+    match tokio::task::spawn_blocking(move || journal.entries()).await {
+        Ok(Ok(entries)) => {
             entries.iter().any(|entry| matches!(&entry.side, Side::Source(source) if source.pod_uid == pod_uid))
-        })
-    })
+        }
+        Ok(Err(error)) => {
+            warn!(error = %chain(&error), "whether the pod may start is unknown");
+            true
+        }
+        Err(error) => {
+            warn!(%error, "reading the journal ended unexpectedly");
+            true
+        }
+    }
 }
 
 async fn relay(registry: &Registry, mut line: Line) -> Result<(), LocalError> {
@@ -259,8 +277,14 @@ async fn relay(registry: &Registry, mut line: Line) -> Result<(), LocalError> {
     if target.send(Event::Relay { token: token.clone(), stage, line: words }).await.is_err() {
         return line.say(&ToRelay::Abandon).await;
     }
+    let mut still_here = tokio::time::interval_at(tokio::time::Instant::now() + STILL_HERE, STILL_HERE);
     let ended = loop {
         tokio::select! {
+            _ = still_here.tick() => {
+                if let Err(error) = line.say(&ToRelay::Wait).await {
+                    break Err(error);
+                }
+            }
             word = to_say.recv() => match word {
                 Some(word) => {
                     if let Err(error) = line.say(&word).await {
