@@ -43,7 +43,7 @@ impl BareRunc {
             namespaces.retain(|namespace| namespace["type"] != "network");
         }
         fs::write(&path, serde_json::to_vec(&spec)?).context("write the bundle's configuration")?;
-        bare.shell(&format!("mkdir -p rootfs/tmp && runc run --detach --bundle . {ID} </dev/null >log 2>&1"))?;
+        bare.shell(&format!("mkdir -p rootfs/tmp && runc run --detach --bundle . {ID} </dev/null >/dev/null 2>&1"))?;
         Ok(bare)
     }
 
@@ -54,7 +54,7 @@ impl BareRunc {
     pub fn checkpoint_and_restore(&self) -> Result<()> {
         self.shell(&format!(
             "rm -rf images work && runc checkpoint --image-path images --work-path work {ID} \
-             && runc restore --detach --bundle . --image-path images --work-path work {ID} </dev/null >>log 2>&1"
+             && runc restore --detach --bundle . --image-path images --work-path work {ID} </dev/null >/dev/null 2>&1"
         ))
     }
 
