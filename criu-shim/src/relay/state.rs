@@ -11,6 +11,8 @@ pub struct State {
     pub orphaned: bool,
     /// CRIU waits for runc's answer to a notification.
     pub asked: bool,
+    /// The agent gave the restore up while CRIU was working.
+    pub abandoned: bool,
 }
 
 /// Something happened.
@@ -67,7 +69,7 @@ pub const POST_RESTORE: &str = "post-restore";
 impl State {
     /// A relay that has just read the request.
     pub fn new() -> Self {
-        Self { stage: RelayStage::Requested, orphaned: false, asked: false }
+        Self { stage: RelayStage::Requested, orphaned: false, asked: false, abandoned: false }
     }
 
     /// The next state, and what to do. What does not fit the state is ignored: the agent may repeat itself after a
@@ -85,11 +87,15 @@ impl State {
 
             // Without runc there is no container that the processes could belong to, whoever has won.
             (_, Event::Notified(_)) if self.orphaned => (to(Finishing), vec![Act::Refuse]),
+            (Restoring, Event::Notified(_)) if self.abandoned => (to(Finishing), vec![Act::Refuse]),
             (Restoring, Event::Notified(name)) if name == POST_RESTORE => {
                 (to(Held), vec![Act::Hold, Act::Tell(FromRelay::Held)])
             }
             (_, Event::Notified(_)) => (Self { asked: true, ..self }, vec![Act::ToRunc]),
             (_, Event::Runc) => (Self { asked: false, ..self }, vec![Act::ToCriu]),
+
+            // CRIU can't be told before it asks.
+            (Restoring, Event::Agent(ToRelay::Abandon)) => (Self { abandoned: true, ..self }, vec![]),
 
             // The point of no return is not here: the agent says this after it has won the commit.
             (Held, Event::Agent(ToRelay::Resume)) => {
@@ -100,7 +106,8 @@ impl State {
             // CRIU waits for an answer that will not come; where it does not, its next notification is refused.
             (stage, Event::RuncGone) => {
                 let waits = self.asked || stage == Held;
-                let state = Self { stage: if waits { Finishing } else { stage }, orphaned: true, asked: false };
+                let stage = if waits { Finishing } else { stage };
+                let state = Self { stage, orphaned: true, asked: false, ..self };
                 (state, if waits { vec![Act::Refuse] } else { vec![] })
             }
 
@@ -183,6 +190,16 @@ mod tests {
     fn an_abort_before_the_release_never_wakes_criu() {
         let (_, acts) = run(&[Event::Agent(ToRelay::Abandon)]);
         assert_eq!(acts, [Act::End { success: false, reason: "abandoned before the restore" }]);
+    }
+
+    #[test]
+    fn an_abort_while_criu_works_is_remembered_until_it_asks() {
+        let abandon = Event::Agent(ToRelay::Abandon);
+        let (state, acts) = run(&[release(), abandon.clone(), notified(POST_RESTORE), Event::Agent(ToRelay::Resume)]);
+        assert_eq!(acts[1..], [Act::Refuse]);
+        assert_eq!(state.stage, RelayStage::Finishing);
+        let (_, acts) = run(&[release(), notified("setup-namespaces"), abandon, Event::Runc, notified(POST_RESTORE)]);
+        assert_eq!(acts[1..], [Act::ToRunc, Act::ToCriu, Act::Refuse]);
     }
 
     #[test]

@@ -82,11 +82,11 @@ impl TargetDriver {
         self.local.waiting = true;
         self.local.released = stage != RelayStage::Requested;
         self.local.held = stage == RelayStage::Held;
-        if self.local.failed && self.report.step < TargetStep::Committed {
-            // A left-over of the agent before this one may have been committed; the object says so.
-            if !self.left_over && self.report.failure.is_some() {
-                self.tell_relay(ToRelay::Abandon).await;
-            }
+        if self.is_off() {
+            return self.tell_relay(ToRelay::Abandon).await;
+        }
+        if self.local.failed && !self.committed_here() {
+            // A left-over of the agent before this one, which may have been committed; the object says so.
             return;
         }
         if stage == RelayStage::Requested && !self.local.staged {
@@ -94,7 +94,15 @@ impl TargetDriver {
         }
     }
 
+    /// Whether the restore must not go on, whoever comes for it.
+    fn is_off(&self) -> bool {
+        self.local.destroyed || (self.local.failed && !self.committed_here() && !self.left_over)
+    }
+
     pub(super) async fn held(&mut self) {
+        if self.is_off() {
+            return self.tell_relay(ToRelay::Abandon).await;
+        }
         self.local.held = true;
         if let Some(released) = self.released {
             self.timings().restore_millis = millis(released.elapsed());
