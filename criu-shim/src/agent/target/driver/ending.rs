@@ -33,6 +33,8 @@ impl TargetDriver {
         self.local.attempt = attempt;
         self.local.failed = true;
         self.landing = None;
+        // First of all: a source that still sends into an attempt that is over stays frozen as long as it is listened to.
+        self.hang_up().await;
         let deadline = tokio::time::Instant::now() + CALL_OFF_LIMIT;
         self.tell_relay(ToRelay::Abandon).await;
         self.answer(None).await;
@@ -65,7 +67,6 @@ impl TargetDriver {
                 _ => {}
             }
         }
-        self.source = None;
         self.relay = None;
         self.remove_everything().await;
         self.local.destroyed = true;

@@ -88,7 +88,7 @@ impl TargetDriver {
         self.source = Some(arrival.sender);
         self.tell_source(FromTarget::Accepted).await;
         let (events, attempt, mut receiver) = (self.own_events.clone(), self.local.attempt, arrival.receiver);
-        tokio::spawn(async move {
+        self.receiving = Some(tokio::spawn(async move {
             loop {
                 let round = landing.round(&mut receiver).await;
                 let last = round.as_ref().map_or(true, |round| round.last);
@@ -96,7 +96,7 @@ impl TargetDriver {
                     return;
                 }
             }
-        });
+        }));
     }
 
     async fn landed(&mut self, round: Result<Round, ReceiveError>) {

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, TargetReport, TargetStep, TargetTimings};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tracing::info;
 
 /// Disk space that incoming images leave free, bytes.
@@ -44,6 +45,8 @@ pub struct TargetDriver {
     landing: Option<Landing>,
     /// To the source, while it is connected.
     source: Option<LinkSender<FromTarget>>,
+    /// The task that writes what the source sends.
+    receiving: Option<JoinHandle<()>>,
     /// What `runc restore` needs from the start is here.
     early: bool,
     /// A shim's question that is not answered yet.
@@ -79,6 +82,7 @@ impl TargetDriver {
             own_events,
             landing: None,
             source: None,
+            receiving: None,
             early: false,
             asked: None,
             restore: None,
@@ -235,6 +239,16 @@ impl TargetDriver {
         written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
     }
 
+    /// Lets the source go, and ends the writing of what it sends.
+    async fn hang_up(&mut self) {
+        self.source = None;
+        if let Some(receiving) = self.receiving.take() {
+            receiving.abort();
+            // It ends at its next pause, by having been told to.
+            receiving.await.ok();
+        }
+    }
+
     fn directory(&self) -> PathBuf {
         self.context.settings.attempt_directory(&self.key.uid, self.local.attempt)
     }
@@ -243,7 +257,7 @@ impl TargetDriver {
         self.local = TargetLocal { attempt, listening: true, ..TargetLocal::default() };
         self.report = fresh_report(attempt);
         self.report.address = Some(self.context.settings.address().to_string());
-        self.source = None;
+        self.hang_up().await;
         self.early = false;
         self.restore = None;
         self.released = None;
