@@ -4,7 +4,7 @@ use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::message::{FILES, FromSource, IMAGES, NameError, Part};
 use bytes::Bytes;
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -151,6 +151,26 @@ impl Landing {
                 }
             }
         }
+    }
+
+    /// Brings everything that has landed onto the disk: for a state that is about to be the only one. Blocking.
+    ///
+    /// # Errors
+    /// Where a file can't be synced; it may be gone after a power failure then.
+    pub fn sync(directory: &Path) -> Result<(), ReceiveError> {
+        for directory in [directory.join(IMAGES), directory.join(FILES), directory.to_owned()] {
+            let failed = |source| ReceiveError::Write { path: directory.clone(), source };
+            for entry in directory.read_dir().map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                if entry.file_type().map_err(failed)?.is_file() {
+                    let path = entry.path();
+                    let synced = File::open(&path).and_then(|file| file.sync_all());
+                    synced.map_err(|source| ReceiveError::Write { path, source })?;
+                }
+            }
+            File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
+        }
+        Ok(())
     }
 
     async fn part(&mut self, link: &mut LinkReceiver<FromSource>, part: &Part) -> Result<Landed, ReceiveError> {

@@ -5,8 +5,8 @@ use crate::agent::failure::{chain, retryable};
 use crate::agent::source::freeze::millis;
 use crate::agent::target::event::{Arrival, Event};
 use crate::agent::transfer::message::{FromTarget, VERSION};
-use crate::agent::transfer::receive::{ReceiveError, Round};
-use tideover_crds::{FailureReason, Migration, TargetStep, names};
+use crate::agent::transfer::receive::{Landing, ReceiveError, Round};
+use tideover_crds::{FailureReason, Migration, Strategy, TargetStep, names};
 use tracing::warn;
 
 impl TargetDriver {
@@ -14,7 +14,7 @@ impl TargetDriver {
     pub(super) async fn take(&mut self, event: Event, migration: Option<&Migration>) {
         match event {
             Event::Source(arrival) => self.source_arrived(arrival, migration).await,
-            Event::Round { attempt, round } if attempt == self.local.attempt => self.landed(round).await,
+            Event::Round { attempt, round } if attempt == self.local.attempt => self.landed(round, migration).await,
             Event::Round { .. } => {}
             Event::Create { create, answer } => self.asked = Some((create, answer)),
             Event::Relay { token, stage, line } => self.relay_came(&token, stage, line).await,
@@ -99,7 +99,12 @@ impl TargetDriver {
         }));
     }
 
-    async fn landed(&mut self, round: Result<Round, ReceiveError>) {
+    async fn landed(&mut self, round: Result<Round, ReceiveError>, migration: Option<&Migration>) {
+        let strategy = migration.and_then(|migration| migration.status.as_ref()?.strategy);
+        let round = match round {
+            Ok(round) if must_sync(strategy, round.last) => self.sync().await.map(|()| round),
+            round => round,
+        };
         match round {
             Ok(round) => {
                 let digest = round.manifest.digest();
@@ -117,5 +122,34 @@ impl TargetDriver {
                 self.fail(retryable(reason, chain(&error))).await;
             }
         }
+    }
+
+    async fn sync(&self) -> Result<(), ReceiveError> {
+        let directory = self.directory();
+        let failed = |path: &std::path::Path, source| ReceiveError::Write { path: path.to_owned(), source };
+        let synced = tokio::task::spawn_blocking({
+            let directory = directory.clone();
+            move || Landing::sync(&directory)
+        });
+        synced.await.unwrap_or_else(|error| Err(failed(&directory, std::io::Error::other(error))))
+    }
+}
+
+/// Whether what has landed must be on the disk before it counts: where the commit is made on it alone. With ReplaceFirst
+/// the processes are rebuilt before the commit, and the freeze is not to wait for the disk.
+fn must_sync(strategy: Option<Strategy>, last: bool) -> bool {
+    last && strategy != Some(Strategy::ReplaceFirst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_state_that_will_be_the_only_one_waits_for_the_disk() {
+        assert!(must_sync(Some(Strategy::DeleteFirst), true));
+        assert!(must_sync(None, true));
+        assert!(!must_sync(Some(Strategy::DeleteFirst), false));
+        assert!(!must_sync(Some(Strategy::ReplaceFirst), true));
     }
 }
