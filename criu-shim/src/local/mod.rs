@@ -27,6 +27,9 @@ pub const TOKEN_ENV: &str = "TIDEOVER_TOKEN";
 /// Environment variable by which the shim tells the relay which bundle is restored.
 pub const BUNDLE_ENV: &str = "TIDEOVER_BUNDLE";
 
+/// Directory of the agent's journal: while a pod's UID is in it, the pod may be frozen or moved.
+pub const JOURNAL: &str = "/var/lib/tideover/journal";
+
 /// Where Tideover lives on a node.
 pub const INSTALL_ROOT: &str = "/opt/tideover";
 

@@ -1,6 +1,7 @@
 //! Asking the agent how a container shall start.
 
 use crate::local::{Client, ClientError, Create, FromShim, Role, SILENCE, ToShim};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,7 @@ pub(super) struct Restore {
 struct Waiting {
     /// When the agent has spoken last.
     heard: Instant,
-    /// The container must not start unasked: its pod is a replacement, or the agent has said to wait.
+    /// The container must not start unasked: its pod is a replacement or in the journal, or the agent has said to wait.
     bound: bool,
 }
 
@@ -54,9 +55,26 @@ impl Waiting {
     }
 }
 
-/// Asks. A container that is no replacement never waits for an agent that is not there.
-pub(super) fn ask(socket: &Path, create: &Create) -> Answer {
-    let mut waiting = Waiting { heard: Instant::now(), bound: create.replacement_of.is_some() };
+/// Whether the journal in `directory` speaks of the pod. After a boot kubelet may ask before there is an agent. What can't be
+/// read may speak of any.
+fn is_in_journal(directory: &Path, pod_uid: &str) -> bool {
+    let entries = match directory.read_dir() {
+        Ok(entries) => entries,
+        Err(error) => return error.kind() != ErrorKind::NotFound,
+    };
+    let speaks = |path: &Path| match std::fs::read_to_string(path) {
+        Ok(text) => text.contains(pod_uid),
+        // Removed meanwhile: the agent is there.
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    };
+    entries.into_iter().any(|entry| entry.is_ok_and(|entry| speaks(&entry.path())))
+}
+
+/// Asks. A container that has nothing to do with a move, as far as its pod and the `journal` say, never waits for an agent
+/// that is not there.
+pub(super) fn ask(socket: &Path, journal: &Path, create: &Create) -> Answer {
+    let bound = create.replacement_of.is_some() || is_in_journal(journal, &create.pod_uid);
+    let mut waiting = Waiting { heard: Instant::now(), bound };
     loop {
         match converse(socket, create, &mut waiting) {
             Ok(answer) => return answer,
@@ -121,6 +139,18 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixListener;
 
+    const NO_JOURNAL: &str = "/nowhere/journal";
+
+    #[test]
+    fn a_pod_in_the_journal_is_known_without_an_agent() {
+        let journal = tempfile::tempdir().unwrap();
+        assert!(!is_in_journal(journal.path(), "uid-1"));
+        std::fs::write(journal.path().join("m.json"), r#"{"side":{"source":{"podUid":"uid-1"}}}"#).unwrap();
+        assert!(is_in_journal(journal.path(), "uid-1"));
+        assert!(!is_in_journal(journal.path(), "uid-2"));
+        assert!(!is_in_journal(NO_JOURNAL.as_ref(), "uid-1"));
+    }
+
     fn create(replacement_of: Option<&str>) -> Create {
         Create {
             container_id: "c".into(),
@@ -158,7 +188,7 @@ mod tests {
     #[test]
     fn without_an_agent_a_pod_that_nobody_restores_starts_cold_at_once() {
         let begin = Instant::now();
-        assert!(matches!(ask(Path::new("/nowhere/agent.sock"), &create(None)), Answer::Cold));
+        assert!(matches!(ask(Path::new("/nowhere/agent.sock"), NO_JOURNAL.as_ref(), &create(None)), Answer::Cold));
         assert!(begin.elapsed() < Duration::from_secs(1));
     }
 
@@ -168,7 +198,9 @@ mod tests {
         let socket = directory.path().join("s");
         let restore = ToShim::Restore { token: "t".into(), images_dir: "/i".into(), work_dir: "/w".into() };
         let agent = agent(socket.clone(), vec![vec![ToShim::Wait], vec![ToShim::Wait, restore]]);
-        let Answer::Restore(restore) = ask(&socket, &create(Some("mig"))) else { panic!("no restore") };
+        let Answer::Restore(restore) = ask(&socket, NO_JOURNAL.as_ref(), &create(Some("mig"))) else {
+            panic!("no restore")
+        };
         assert_eq!(restore.token, "t");
         let heard = agent.join().unwrap();
         assert_eq!(heard.len(), 2);
@@ -181,7 +213,7 @@ mod tests {
         let socket = directory.path().join("s");
         let refuse = ToShim::Refuse { reason: "moved".into() };
         let agent = agent(socket.clone(), vec![vec![ToShim::Wait], vec![ToShim::Wait, refuse]]);
-        assert!(matches!(ask(&socket, &create(None)), Answer::Refuse(_)));
+        assert!(matches!(ask(&socket, NO_JOURNAL.as_ref(), &create(None)), Answer::Refuse(_)));
         assert_eq!(agent.join().unwrap().len(), 2);
     }
 
@@ -190,7 +222,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let agent = agent(socket.clone(), vec![vec![ToShim::Refuse { reason: "attempt is over".into() }]]);
-        let answer = ask(&socket, &create(Some("mig")));
+        let answer = ask(&socket, NO_JOURNAL.as_ref(), &create(Some("mig")));
         assert!(matches!(answer, Answer::Refuse(reason) if reason == "attempt is over"));
         agent.join().unwrap();
     }

@@ -5,7 +5,7 @@ use super::bundle::{self, PrepareError};
 use super::cli::Create;
 use super::marker::Markers;
 use super::runtime::{Runtime, exit_code};
-use crate::local::{BUNDLE_ENV, ClientError, ContainerType, INSTALL_ROOT, SILENCE, SOCKET, TOKEN_ENV};
+use crate::local::{BUNDLE_ENV, ClientError, ContainerType, INSTALL_ROOT, JOURNAL, SILENCE, SOCKET, TOKEN_ENV};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -49,7 +49,7 @@ pub(super) fn create(runtime: &Runtime, create: &Create) -> Result<Created, Crea
     let Some(identity) = identity.filter(|identity| identity.container_type == ContainerType::Container) else {
         return Ok(Created::Cold);
     };
-    match ask(Path::new(SOCKET), &identity) {
+    match ask(Path::new(SOCKET), Path::new(JOURNAL), &identity) {
         Answer::Cold => Ok(Created::Cold),
         Answer::Refuse(reason) => Err(CreateError::Refused(reason)),
         Answer::Silent(error) => Err(CreateError::Silent(error)),
