@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One connection to a store.
 pub(crate) struct Connection {
@@ -19,6 +19,19 @@ impl Connection {
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.set_write_timeout(Some(Duration::from_secs(2)))?;
         Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// As [`Connection::open`], again and again for up to `limit`: a Service takes a moment to lead to a pod that has just
+    /// become ready.
+    pub(crate) fn open_within(address: &str, limit: Duration) -> io::Result<Self> {
+        let start = Instant::now();
+        loop {
+            match Self::open(address) {
+                Err(error) if start.elapsed() < limit => println!("not connected yet: {error}"),
+                result => return result,
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Sends `commands` in one go and returns one reply each. A reply is the text after its type byte; a missing

@@ -36,6 +36,8 @@ pub(crate) struct VerifyArgs {
 }
 
 const BATCH: u64 = 1_000;
+/// How long a store may take to be reachable.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 fn filled(key: u64) -> (String, String) {
     (format!("fill:{key}"), format!("value-{key}-{}", key.wrapping_mul(2_654_435_761)))
@@ -47,7 +49,7 @@ fn written(number: u64) -> (String, String) {
 
 /// Sets `keys` keys and checks that the store holds them.
 pub(crate) fn fill(args: &FillArgs) -> io::Result<()> {
-    let mut store = Connection::open(&args.address)?;
+    let mut store = Connection::open_within(&args.address, CONNECT_LIMIT)?;
     for start in (0..args.keys).step_by(BATCH as usize) {
         let commands: Vec<_> = (start..(start + BATCH).min(args.keys))
             .map(|key| {
@@ -105,7 +107,7 @@ fn attempt(store: &mut Option<Connection>, address: &str, number: u64) -> io::Re
 
 /// Reads every filled key and every acknowledged write back; prints the number that is missing or wrong.
 pub(crate) fn verify(args: &VerifyArgs) -> io::Result<()> {
-    let mut store = Connection::open(&args.address)?;
+    let mut store = Connection::open_within(&args.address, CONNECT_LIMIT)?;
     let wrong = wrong(&mut store, 0, args.keys, filled)?;
     let lost = self::wrong(&mut store, 1, args.acknowledged + 1, written)?;
     println!("wrong keys {wrong}, lost acknowledged writes {lost}");
