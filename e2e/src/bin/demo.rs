@@ -31,7 +31,7 @@ fn run() -> Result<()> {
     let outages = store.outages()?.len();
     println!("{}", sandbox.run(&["get", "pw,pods", "--output=wide"])?);
 
-    step(&format!("kubectl drain {} --ignore-daemonsets --delete-emptydir-data", store.pod.node));
+    step(&format!("kubectl {}", Drain::words(&store.pod.node, "app=store").join(" ")));
     let start = Instant::now();
     let drained = Drain::start(sandbox.kube(), &store.pod.node, "app=store")?.finish(LIMIT)?;
     print!("{}", drained.said);

@@ -24,23 +24,23 @@ pub struct Drained {
 }
 
 impl Drain {
-    /// Starts plain `kubectl drain` of `node`, with the flags that any cluster with DaemonSets and emptyDirs needs, for
-    /// the pods that `selector` selects (all, where it is empty).
+    /// What is run: `kubectl drain` of `node`, with the flags that a node with DaemonSets, emptyDirs and pods without an
+    /// owner needs, for the pods that `selector` selects.
+    pub fn words(node: &str, selector: &str) -> Vec<String> {
+        let flags = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=180s"];
+        let mut words = vec!["drain".to_owned(), node.to_owned()];
+        words.extend(flags.map(str::to_owned));
+        words.push(format!("--pod-selector={selector}"));
+        words
+    }
+
+    /// Starts [`Drain::words`].
     ///
     /// # Errors
     /// When kubectl can't be started.
     pub fn start(kube: &Kube, node: &str, selector: &str) -> Result<Self> {
-        let mut command = kube.command(&[
-            "drain",
-            node,
-            "--ignore-daemonsets",
-            "--delete-emptydir-data",
-            "--force",
-            "--timeout=180s",
-        ]);
-        if !selector.is_empty() {
-            command.arg(format!("--pod-selector={selector}"));
-        }
+        let words = Self::words(node, selector);
+        let mut command = kube.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
