@@ -347,16 +347,7 @@ mod tests {
     #[test]
     fn a_report_of_an_older_attempt_is_void() {
         let mut status = status(Some(("source", 1)), 2);
-        status.source = Some(SourceReport {
-            attempt: 1,
-            step: crate::SourceStep::Frozen,
-            host: None,
-            engine: None,
-            notes: Vec::new(),
-            rounds: Vec::new(),
-            timings: None,
-            failure: None,
-        });
+        status.source = Some(SourceReport::new(1));
         assert!(status.source_now().is_none());
         status.attempt = 1;
         assert!(status.source_now().is_some());

@@ -32,6 +32,22 @@ pub struct SourceReport {
     pub failure: Option<Failure>,
 }
 
+impl SourceReport {
+    /// The first report of attempt `attempt`: nothing but its number is known.
+    pub fn new(attempt: u32) -> Self {
+        Self {
+            attempt,
+            step: SourceStep::Ready,
+            host: None,
+            engine: None,
+            notes: Vec::new(),
+            rounds: Vec::new(),
+            timings: None,
+            failure: None,
+        }
+    }
+}
+
 /// The furthest step of the source in an attempt.
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SourceStep {
@@ -73,6 +89,13 @@ pub struct TargetReport {
     /// Why this side can't go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+}
+
+impl TargetReport {
+    /// The first report of attempt `attempt`: nothing but its number is known.
+    pub fn new(attempt: u32) -> Self {
+        Self { attempt, step: TargetStep::Listening, address: None, host: None, timings: None, failure: None }
+    }
 }
 
 /// The furthest step of the target in an attempt.

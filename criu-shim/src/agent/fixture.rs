@@ -70,30 +70,15 @@ impl Fixture {
     /// The source's report, of the current attempt.
     pub fn source_step(self, step: SourceStep) -> Self {
         self.status(|status| {
-            status.source = Some(SourceReport {
-                attempt: status.attempt,
-                step,
-                host: None,
-                engine: None,
-                notes: Vec::new(),
-                rounds: Vec::new(),
-                timings: None,
-                failure: None,
-            });
+            status.source = Some(SourceReport { step, ..SourceReport::new(status.attempt) });
         })
     }
 
     /// The target's report, of the current attempt, with an address.
     pub fn target_step(self, step: TargetStep) -> Self {
+        let address = Some("10.0.0.2:7443".into());
         self.status(|status| {
-            status.target = Some(TargetReport {
-                attempt: status.attempt,
-                step,
-                address: Some("10.0.0.2:7443".into()),
-                host: None,
-                timings: None,
-                failure: None,
-            });
+            status.target = Some(TargetReport { step, address, ..TargetReport::new(status.attempt) });
         })
     }
 

@@ -62,7 +62,7 @@ impl SourceDriver {
             Some((attempt, entry)) => (SourceLocal { attempt, at: SourceAt::Frozen }, Some(entry)),
             None => (SourceLocal { attempt: 0, at: SourceAt::Idle }, None),
         };
-        let report = fresh_report(local.attempt);
+        let report = SourceReport::new(local.attempt);
         Self { context, key, reporter, report, local, inspected: None, connected: None, entry }
     }
 
@@ -121,7 +121,7 @@ impl SourceDriver {
             self.clean(self.local.attempt).await;
         }
         self.local = SourceLocal { attempt, at: SourceAt::Idle };
-        self.report = fresh_report(attempt);
+        self.report = SourceReport::new(attempt);
         self.inspected = None;
     }
 
@@ -408,19 +408,6 @@ fn leaves_something(local: SourceLocal) -> bool {
 /// Whether the container has ended. Any other error than its absence leaves that open.
 fn is_gone(found: &Result<Freezer, FreezerError>) -> bool {
     matches!(found, Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }))
-}
-
-fn fresh_report(attempt: u32) -> SourceReport {
-    SourceReport {
-        attempt,
-        step: SourceStep::Ready,
-        host: None,
-        engine: None,
-        notes: Vec::new(),
-        rounds: Vec::new(),
-        timings: None,
-        failure: None,
-    }
 }
 
 fn source_entry(key: &Key, connected: &Connected) -> SourceEntry {

@@ -37,21 +37,12 @@ pub(super) fn host() -> HostFacts {
 }
 
 pub(super) fn source_report(attempt: u32, step: SourceStep) -> SourceReport {
-    SourceReport {
-        attempt,
-        step,
-        host: Some(host()),
-        engine: None,
-        notes: Vec::new(),
-        rounds: Vec::new(),
-        timings: None,
-        failure: None,
-    }
+    SourceReport { step, host: Some(host()), ..SourceReport::new(attempt) }
 }
 
 pub(super) fn target_report(attempt: u32, step: TargetStep) -> TargetReport {
     let address = Some("10.0.0.2:7443".into());
-    TargetReport { attempt, step, address, host: Some(host()), timings: None, failure: None }
+    TargetReport { step, address, host: Some(host()), ..TargetReport::new(attempt) }
 }
 
 pub(super) fn failure(reason: FailureReason, retryable: bool) -> Failure {

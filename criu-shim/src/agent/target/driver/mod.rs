@@ -70,7 +70,7 @@ impl TargetDriver {
         let (own_events, events) = mpsc::channel(64);
         registry.add_target(&key.uid, own_events.clone());
         let mut driver = Self {
-            report: fresh_report(0),
+            report: TargetReport::new(0),
             local: TargetLocal::default(),
             left_over: entry.is_some(),
             committed: false,
@@ -108,7 +108,7 @@ impl TargetDriver {
             ..TargetLocal::default()
         };
         self.early = true;
-        self.report = fresh_report(attempt);
+        self.report = TargetReport::new(attempt);
         if let Some(restore) = entry.restore {
             self.registry.add_token(&restore.token, &self.key.uid);
             self.running = !entry.resumed;
@@ -255,7 +255,7 @@ impl TargetDriver {
 
     async fn listen(&mut self, attempt: u32) {
         self.local = TargetLocal { attempt, listening: true, ..TargetLocal::default() };
-        self.report = fresh_report(attempt);
+        self.report = TargetReport::new(attempt);
         self.report.address = Some(self.context.settings.address().to_string());
         self.hang_up().await;
         self.early = false;
@@ -294,10 +294,6 @@ impl TargetDriver {
 fn has_reported_resumed(migration: &Migration, attempt: u32) -> bool {
     let report = migration.status.as_ref().and_then(|status| status.target.as_ref());
     report.is_some_and(|report| report.attempt == attempt && report.step == TargetStep::Resumed)
-}
-
-fn fresh_report(attempt: u32) -> TargetReport {
-    TargetReport { attempt, step: TargetStep::Listening, address: None, host: None, timings: None, failure: None }
 }
 
 #[cfg(test)]
