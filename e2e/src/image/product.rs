@@ -160,7 +160,19 @@ fn compile(step: &mut Step) -> Result<Programs, ProductError> {
 fn cargo<'a>(step: &mut Step, log: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<(), ProductError> {
     let mut build = command::program("cargo", ["build", "--release", "--locked", "--target-dir"]);
     build.arg(target_directory()).args(arguments).current_dir(workspace());
+    // Started by `cargo run` or `cargo test`, this process has what cargo says of *this* package. ring's build script reads
+    // that, so that each way of starting the lab would compile TLS and everything above it once more.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| of_this_package(&name.to_string_lossy())) {
+        build.env_remove(name);
+    }
     command::run_logged(&mut build, log, |line| step.say(line)).map_err(ProductError::Compile)
+}
+
+/// Whether cargo sets this variable for the package that it runs or compiles, as opposed to what a person sets for cargo.
+fn of_this_package(variable: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]
+        .iter()
+        .any(|prefix| variable.starts_with(prefix))
 }
 
 fn operator(name: &str, programs: &Programs) -> Result<ImageBuilder, ProductError> {
