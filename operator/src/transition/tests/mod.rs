@@ -1,3 +1,8 @@
+mod committed;
 mod fixture;
-mod phases;
+mod freezing;
+mod handover;
+mod pending;
+mod preparing;
 mod properties;
+mod rolling_back;

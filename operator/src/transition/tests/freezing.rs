@@ -1,0 +1,49 @@
+//! Freezing to the verdict: what ends an attempt, and what does not.
+
+use super::fixture::{Scene, failure};
+use tideover_crds::{FailureReason, Phase, SourceStep, TargetStep};
+
+#[test]
+fn the_phase_follows_the_reports_and_never_goes_back() {
+    let scene = Scene::new().at(Phase::Freezing).reports(SourceStep::Dumped);
+    scene.decide().phase(Phase::Transferring);
+    let scene = scene.target(TargetStep::Staged);
+    scene.decide().phase(Phase::Restoring);
+    let scene = scene.target(TargetStep::Waiting).with(|scene| scene.status().phase = Phase::Restoring);
+    scene.decide().phase(Phase::Restoring);
+}
+
+#[test]
+fn a_failed_dump_is_aborted_and_the_reason_kept() {
+    let scene = Scene::new().at(Phase::Freezing).source_fails(failure(FailureReason::DumpFailed, true));
+    let told = scene.decide().phase(Phase::Freezing).does(&["abort 1 for a at 0"]);
+    assert_eq!(told.status().failures, [failure(FailureReason::DumpFailed, true)]);
+}
+
+#[test]
+fn an_abort_is_asked_for_again_until_the_object_tells_who_won() {
+    let reason = failure(FailureReason::RestoreFailed, true);
+    let scene = Scene::new().at(Phase::Restoring).target_fails(reason.clone()).failed_before(reason.clone());
+    let told = scene.decide().does(&["abort 1 for a at 0"]);
+    assert_eq!(told.status().failures, [reason]);
+}
+
+#[test]
+fn the_clock_does_not_end_a_freeze_before_its_bound() {
+    let scene = Scene::new().at(Phase::Freezing);
+    scene.after(99).decide().phase(Phase::Freezing).does(&[]);
+    let scene = Scene::new().at(Phase::Freezing).after(101);
+    scene.decide().phase(Phase::Freezing).does(&["abort 1 for a at 0"]).failed_with(FailureReason::Timeout);
+}
+
+#[test]
+fn deleting_the_migration_before_the_verdict_asks_for_the_abort() {
+    let scene = Scene::new().at(Phase::Restoring).deleted();
+    scene.decide().does(&["abort 1 for a at 0"]).failed_with(FailureReason::Cancelled);
+}
+
+#[test]
+fn a_pod_that_its_user_deletes_is_not_moved() {
+    let scene = Scene::new().at(Phase::Freezing).with(|scene| scene.source().pod.terminating = true);
+    scene.decide().does(&["abort 1 for a at 0"]).says("giving up attempt 1: the pod p is being deleted");
+}
