@@ -11,7 +11,12 @@ use std::path::Path;
 /// # Errors
 /// Where something can't be removed.
 pub fn remove(attempt: &Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(attempt) {
+    let removed = match std::fs::remove_dir_all(attempt) {
+        // The shim has left its mark there meanwhile; it does so once.
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => std::fs::remove_dir_all(attempt),
+        removed => removed,
+    };
+    match removed {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }

@@ -1,12 +1,14 @@
 //! What the shim and the relay say to the agent of their node, and how.
 //!
 //! One JSON object a line over a unix stream socket. The client (shim or relay) speaks first: a [`Hello`], then its
-//! question. This module owns the messages, their bounds and the blocking client. It decides nothing, and never
+//! question. This module owns the messages, their bounds and the blocking client, and the one
+//! mark by which a shim tells an agent that is away. It decides nothing, and never
 //! touches a container: what is restored is the agent's to know and the API object's to say.
 
 mod client;
 mod line;
 mod message;
+mod ran;
 
 pub use client::{Client, ClientError};
 pub use line::{LineError, MAX_LINE, decode, encode};
@@ -14,6 +16,7 @@ pub use message::{
     ContainerType, Create, FromRelay, FromShim, Hello, RelayStage, ReleaseOptions, Role, ToRelay, ToShim, VERSION,
     VersionMismatch,
 };
+pub use ran::{has_ran_mark, mark_ran};
 
 /// Socket on which the agent listens. Mode 0600, owned by root: whoever may connect is root on this node already.
 pub const SOCKET: &str = "/run/tideover/agent.sock";

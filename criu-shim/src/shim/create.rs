@@ -5,7 +5,9 @@ use super::bundle::{self, PrepareError};
 use super::cli::Create;
 use super::marker::Markers;
 use super::runtime::{Runtime, exit_code};
-use crate::local::{BUNDLE_ENV, ClientError, ContainerType, INSTALL_ROOT, JOURNAL, SILENCE, SOCKET, TOKEN_ENV};
+use crate::local::{
+    BUNDLE_ENV, ClientError, ContainerType, INSTALL_ROOT, JOURNAL, SILENCE, SOCKET, TOKEN_ENV, mark_ran,
+};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -71,7 +73,13 @@ fn restore(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore) 
         Ok(status) => exit_code(*status),
         Err(_) => 1,
     };
-    if code != 0 {
+    if code == 0 {
+        // Before anybody learns that there is a container: it may end, and another one be asked for, before there is an
+        // agent again that could be told.
+        if let Err(error) = mark_ran(&restore.work_dir) {
+            eprintln!("tideover: mark that {} has run: {error}", create.id);
+        }
+    } else {
         // Its id is never used again, and `delete` takes the mark away too.
         if let Err(error) = markers.clear(&create.id) {
             eprintln!("tideover: clear the mark of {}: {error}", create.id);

@@ -2,6 +2,7 @@
 
 mod ending;
 mod happening;
+mod reply;
 mod restore;
 mod verdict;
 
@@ -15,8 +16,8 @@ use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::link::LinkSender;
 use crate::agent::transfer::message::FromTarget;
-use crate::agent::transfer::receive::Landing;
-use crate::local::{Create, ToRelay, ToShim};
+use crate::agent::transfer::receive::{Landing, WORK};
+use crate::local::{Create, ToRelay, ToShim, has_ran_mark};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -96,22 +97,16 @@ impl TargetDriver {
         driver
     }
 
-    /// Takes over what the journal says. The attempt can't go on, unless it was committed: a commit implies that
-    /// everything had landed and was verified.
+    /// Takes over what the journal says.
     fn adopt(&mut self, attempt: u32, entry: TargetEntry) {
-        self.local = TargetLocal {
-            attempt,
-            listening: true,
-            staged: true,
-            failed: true,
-            resumed: entry.resumed,
-            ..TargetLocal::default()
-        };
+        self.local.attempt = attempt;
+        let has_ran = has_ran_mark(&self.directory().join(WORK));
+        self.local = reply::adopted(attempt, &entry, has_ran);
         self.early = true;
         self.report = TargetReport::new(attempt);
         if let Some(restore) = entry.restore {
             self.registry.add_token(&restore.token, &self.key.uid);
-            self.running = !entry.resumed;
+            self.running = !self.local.resumed;
             self.restore = Some(restore);
         }
     }
@@ -182,12 +177,14 @@ impl TargetDriver {
             Some(Verdict::Committed) => {
                 self.report.step = TargetStep::Committed;
                 info!(migration = self.key.name, "found committed, going on");
+                // The agent before this one may have ended before it could say so.
+                let written = std::mem::take(&mut self.local.resumed);
                 if has_reported_resumed(migration, attempt) {
                     self.report.step = TargetStep::Resumed;
                     self.local.resumed = true;
                     self.running = false;
-                } else if self.runs_already().await {
-                    info!(migration = self.key.name, "found the restored container running");
+                } else if written || self.runs_already().await {
+                    info!(migration = self.key.name, "found that the restored container has run");
                     self.running = false;
                     self.resumed().await;
                 }

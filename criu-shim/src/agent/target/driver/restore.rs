@@ -1,6 +1,7 @@
 //! The restore: answering the shim, taking the relay, putting files in place, letting CRIU begin.
 
 use super::TargetDriver;
+use super::reply::{Known, Reply, reply};
 use crate::agent::duty::verdict_of;
 use crate::agent::failure::{chain, retryable};
 use crate::agent::journal::{RestoreEntry, TargetEntry};
@@ -8,7 +9,7 @@ use crate::agent::source::freeze::millis;
 use crate::agent::target::stage;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
-use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim};
+use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim, has_ran_mark};
 use std::time::Instant;
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, Strategy, TargetStep};
@@ -17,34 +18,45 @@ use tokio::sync::mpsc;
 impl TargetDriver {
     /// Answers the shim's question, once it can be answered.
     pub(super) async fn answer(&mut self, migration: Option<&Migration>) {
-        let Some((create, _)) = &self.asked else { return };
+        let Some((create, _)) = self.asked.clone() else { return };
+        self.look_for_mark().await;
         let status = migration.and_then(|migration| migration.status.as_ref());
-        let verdict = status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt));
-        let first = status.is_some_and(|status| status.strategy == Some(Strategy::ReplaceFirst));
-        let same = self.restore.as_ref().is_some_and(|restore| restore.container_id == create.container_id);
-        let answer = if self.local.resumed {
-            ToShim::ColdStart
-        } else if verdict == Verdict::Aborted || self.local.destroyed || (verdict == Verdict::Open && self.local.failed)
-        {
-            let why = self.report.failure.as_ref().map_or("the attempt is over", |failure| failure.message.as_str());
-            ToShim::Refuse { reason: format!("the restore is off: {why}") }
-        } else if same {
-            self.restore_answer()
-        } else if self.early && (verdict == Verdict::Committed || first) {
-            match self.begin_restore(create.clone()).await {
+        let known = Known {
+            verdict: status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt)),
+            local: self.local,
+            replace_first: status.is_some_and(|status| status.strategy == Some(Strategy::ReplaceFirst)),
+            same: self.restore.as_ref().is_some_and(|restore| restore.container_id == create.container_id),
+            early: self.early,
+        };
+        let answer = match reply(known) {
+            Reply::Cold => ToShim::ColdStart,
+            Reply::Refuse => {
+                let why =
+                    self.report.failure.as_ref().map_or("the attempt is over", |failure| failure.message.as_str());
+                ToShim::Refuse { reason: format!("the restore is off: {why}") }
+            }
+            Reply::Again => self.restore_answer(),
+            Reply::Begin => match self.begin_restore(create).await {
                 Ok(()) => self.restore_answer(),
                 Err(failure) => {
                     let reason = failure.message.clone();
                     self.fail(failure).await;
                     ToShim::Refuse { reason }
                 }
-            }
-        } else {
-            return;
+            },
+            Reply::Later => return,
         };
         if let Some((_, shim)) = self.asked.take() {
             // A shim that is gone asks again.
             shim.send(answer).await.ok();
+        }
+    }
+
+    /// What the shim could tell nobody: the restore has let the processes run.
+    pub(super) async fn look_for_mark(&mut self) {
+        if !self.local.resumed && has_ran_mark(&self.directory().join(WORK)) {
+            self.running = false;
+            self.resumed().await;
         }
     }
 
