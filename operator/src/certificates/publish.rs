@@ -4,13 +4,17 @@ use super::{Authority, CA};
 use crate::causes::chain;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::time::Duration;
 use thiserror::Error;
 use tracing::{info, warn};
@@ -37,8 +41,8 @@ pub async fn keep_published(client: Client, namespace: &str, configuration: &str
         let ca = authority.certificate();
         let told = [
             config_map(&client, namespace, ca).await,
-            mutating(&client, configuration, ca).await,
-            validating(&client, configuration, ca).await,
+            trust(&client, configuration, ca, mutating).await,
+            trust(&client, configuration, ca, validating).await,
         ];
         for error in told.into_iter().filter_map(Result::err) {
             warn!(error = chain(&error), "publishing the authority");
@@ -75,30 +79,32 @@ async fn config_map(client: &Client, namespace: &str, ca: &str) -> Result<(), Pu
     }
 }
 
-async fn mutating(client: &Client, name: &str, ca: &str) -> Result<(), PublishError> {
-    const KIND: &str = "MutatingWebhookConfiguration";
-    let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    let known = api.get_opt(name).await.map_err(|error| PublishError::Read(KIND, Box::new(error)))?;
-    let known = known.ok_or_else(|| PublishError::Missing { kind: KIND, name: name.to_owned() })?;
-    let hooks = known.webhooks.into_iter().flatten().map(|hook| (hook.name, hook.client_config.ca_bundle));
-    let Some(patch) = bundle_patch(hooks.map(|(name, bundle)| (name, bundle.map(|bytes| bytes.0))), ca) else {
-        return Ok(());
-    };
-    let written = api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await;
-    written.map_err(|error| PublishError::Write(KIND, Box::new(error))).map(|_| info!(name, "trusted by the {KIND}"))
+/// A webhook: its name, and how the API server reaches it.
+type Hook = (String, WebhookClientConfig);
+
+fn mutating(configuration: MutatingWebhookConfiguration) -> Vec<Hook> {
+    let hooks = configuration.webhooks.into_iter().flatten();
+    hooks.map(|hook| (hook.name, hook.client_config)).collect()
 }
 
-async fn validating(client: &Client, name: &str, ca: &str) -> Result<(), PublishError> {
-    const KIND: &str = "ValidatingWebhookConfiguration";
-    let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    let known = api.get_opt(name).await.map_err(|error| PublishError::Read(KIND, Box::new(error)))?;
-    let known = known.ok_or_else(|| PublishError::Missing { kind: KIND, name: name.to_owned() })?;
-    let hooks = known.webhooks.into_iter().flatten().map(|hook| (hook.name, hook.client_config.ca_bundle));
-    let Some(patch) = bundle_patch(hooks.map(|(name, bundle)| (name, bundle.map(|bytes| bytes.0))), ca) else {
-        return Ok(());
-    };
+fn validating(configuration: ValidatingWebhookConfiguration) -> Vec<Hook> {
+    let hooks = configuration.webhooks.into_iter().flatten();
+    hooks.map(|hook| (hook.name, hook.client_config)).collect()
+}
+
+/// Makes the API server trust the authority in every webhook of the configuration `name`.
+async fn trust<K>(client: &Client, name: &str, ca: &str, hooks: impl FnOnce(K) -> Vec<Hook>) -> Result<(), PublishError>
+where
+    K: k8s_openapi::Resource + kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let kind = <K as k8s_openapi::Resource>::KIND;
+    let api: Api<K> = Api::all(client.clone());
+    let known = api.get_opt(name).await.map_err(|error| PublishError::Read(kind, Box::new(error)))?;
+    let known = known.ok_or_else(|| PublishError::Missing { kind, name: name.to_owned() })?;
+    let bundles = hooks(known).into_iter().map(|(name, config)| (name, config.ca_bundle.map(|bytes| bytes.0)));
+    let Some(patch) = bundle_patch(bundles, ca) else { return Ok(()) };
     let written = api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await;
-    written.map_err(|error| PublishError::Write(KIND, Box::new(error))).map(|_| info!(name, "trusted by the {KIND}"))
+    written.map_err(|error| PublishError::Write(kind, Box::new(error))).map(|_| info!(name, "trusted by the {kind}"))
 }
 
 /// The strategic merge patch (webhooks are merged by name) that sets the bundle where it is another one.
