@@ -8,7 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// One move of one pod. Immutable; deleting the object before the commit aborts the move.
+/// One move of one pod. Immutable; deleting the object before the commit aborts the move, deleting it after the commit
+/// gives the state up where the application does not come to run.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "tideover.dev",
@@ -19,7 +20,7 @@ use std::time::Duration;
     shortname = "mig",
     category = "tideover",
     derive = "PartialEq",
-    doc = "One move of one pod to another node. Deleting it before the commit aborts the move.",
+    doc = "One move of one pod to another node. Deleting it before the commit aborts the move; deleting it after the commit gives the state up, if the application does not come to run on the target.",
     printcolumn(name = "Pod", type_ = "string", json_path = ".spec.pod.name"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "From", type_ = "string", json_path = ".status.sourcePod.node"),
@@ -96,7 +97,8 @@ pub enum Phase {
     BackingOff,
     /// The pod runs on the target. Terminal.
     Succeeded,
-    /// The move was given up; the pod runs on the source. Terminal.
+    /// The move was given up. The pod runs on the source; where the move was committed already (condition `GivenUp`), its
+    /// state is lost and it starts cold. Terminal.
     Failed,
     /// The move was called off before the commit; the pod runs on the source. Terminal.
     Cancelled,
@@ -210,7 +212,8 @@ pub struct MigrationStatus {
     /// One sentence: what is waited for, or why it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `Completed` (terminal), `Committed` (the point of no return is passed).
+    /// `Completed` (terminal), `Committed` (the point of no return is passed), `RestoreFailing` (committed, and the target
+    /// can't run it yet), `GivenUp` (committed, and the state will never run: the application starts cold).
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_string()]))]
     #[serde(default)]
     pub conditions: Vec<Condition>,

@@ -113,7 +113,7 @@ pub enum TargetStep {
     Committed,
     /// The application runs here.
     Resumed,
-    /// Attempt aborted: nothing of it is left on this node.
+    /// Attempt aborted, or given up after its commit: nothing of it is left on this node.
     Destroyed,
 }
 
@@ -228,6 +228,8 @@ pub enum FailureReason {
     Timeout,
     /// Called off: uncordoned, deleted, or the pod was deleted.
     Cancelled,
+    /// After the commit the state was lost with the target, or given up: the application starts cold.
+    StateLost,
     /// Another Migration is moving this pod.
     AlreadyMoving,
 }

@@ -5,7 +5,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
-use tideover_crds::{Migration, MigrationReason, MigrationSpec, Phase, PodRef};
+use tideover_crds::migration::Verdict;
+use tideover_crds::{Migration, MigrationReason, MigrationSpec, MigrationStatus, Phase, PodRef};
 
 /// As much of a pod's name as goes into the name of its Migrations, so that they fit into a label.
 const POD_NAME_KEPT: usize = 45;
@@ -55,12 +56,17 @@ pub fn next<'a>(migrations: &'a [Migration], pod: &Pod, since: Option<Timestamp>
     if let Some(migration) = of_pod().find(|migration| !is_over(migration)) {
         return Next::UnderWay(migration);
     }
-    let failed = of_pod().filter(|one| one.status.as_ref().is_some_and(|status| status.phase == Phase::Failed));
+    let failed = of_pod().filter(|one| one.status.as_ref().is_some_and(has_stayed));
     let counts = |one: &&Migration| since.is_none_or(|since| ended_at(one).is_some_and(|at| at >= since));
     match failed.filter(counts).max_by_key(|one| ended_at(one)) {
         Some(migration) => Next::Failed(migration),
         None => Next::Create(free_name(migrations, &name, &uid)),
     }
+}
+
+/// The move has failed, and its pod is where it was. One that was given up after its commit has left that place.
+fn has_stayed(status: &MigrationStatus) -> bool {
+    status.phase == Phase::Failed && status.verdict() != Verdict::Committed
 }
 
 /// The first name that no Migration has. Two that look at the same list choose the same one, and one of them is told
@@ -87,7 +93,7 @@ pub fn migration_of(pod: &Pod, name: String, reason: MigrationReason) -> Migrati
 mod tests {
     use super::*;
     use crate::condition::Says;
-    use tideover_crds::MigrationStatus;
+    use tideover_crds::{ObjectRef, Owner};
 
     fn pod() -> Pod {
         let mut pod = Pod::default();
@@ -131,6 +137,20 @@ mod tests {
         let before = [ended("store-0-01234567-1", Phase::Failed, 5)];
         assert_eq!(next(&before, &pod(), Some(at(5))), Next::Failed(&before[0]));
         assert_eq!(next(&before, &pod(), Some(at(6))), Next::Create("store-0-01234567-2".into()));
+    }
+
+    #[test]
+    fn a_move_that_was_given_up_after_its_commit_is_no_failure_to_leave() {
+        let mut given_up = ended("store-0-01234567-1", Phase::Failed, 5);
+        let status = given_up.status.as_mut().expect("a status");
+        status.attempt = 1;
+        status.owner = Some(Owner { node: "b".into(), attempt: 1 });
+        let pod = |uid: &str, node: &str| {
+            Some(ObjectRef { name: "store-0".into(), uid: uid.into(), node: Some(node.into()) })
+        };
+        status.source_pod = pod("old", "a");
+        status.replacement = pod("0123456789abcdef", "b");
+        assert_eq!(next(&[given_up], &self::pod(), None), Next::Create("store-0-01234567-2".into()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! It never does I/O and never reads a clock. Two rules hold for whatever sequence of objects it is shown: it answers
 //! [`SourceDuty::Thaw`] only where the attempt that froze the pod was aborted, and [`TargetDuty::Resume`] only where
-//! the attempt was committed to this node.
+//! the attempt was committed to this node and not given up since.
 
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Migration, MigrationStatus, Phase, SourceStep, Strategy, TargetStep};
@@ -167,7 +167,7 @@ pub enum TargetDuty {
     Commit(u32),
     /// Committed: let the processes run.
     Resume(u32),
-    /// Aborted: remove everything and report `Destroyed`.
+    /// Aborted, or given up after the commit: remove everything and report `Destroyed`.
     Destroy(u32),
     /// The processes run here: remove images.
     Clean(u32),
@@ -190,6 +190,14 @@ pub fn target_duty(migration: &Migration, node: &str, local: TargetLocal) -> Tar
         Verdict::Committed if local.resumed => {
             if local.listening {
                 TargetDuty::Clean(attempt)
+            } else {
+                TargetDuty::None
+            }
+        }
+        // Given up: the application starts cold, here or elsewhere, and no restored copy may run beside it.
+        Verdict::Committed if status.phase == Phase::Failed => {
+            if local.listening && !local.destroyed {
+                TargetDuty::Destroy(attempt)
             } else {
                 TargetDuty::None
             }

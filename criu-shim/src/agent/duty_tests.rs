@@ -98,6 +98,19 @@ fn a_node_that_was_the_target_of_an_earlier_attempt_cleans_up() {
     assert_eq!(target_duty(&next, "b", done), TargetDuty::None, "another node is the target now");
 }
 
+#[test]
+fn a_state_that_was_given_up_after_the_commit_is_destroyed_and_never_resumed() {
+    let given_up = migration().attempt(1).phase(Phase::Failed).owner("b", 1).build();
+    let held = TargetLocal { staged: true, waiting: true, released: true, held: true, ..listening() };
+    assert_eq!(target_duty(&given_up, "b", held), TargetDuty::Destroy(1));
+    let waiting = TargetLocal { released: false, held: false, ..held };
+    assert_eq!(target_duty(&given_up, "b", waiting), TargetDuty::Destroy(1));
+    assert_eq!(target_duty(&given_up, "b", TargetLocal { destroyed: true, ..waiting }), TargetDuty::None);
+    assert_eq!(target_duty(&given_up, "b", TargetLocal::default()), TargetDuty::None);
+    let resumed = TargetLocal { resumed: true, ..held };
+    assert_eq!(target_duty(&given_up, "b", resumed), TargetDuty::Clean(1), "too late, it runs");
+}
+
 fn any_phase() -> impl proptest::strategy::Strategy<Value = Phase> {
     prop::sample::select(vec![
         Phase::Pending,
@@ -152,14 +165,17 @@ proptest! {
             held: flags[4], resumed: flags[5], failed: flags[6], destroyed: flags[7],
         };
         match target_duty(&fixture.build(), "b", local) {
-            TargetDuty::Resume(_) => prop_assert!(owner == "b" && local.held),
+            TargetDuty::Resume(_) => prop_assert!(owner == "b" && local.held && phase != Phase::Failed),
             TargetDuty::Commit(n) => {
                 prop_assert!(owner == "a" && decided < n && n == local.attempt && !local.failed);
                 let complete = if delete_first { local.staged } else { local.held };
                 prop_assert!(complete);
             }
-            TargetDuty::Release(n) => prop_assert!(owner == "b" || (owner == "a" && decided < n)),
-            TargetDuty::Destroy(n) => prop_assert!(owner == "a" && decided >= n),
+            TargetDuty::Release(n) => prop_assert!((owner == "b" && phase != Phase::Failed) || (owner == "a" && decided < n)),
+            TargetDuty::Destroy(n) => {
+                let given_up = owner == "b" && phase == Phase::Failed && !local.resumed;
+                prop_assert!(given_up || (owner == "a" && decided >= n));
+            }
             TargetDuty::Clean(_) => prop_assert!(owner == "b" && local.resumed),
             TargetDuty::Listen(n) => prop_assert!(owner == "a" && decided < n && n == attempt),
             TargetDuty::None => {}

@@ -5,7 +5,8 @@ use crate::{moves, policy};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt;
-use tideover_crds::{FailurePolicy, Migration, Obstacle, Phase, ProtectedWorkload, names};
+use tideover_crds::migration::Verdict;
+use tideover_crds::{FailurePolicy, Migration, Obstacle, ProtectedWorkload, names};
 
 /// For how long a failed move decides what an eviction is answered. After that the pod is tried once more: whoever
 /// drains again has perhaps done something about it.
@@ -88,13 +89,15 @@ fn progress(pod: &str, migration: &Migration) -> String {
     format!("the pod {pod} is being moved by the Migration {}: {message}", migration.name_any())
 }
 
-/// The pod of this name is the one that a move has just put on a healthy node: the eviction meant its predecessor.
+/// The pod of this name is the one that a move has just put on a healthy node, with its state or, where that was given up,
+/// without: the eviction meant its predecessor.
 fn moved_away(eviction: &Eviction<'_>, name: &str, uid: &str, now: Timestamp) -> Option<String> {
     let node = eviction.node.filter(|node| node::is_ready(node) && !node::is_cordoned(node))?;
     let came_here = eviction.migrations.iter().any(|migration| {
         let Some(status) = &migration.status else { return false };
         let recently = moves::ended_at(migration).is_some_and(|at| now.duration_since(at) <= MOVE_COUNTS);
-        status.phase == Phase::Succeeded
+        status.phase.is_terminal()
+            && status.verdict() == Verdict::Committed
             && recently
             && migration.spec.pod.name == name
             && status.replacement.as_ref().is_some_and(|pod| pod.uid == uid)
@@ -166,7 +169,7 @@ mod tests {
             let source = if replacement.is_some() { "old" } else { "0123456789" };
             let mut status = json!({
                 "phase": phase, "attempt": 1, "message": "it is so",
-                "owner": { "node": "a", "attempt": 0 },
+                "owner": { "node": if replacement.is_some() { "b" } else { "a" }, "attempt": 1 },
                 "sourcePod": { "name": "p", "uid": source, "node": "a" },
             });
             if let Some(at) = ended {
@@ -235,6 +238,13 @@ mod tests {
         let healthy = moved.with(|scene| scene.node.spec.get_or_insert_default().unschedulable = None);
         let message = "the pod p has already been moved to b".to_owned();
         assert_eq!(healthy.rule(), Ruling::MovedAway(message));
+    }
+
+    #[test]
+    fn a_pod_that_was_made_again_cold_counts_as_gone_too() {
+        let given_up = scene().migration("Failed", Some("2026-01-01T00:09:00Z"), Some("0123456789"));
+        let healthy = given_up.with(|scene| scene.node.spec.get_or_insert_default().unschedulable = None);
+        assert!(matches!(healthy.rule(), Ruling::MovedAway(_)));
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //! waits for it. Pure.
 
 use crate::pod::{manifest, seen};
-use crate::policy;
+use crate::transition::GIVEN_UP;
+use crate::{condition, policy};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use tideover_crds::migration::Verdict;
-use tideover_crds::{Migration, Phase, ProtectedWorkload, Strategy};
+use tideover_crds::{Migration, MigrationStatus, Phase, ProtectedWorkload, Strategy};
 
 /// The Migration that waits for a pod of this controller, if there is one. `is_there` says of a Migration whether the
 /// replacement that it has recorded exists: a second one is wanted only where the first is gone, and then it has to be
@@ -26,13 +27,18 @@ pub(super) fn expected_by<'a>(
             (Some(Strategy::ReplaceFirst), Verdict::Open) => {
                 (Phase::Handover..=Phase::Restoring).contains(&status.phase)
             }
-            (Some(Strategy::DeleteFirst), Verdict::Committed) => !status.phase.is_terminal(),
+            (Some(Strategy::DeleteFirst), Verdict::Committed) => !status.phase.is_terminal() && !is_given_up(status),
             _ => false,
         };
         // A StatefulSet may be making another of its pods at the same time.
         let same_name = controller.kind != "StatefulSet" || pod.name_any() == migration.spec.pod.name;
         waits && same_name && !is_there(migration)
     })
+}
+
+/// The state will not be restored any more: the next pod starts cold, and on any node.
+fn is_given_up(status: &MigrationStatus) -> bool {
+    condition::true_since(&status.conditions, GIVEN_UP).is_some()
 }
 
 /// What becomes of the pod; none where it stays as it is.
@@ -51,6 +57,7 @@ pub(super) fn admitted(pod: &Pod, policies: &[ProtectedWorkload], expected_by: O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::condition::Says;
     use serde_json::{Value, json};
     use tideover_crds::names;
 
@@ -106,6 +113,17 @@ mod tests {
         check("DeleteFirst", "Committing", "b", &pod("p-1", "StatefulSet", "cu"), false);
         check("DeleteFirst", "Transferring", "a", &pod("p-0", "StatefulSet", "cu"), false);
         check("DeleteFirst", "Succeeded", "b", &pod("p-0", "StatefulSet", "cu"), false);
+    }
+
+    #[test]
+    fn nothing_waits_for_a_pod_once_the_state_was_given_up() {
+        let pod = pod("p-0", "StatefulSet", "cu");
+        let mut given_up = migration("DeleteFirst", "Committing", "b");
+        assert!(expected_by(std::slice::from_ref(&given_up), &pod, |_| false).is_some());
+        let says = Says { holds: true, reason: "TargetGone", message: "m" };
+        let conditions = &mut given_up.status.as_mut().expect("a status").conditions;
+        condition::set(conditions, GIVEN_UP, &says, None, jiff::Timestamp::UNIX_EPOCH);
+        assert!(expected_by(&[given_up], &pod, |_| false).is_none());
     }
 
     #[test]

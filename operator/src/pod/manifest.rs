@@ -78,9 +78,17 @@ fn without_ours(mut map: BTreeMap<String, String>) -> BTreeMap<String, String> {
 /// # Errors
 /// [`ManifestError::Read`] where the manifest is no pod.
 pub fn replacement(manifest: &Value, migration: &str, node: &str) -> Result<Pod, ManifestError> {
-    let mut pod: Pod = serde_json::from_value(manifest.clone()).map_err(ManifestError::Read)?;
+    let mut pod = kept(manifest)?;
     stamp(&mut pod, migration, node);
     Ok(pod)
+}
+
+/// The pod that [`again`] kept, as it is.
+///
+/// # Errors
+/// [`ManifestError::Read`] where the manifest is no pod.
+pub fn kept(manifest: &Value) -> Result<Pod, ManifestError> {
+    serde_json::from_value(manifest.clone()).map_err(ManifestError::Read)
 }
 
 /// Makes `pod` the replacement for `migration` on `node`: under the shim, pinned, and told where to ask.

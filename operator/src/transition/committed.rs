@@ -1,15 +1,20 @@
 //! Committing: `status.owner` names the target. The source never runs again; everything here only goes forward.
 
 use super::decision::{Action, PodRole};
+use super::given_up;
 use super::handover::reference;
 use super::observed::RunState;
 use super::preparing::PAUSE;
 use super::step::Step;
+use crate::condition;
 use std::time::Duration;
-use tideover_crds::{Failure, FailureReason, Phase, SourceStep, Strategy, TargetStep};
+use tideover_crds::{Phase, SourceStep, Strategy, TargetStep};
 
 /// `True` once the point of no return is passed.
 pub(super) const COMMITTED: &str = "Committed";
+
+/// `True` while the target says that it can't run what it owns. The state is kept, and every `create` tries again.
+const RESTORE_FAILING: &str = "RestoreFailing";
 
 /// How long the source's agent is waited for after its pod is gone. It kills what is frozen in any case: the verdict
 /// is in the object.
@@ -25,68 +30,59 @@ pub(super) fn follow(step: &mut Step<'_>) {
         step.announce(false, "Committed");
     }
     step.wake_in(PAUSE);
-    match step.status.strategy {
-        Some(Strategy::ReplaceFirst) => replace_first(step),
-        _ => delete_first(step),
+    if given_up::is_decided(step) {
+        return given_up::follow(step);
     }
-}
-
-fn replace_first(step: &mut Step<'_>) {
     if resumed(step) {
         delete_source(step);
         return succeed(step);
     }
-    if step.status.replacement.is_some() && step.replacement().is_none() {
-        return give_up(step);
+    if let Some(reason) = given_up::reason(step) {
+        given_up::decide(step, reason);
+        return given_up::follow(step);
     }
-    step.say(waiting(step));
-}
-
-/// What is waited for, and what the target says is in the way of it.
-fn waiting(step: &Step<'_>) -> String {
-    let message = format!("{} owns the application; waiting for it to run there", owner(step));
-    match step.status.target_now().and_then(|report| report.failure.as_ref()) {
-        Some(failure) => format!("{message}; so far: {}", failure.message),
-        None => message,
+    wait(step);
+    if step.status.strategy != Some(Strategy::ReplaceFirst) {
+        delete_first(step);
     }
 }
 
-/// The replacement was deleted after the commit and before it ran. The source may not run either, so what is left is
-/// to let the controller start the application cold, and to say so.
-fn give_up(step: &mut Step<'_>) {
-    delete_source(step);
-    if step.source().is_some() {
-        return;
+/// Says what is waited for. Where the target says why it can't go on: that, and what can be done about it.
+fn wait(step: &mut Step<'_>) {
+    let failure = step.status.target_now().and_then(|report| report.failure.clone());
+    let Some(failure) = failure else {
+        return step.say(format!("{} owns the application; waiting for it to run there", owner(step)));
+    };
+    let says = format!(
+        "{} owns the application and can't run it yet: {}; mend the cause, or give the state up and let the application \
+         start cold: kubectl delete migration {}",
+        owner(step),
+        failure.message,
+        step.name()
+    );
+    let known = step.status.conditions.iter().find(|one| one.type_ == RESTORE_FAILING && one.status == "True");
+    let news = known.is_none_or(|known| known.message != says);
+    step.say(says);
+    step.condition(RESTORE_FAILING, true, &format!("{:?}", failure.reason));
+    if news {
+        step.announce(true, RESTORE_FAILING);
     }
-    let message = "the replacement was deleted after the commit: the application starts cold".to_owned();
-    step.status.failures.push(Failure {
-        reason: FailureReason::ReplacementMissing,
-        message: message.clone(),
-        retryable: false,
-    });
-    step.end(Phase::Failed, message);
 }
 
+/// The name has to be free for the replacement.
 fn delete_first(step: &mut Step<'_>) {
-    if resumed(step) {
-        delete_source(step);
-        return succeed(step);
-    }
     delete_source(step);
     if let Some(pod) = &step.observed.reservation {
         step.delete(PodRole::Reservation, pod, 0);
     }
     match step.observed.replacements.iter().find(|pod| !pod.terminating) {
-        // Nothing of it was started, and the state is still there: once more.
-        Some(pod) if pod.state == RunState::TurnedAway => {
+        // Nothing of it has run, and the state is still there: once more. A full disk makes kubelet evict it, for one.
+        Some(pod) if pod.state == RunState::TurnedAway || (pod.state.is_over() && is_failing(step)) => {
             step.status.replacement = None;
             step.delete(PodRole::Replacement, pod, 0);
-            step.say("the replacement was turned away; another one is made");
+            step.say("kubelet has given the replacement up; another one is made");
         }
-        Some(pod) => {
-            step.status.replacement = Some(reference(pod));
-            step.say(waiting(step));
-        }
+        Some(pod) => step.status.replacement = Some(reference(pod)),
         None => {
             step.status.replacement = None;
             replace(step);
@@ -102,10 +98,14 @@ fn replace(step: &mut Step<'_>) {
         let message = format!("another pod has the name {}; the state waits on {}", stranger.pod.name, owner(step));
         return step.say(message);
     }
-    match step.status.pod_manifest.clone() {
+    match (step.status.pod_manifest.clone(), &step.observed.refused) {
+        (Some(_), Some(why)) => {
+            let message = format!("the replacement can't be made, and the state waits on {}: {why}", owner(step));
+            step.say(message);
+        }
         // The delete goes before it in the same decision: this is inside the freeze, and every round trip counts.
-        Some(manifest) => step.act(Action::CreateReplacement { manifest, node: owner(step) }),
-        None => step.say(format!("waiting for the controller to make the replacement for {}", owner(step))),
+        (Some(manifest), None) => step.act(Action::CreateReplacement { manifest, node: owner(step) }),
+        (None, _) => step.say(format!("waiting for the controller to make the replacement for {}", owner(step))),
     }
 }
 
@@ -113,13 +113,20 @@ fn resumed(step: &Step<'_>) -> bool {
     step.status.target_now().is_some_and(|report| report.step == TargetStep::Resumed)
 }
 
-fn delete_source(step: &mut Step<'_>) {
+pub(super) fn delete_source(step: &mut Step<'_>) {
     if let Some(source) = step.source() {
         step.delete(PodRole::Source, &source.pod, 0);
     }
 }
 
+fn is_failing(step: &Step<'_>) -> bool {
+    condition::true_since(&step.status.conditions, RESTORE_FAILING).is_some()
+}
+
 fn succeed(step: &mut Step<'_>) {
+    if is_failing(step) {
+        step.condition(RESTORE_FAILING, false, "Restored");
+    }
     let retired = step.status.source_now().is_some_and(|report| report.step == SourceStep::Retired);
     let out_of_reach = step.observed.source_node.is_gone()
         || step.since(Phase::Committing).is_some_and(|waited| waited > RETIRE_BOUND);

@@ -82,6 +82,11 @@ pub enum Action {
         /// The target.
         node: String,
     },
+    /// Create a pod that has no controller once more, as its author wrote it: free to go anywhere, and restored by nobody.
+    CreateCold {
+        /// The object as it was kept.
+        manifest: serde_json::Value,
+    },
     /// Compare-and-swap of `status.owner` to the source for this attempt.
     Abort {
         /// The owner that was seen.

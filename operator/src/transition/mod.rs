@@ -11,6 +11,7 @@ mod committed;
 mod decision;
 mod ended;
 mod freezing;
+mod given_up;
 mod handover;
 mod hosts;
 mod observed;
@@ -27,6 +28,7 @@ mod tests;
 pub use decision::{Action, Announcement, Decision, PodRole, ReservationWish};
 pub use observed::{Claim, Controller, NodeSeen, Observed, PodSeen, Room, RunState, SourceSeen};
 
+pub(crate) use given_up::GIVEN_UP;
 pub(crate) use step::reservation_name;
 
 use jiff::Timestamp;

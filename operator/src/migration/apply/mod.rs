@@ -83,6 +83,7 @@ pub(super) async fn apply(context: &Context, migration: &Migration, action: &Act
         Action::CreateReplacement { manifest, node } => {
             replacement::create(&pods(context, migration), migration, manifest, node).await
         }
+        Action::CreateCold { manifest } => replacement::create_cold(&pods(context, migration), manifest).await,
         Action::Abort { seen, node, attempt } => owner::abort(context, migration, seen, node, *attempt).await,
         Action::Announce(announcement) => announce::announce(context, migration, announcement).await,
     }
@@ -100,6 +101,7 @@ pub(super) fn describe(action: &Action) -> String {
         Action::TakeOutOfReplicaSet { name, .. } => format!("taking {name} out of its ReplicaSet"),
         Action::PutBackIntoReplicaSet { name, .. } => format!("putting {name} back into its ReplicaSet"),
         Action::CreateReplacement { node, .. } => format!("creating the replacement on {node}"),
+        Action::CreateCold { .. } => "creating the pod once more".to_owned(),
         Action::Abort { attempt, .. } => format!("aborting attempt {attempt}"),
         Action::Announce(announcement) => format!("announcing {}", announcement.reason),
     }

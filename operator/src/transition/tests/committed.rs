@@ -1,7 +1,7 @@
 //! After the commit: forward, or given up.
 
 use super::fixture::{Scene, failure};
-use crate::transition::{Claim, RunState};
+use crate::transition::{Action, NodeSeen, PodRole, PodSeen, RunState};
 use tideover_crds::{FailureReason, Phase, SourceStep, TargetStep};
 
 #[test]
@@ -38,13 +38,6 @@ fn a_source_that_does_not_answer_does_not_hold_up_success_for_ever() {
 }
 
 #[test]
-fn a_lost_replacement_after_the_commit_is_told_and_the_source_does_not_come_back() {
-    let scene = Scene::new().at(Phase::Committing).committed().with(|scene| scene.observed.replacements.clear());
-    scene.decide().phase(Phase::Committing).does(&["delete pu in 0 s"]);
-    scene.source_gone().decide().phase(Phase::Failed).failed_with(FailureReason::ReplacementMissing);
-}
-
-#[test]
 fn a_bare_pod_is_deleted_and_made_again_once_it_is_committed() {
     let scene = Scene::new().at(Phase::Transferring).bare().reserved().target(TargetStep::Staged).committed();
     let scene = scene.with(|scene| scene.observed.replacements.clear());
@@ -77,10 +70,184 @@ fn a_replacement_that_kubelet_turned_away_is_made_again() {
 
 #[test]
 fn a_stranger_of_the_same_name_is_not_touched() {
-    let scene = Scene::new().at(Phase::Committing).bare().committed().with(|scene| {
-        scene.source().pod.uid = "stranger".into();
-        scene.source().claim = Claim::Free;
+    let scene = Scene::new().at(Phase::Committing).bare().committed().name_taken("stranger");
+    let scene = scene.with(|scene| scene.observed.replacements.clear());
+    scene.decide().does(&[]).says("another pod has the name p; the state waits on b");
+}
+
+#[test]
+fn a_replacement_that_the_api_server_refuses_is_told_and_tried_again() {
+    let scene = Scene::new().at(Phase::Committing).bare().committed().source_gone();
+    let scene = scene.with(|scene| {
+        scene.observed.replacements.clear();
+        scene.observed.refused = Some("over quota".into());
+    });
+    scene.decide().does(&[]).says("the replacement can't be made, and the state waits on b: over quota");
+    scene.with(|scene| scene.observed.refused = None).decide().does(&["replace on b"]);
+}
+
+// A restore that fails
+
+fn failing() -> Scene {
+    Scene::new()
+        .at(Phase::Committing)
+        .committed()
+        .target(TargetStep::Committed)
+        .target_fails(failure(FailureReason::RestoreFailed, true))
+}
+
+#[test]
+fn a_restore_that_fails_after_the_commit_is_told_once_for_each_reason_and_kept() {
+    let scene = failing();
+    let told = scene.decide().phase(Phase::Committing).does(&[]).announces(&["RestoreFailing"]);
+    assert_eq!(told.condition("RestoreFailing"), Some("True"));
+    told.says(
+        "b owns the application and can't run it yet: it was RestoreFailed; mend the cause, or give the state up and \
+         let the application start cold: kubectl delete migration m",
+    );
+    let scene = scene.written();
+    scene.decide().announces(&[]);
+    let other = failure(FailureReason::TransferFailed, true);
+    scene.target_fails(other).after(100_000).decide().phase(Phase::Committing).announces(&["RestoreFailing"]);
+}
+
+#[test]
+fn a_restore_that_works_at_last_is_not_failing_any_more() {
+    let told = failing().written().target(TargetStep::Resumed).decide();
+    assert_eq!(told.condition("RestoreFailing"), Some("False"));
+    told.phase(Phase::Committing).does(&["delete pu in 0 s"]);
+}
+
+#[test]
+fn a_replacement_that_kubelet_evicts_while_its_restore_fails_is_made_again() {
+    let ended = |scene: Scene| scene.with(|scene| scene.observed.replacements[0].state = RunState::Ended);
+    ended(failing().bare().source_gone()).decide().does(&["delete qu in 0 s"]);
+    // Nobody has said that it could not run: it may have, and the report is still to come.
+    ended(Scene::new().at(Phase::Committing).bare().committed().source_gone()).decide().does(&[]);
+}
+
+#[test]
+fn a_bare_pods_state_is_kept_while_its_restore_fails() {
+    failing().bare().source_gone().after(100_000).decide().phase(Phase::Committing).does(&[]);
+}
+
+// Given up
+
+#[test]
+fn a_replacement_that_is_lost_before_it_ran_is_given_up_and_the_source_does_not_come_back() {
+    type Way = fn(&mut PodSeen);
+    let gone = Scene::new().at(Phase::Committing).committed().with(|scene| scene.observed.replacements.clear());
+    let changed = |way: Way| {
+        let scene = Scene::new().at(Phase::Committing).committed();
+        scene.with(|scene| way(&mut scene.observed.replacements[0]))
+    };
+    let ways = [
+        ("was deleted", gone),
+        ("is being deleted", changed(|pod| pod.terminating = true)),
+        ("has ended", changed(|pod| pod.state = RunState::TurnedAway)),
+    ];
+    for (lost, scene) in ways {
+        let told = scene.decide().phase(Phase::Committing).failed_with(FailureReason::StateLost);
+        assert_eq!(told.decision.actions.first(), Some(&delete_source()), "{lost}");
+        assert_eq!(told.condition("GivenUp"), Some("True"));
+        let told = scene.written().source_gone().decide().phase(Phase::Failed).announces(&["Failed"]);
+        told.says(&format!("the replacement q {lost} after the commit and before it ran: the application starts cold"));
+    }
+}
+
+fn delete_source() -> Action {
+    Action::DeletePod { role: PodRole::Source, name: "p".into(), uid: "pu".into(), grace_seconds: 0 }
+}
+
+#[test]
+fn a_replacement_that_has_run_may_be_deleted() {
+    let scene = Scene::new().at(Phase::Committing).committed().target(TargetStep::Resumed).source_gone();
+    let scene = scene.reports(SourceStep::Retired).with(|scene| scene.observed.replacements.clear());
+    scene.decide().phase(Phase::Succeeded);
+}
+
+#[test]
+fn a_deployments_state_is_given_up_with_its_target_and_its_replacement_removed() {
+    let scene = Scene::new().at(Phase::Committing).committed().target_gone();
+    scene.decide().phase(Phase::Committing).does(&["delete pu in 0 s", "delete qu in 0 s"]);
+    let told = scene.source_gone().decide().phase(Phase::Failed).failed_with(FailureReason::StateLost);
+    told.says("the node b is gone, and the state with it: the application starts cold");
+}
+
+#[test]
+fn a_bare_pod_whose_target_is_gone_is_made_again_free_and_cold() {
+    let scene = Scene::new().at(Phase::Committing).bare().committed().target_gone();
+    scene.decide().phase(Phase::Committing).does(&["delete pu in 0 s", "delete qu in 0 s"]);
+    let scene = scene.source_gone().written();
+    scene.decide().phase(Phase::Committing).does(&["delete qu in 0 s"]);
+    let scene = scene.with(|scene| scene.observed.replacements.clear());
+    scene.decide().phase(Phase::Committing).does(&["make it again, cold"]);
+    let told = scene.name_taken("cold").decide().phase(Phase::Failed).failed_with(FailureReason::StateLost);
+    assert_eq!(told.status().replacement.as_ref().map(|pod| pod.uid.as_str()), Some("cold"));
+    told.does(&["remove finalizer"]).says("the node b is gone, and the state with it: the application starts cold");
+}
+
+#[test]
+fn a_target_that_comes_back_too_late_finds_the_state_given_up() {
+    let scene = Scene::new().at(Phase::Committing).bare().committed().target_gone().source_gone().written();
+    let scene = scene.target(TargetStep::Resumed).with(|scene| {
+        scene.observed.target_node = Some(NodeSeen::Present { schedulable: true });
         scene.observed.replacements.clear();
     });
-    scene.decide().does(&[]).says("another pod has the name p; the state waits on b");
+    scene.decide().phase(Phase::Committing).does(&["make it again, cold"]);
+}
+
+#[test]
+fn a_stateful_sets_pod_is_left_to_its_controller_when_its_target_is_gone() {
+    let scene = Scene::new().at(Phase::Committing).bare().committed().target_gone().source_gone().with(|scene| {
+        scene.status().pod_manifest = None;
+        scene.observed.replacements.clear();
+    });
+    scene.decide().phase(Phase::Failed).does(&["remove finalizer"]).failed_with(FailureReason::StateLost);
+}
+
+#[test]
+fn deleting_the_migration_right_after_the_commit_changes_nothing() {
+    failing().deleted().after(30).decide().phase(Phase::Committing).does(&[]);
+    let told = failing().deleted().after(31).decide().failed_with(FailureReason::StateLost).does(&["delete pu in 0 s"]);
+    assert_eq!(told.condition("GivenUp"), Some("True"));
+}
+
+#[test]
+fn deleting_the_migration_of_a_restore_that_fails_lets_its_replacement_start_cold() {
+    for scene in [failing(), failing().bare()] {
+        let scene = scene.deleted().after(31).written().source_gone().decide();
+        let told = scene
+            .phase(Phase::Failed)
+            .says("the Migration was deleted before the application ran on b: the application starts cold");
+        // The replacement asks for the Migration by its name: gone, it would not let it start.
+        told.does(&[]);
+    }
+    let over = failing().deleted().after(31).written().source_gone().written();
+    over.decide().phase(Phase::Failed).does(&[]);
+    let over = over.with(|scene| scene.observed.replacements[0].state = RunState::Running);
+    over.decide().phase(Phase::Failed).does(&["remove finalizer"]);
+}
+
+#[test]
+fn deleting_the_migration_of_a_bare_pod_without_a_replacement_makes_it_again() {
+    let scene = failing().bare().deleted().after(31).source_gone();
+    for state in [RunState::TurnedAway, RunState::Ended] {
+        let over = failing().bare().deleted().after(31).source_gone();
+        over.with(|scene| scene.observed.replacements[0].state = state).decide().does(&["delete qu in 0 s"]);
+    }
+    let scene = scene.with(|scene| scene.observed.replacements.clear());
+    scene.decide().phase(Phase::Committing).does(&["make it again, cold"]);
+    let refused = scene.with(|scene| scene.observed.refused = Some("the namespace is being terminated".into()));
+    refused.decide().phase(Phase::Failed);
+}
+
+#[test]
+fn a_cold_pod_that_the_api_server_refuses_is_told_and_tried_again() {
+    let scene = Scene::new().at(Phase::Committing).bare().committed().target_gone().source_gone().with(|scene| {
+        scene.observed.replacements.clear();
+        scene.observed.refused = Some("over quota".into());
+    });
+    scene.decide().phase(Phase::Committing).does(&[]).says("the pod p can't be made again: over quota");
+    scene.with(|scene| scene.observed.refused = None).decide().does(&["make it again, cold"]);
 }

@@ -216,6 +216,28 @@ impl Scene {
         self
     }
 
+    /// The target's Node object does not exist any more.
+    pub(super) fn target_gone(mut self) -> Self {
+        self.observed.target_node = Some(NodeSeen::Gone);
+        self
+    }
+
+    /// What was decided is written and is what is observed next.
+    pub(super) fn written(mut self) -> Self {
+        if let Some(status) = self.ask().status {
+            *self.status() = status;
+        }
+        self
+    }
+
+    /// The source's name is another pod's, with this UID.
+    pub(super) fn name_taken(mut self, uid: &str) -> Self {
+        let mut other = Self::new().source().clone();
+        other.pod.uid = uid.into();
+        self.observed.source = Some(other);
+        self
+    }
+
     pub(super) fn after(mut self, seconds: i64) -> Self {
         self.now += SignedDuration::from_secs(seconds);
         self
@@ -266,6 +288,23 @@ impl Told {
         self
     }
 
+    /// The Events, by reason.
+    #[track_caller]
+    pub(super) fn announces(self, expected: &[&str]) -> Self {
+        let events = self.decision.actions.iter().filter_map(|action| match action {
+            Action::Announce(event) => Some(event.reason.as_str()),
+            _ => None,
+        });
+        assert_eq!(events.collect::<Vec<_>>(), expected);
+        self
+    }
+
+    /// Status of a condition; none where there is no such condition.
+    pub(super) fn condition(&self, type_: &str) -> Option<&str> {
+        let conditions = &self.status().conditions;
+        conditions.iter().find(|one| one.type_ == type_).map(|one| one.status.as_str())
+    }
+
     #[track_caller]
     pub(super) fn failed_with(self, reason: FailureReason) -> Self {
         assert_eq!(self.status().failures.last().map(|failure| failure.reason), Some(reason));
@@ -285,6 +324,7 @@ fn word(action: &Action) -> Option<String> {
         Action::TakeOutOfReplicaSet { uid, hash, .. } => format!("take out {uid} of {hash}"),
         Action::PutBackIntoReplicaSet { uid, hash, .. } => format!("put back {uid} into {hash}"),
         Action::CreateReplacement { node, .. } => format!("replace on {node}"),
+        Action::CreateCold { .. } => "make it again, cold".into(),
         Action::Abort { seen, node, attempt } => format!("abort {attempt} for {node} at {}", seen.attempt),
         Action::Announce(_) => return None,
     })

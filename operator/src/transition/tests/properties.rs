@@ -4,8 +4,9 @@
 //! carried out later, in part, twice, or by another operator; agents follow the owner field and report what they like.
 
 use super::fixture::{Scene, failure, pod, source_report, target_report};
+use crate::condition;
 use crate::migration::status_patch;
-use crate::transition::{Action, Claim, Decision, NodeSeen, Observed, PodRole, RunState, transition};
+use crate::transition::{Action, Claim, Decision, GIVEN_UP, NodeSeen, Observed, PodRole, RunState, transition};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -31,6 +32,10 @@ enum Event {
     ReservationBinds,
     ReplacementComes,
     ReplacementGoes,
+    ReplacementIsDeleted,
+    /// kubelet asks for the replacement's container, and the Migration says that nobody restores it any more.
+    ReplacementStartsCold,
+    TargetNodeGoes,
     UserDeletesMigration,
     UserDeletesPod,
     ReasonGoes,
@@ -68,6 +73,10 @@ struct World {
     in_flight: Vec<(Observed, Decision)>,
     source: Process,
     target_runs: bool,
+    /// Whether it ever did.
+    target_ran: bool,
+    /// A copy runs that was started without any state.
+    cold_runs: bool,
     pods_made: usize,
 }
 
@@ -75,7 +84,16 @@ impl World {
     fn new(bare: bool) -> Self {
         let scene = if bare { Scene::new().bare() } else { Scene::new() };
         let stored = serde_json::to_value(&scene.observed.migration).expect("JSON");
-        Self { stored, scene, in_flight: Vec::new(), source: Process::Running, target_runs: false, pods_made: 0 }
+        Self {
+            stored,
+            scene,
+            in_flight: Vec::new(),
+            source: Process::Running,
+            target_runs: false,
+            target_ran: false,
+            cold_runs: false,
+            pods_made: 0,
+        }
     }
 
     fn migration(&self) -> Migration {
@@ -104,7 +122,20 @@ impl World {
                 }
             }
             Event::ReplacementComes => self.replacement_comes(),
-            Event::ReplacementGoes => self.scene.observed.replacements.clear(),
+            Event::ReplacementGoes => {
+                self.scene.observed.replacements.clear();
+                self.target_runs = false;
+            }
+            Event::ReplacementIsDeleted => {
+                self.scene.observed.replacements.iter_mut().for_each(|pod| pod.terminating = true);
+            }
+            Event::ReplacementStartsCold => self.replacement_starts_cold(),
+            Event::TargetNodeGoes => {
+                if self.status().target_node.is_some() {
+                    self.scene.observed.target_node = Some(NodeSeen::Gone);
+                    self.target_runs = false;
+                }
+            }
             Event::UserDeletesMigration => {
                 self.stored["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
             }
@@ -137,7 +168,8 @@ impl World {
             assert_eq!(after.phase, before.phase, "terminal stays terminal");
         }
         if before.verdict() == Verdict::Committed && !before.phase.is_terminal() {
-            let lost = after.phase == Phase::Failed && before.strategy == Some(Strategy::ReplaceFirst);
+            let lost = after.phase == Phase::Failed && is_given_up(&after);
+            assert!(is_given_up(&after) || !is_given_up(&before), "given up once and for all");
             let forward = matches!(after.phase, Phase::Committing | Phase::Succeeded);
             assert!(forward || lost, "{:?} after the commit", after.phase);
             let back = |action: &Action| matches!(action, Action::Abort { .. } | Action::PutBackIntoReplicaSet { .. });
@@ -178,6 +210,7 @@ impl World {
     }
 
     fn act(&mut self, action: &Action) {
+        let status = self.status();
         let observed = &mut self.scene.observed;
         match action {
             Action::ClaimPod { uid, .. } => {
@@ -209,8 +242,19 @@ impl World {
                 }
             }
             Action::CreateReplacement { .. } => {
-                assert_eq!(self.status().verdict(), Verdict::Committed, "replaced before the commit");
-                self.replacement_comes();
+                assert_eq!(status.verdict(), Verdict::Committed, "replaced before the commit");
+                // However late: the name of a pod that exists is taken.
+                if observed.source.is_none() {
+                    self.make_replacement();
+                }
+            }
+            Action::CreateCold { .. } => {
+                assert!(is_given_up(&status) && status.strategy == Some(Strategy::DeleteFirst), "a cold copy");
+                // The name of a pod that exists is taken.
+                if observed.source.is_none() && observed.replacements.is_empty() {
+                    self.scene = std::mem::replace(&mut self.scene, Scene::new()).name_taken("cold");
+                    self.cold_runs = true;
+                }
             }
             Action::Abort { seen, node, attempt } => {
                 self.swap(seen, Owner { node: node.clone(), attempt: *attempt });
@@ -230,7 +274,8 @@ impl World {
                 let lost = status.replacement.is_some() && observed.replacements.is_empty();
                 let first = status.strategy == Some(Strategy::DeleteFirst);
                 // A report is the agent's word; the model's agents may take theirs back.
-                assert!(first || resumed || lost || self.target_runs, "the source is deleted before the target runs");
+                let in_time = first || resumed || lost || self.target_ran || is_given_up(&status);
+                assert!(in_time, "the source is deleted before the target runs");
                 if observed.source.as_ref().is_some_and(|source| source.pod.uid == uid) {
                     observed.source = None;
                     self.source = Process::Gone;
@@ -252,14 +297,34 @@ impl World {
             None => true,
             Some(source) => source.original_template_hash.is_some(),
         };
-        let expected = status.phase == Phase::Handover
-            || (status.strategy == Some(Strategy::DeleteFirst) && status.verdict() == Verdict::Committed);
-        if out && expected && self.scene.observed.replacements.is_empty() {
+        let delete_first = status.strategy == Some(Strategy::DeleteFirst);
+        let wanted = delete_first && status.verdict() == Verdict::Committed && !is_given_up(&status);
+        if out && (status.phase == Phase::Handover || wanted) {
+            self.make_replacement();
+        }
+    }
+
+    /// Unless there is one.
+    fn make_replacement(&mut self) {
+        if self.scene.observed.replacements.is_empty() {
             self.pods_made += 1;
             let mut made = pod("q", &format!("q{}", self.pods_made), Some("b"));
             made.state = RunState::Pending;
             self.scene.observed.replacements.push(made);
         }
+    }
+
+    /// As the agent decides it: only for a move that is committed and over, and only in a container that does not run.
+    fn replacement_starts_cold(&mut self) {
+        let status = self.status();
+        let over = status.verdict() == Verdict::Committed && status.phase == Phase::Failed;
+        if over && !self.target_runs && !self.target_is_gone() && !self.scene.observed.replacements.is_empty() {
+            self.cold_runs = true;
+        }
+    }
+
+    fn target_is_gone(&self) -> bool {
+        self.scene.observed.target_node.is_some_and(NodeSeen::is_gone)
     }
 
     /// The compare-and-swap: it takes place only if the owner and the attempt are what was seen.
@@ -324,7 +389,7 @@ impl World {
 
     fn target_does(&mut self, does: TargetDoes) {
         let mut status = self.status();
-        if status.attempt == 0 || status.target_node.is_none() {
+        if status.attempt == 0 || status.target_node.is_none() || self.target_is_gone() {
             return;
         }
         match does {
@@ -348,8 +413,10 @@ impl World {
             TargetDoes::Resumes => {
                 let there = status.strategy == Some(Strategy::ReplaceFirst)
                     || (!self.scene.observed.replacements.is_empty() && self.scene.observed.source.is_none());
-                if status.verdict() == Verdict::Committed && there {
+                // A move that has failed is over for its target too.
+                if status.verdict() == Verdict::Committed && there && status.phase != Phase::Failed {
                     self.target_runs = true;
+                    self.target_ran = true;
                     status.target = Some(target_report(status.attempt, TargetStep::Resumed));
                     self.store(&status);
                 }
@@ -359,10 +426,15 @@ impl World {
 
     fn check(&self) {
         let source_runs = self.source == Process::Running && self.scene.observed.source.is_some();
-        assert!(!(source_runs && self.target_runs), "two running copies");
+        let copies = [source_runs, self.target_runs, self.cold_runs].into_iter().filter(|runs| *runs).count();
+        assert!(copies < 2, "source: {source_runs}, target: {}, cold: {}", self.target_runs, self.cold_runs);
         let committed = self.status().verdict() == Verdict::Committed;
         assert!(!(committed && source_runs), "the source runs after the commit");
     }
+}
+
+fn is_given_up(status: &MigrationStatus) -> bool {
+    condition::true_since(&status.conditions, GIVEN_UP).is_some()
 }
 
 fn source_steps() -> impl Strategy_<Value = SourceStep> {
@@ -406,6 +478,9 @@ fn events() -> impl Strategy_<Value = Event> {
         50 => Just(Event::ReservationBinds),
         50 => Just(Event::ReplacementComes),
         3 => Just(Event::ReplacementGoes),
+        2 => Just(Event::ReplacementIsDeleted),
+        20 => Just(Event::ReplacementStartsCold),
+        2 => Just(Event::TargetNodeGoes),
         1 => Just(Event::UserDeletesMigration),
         1 => Just(Event::UserDeletesPod),
         1 => Just(Event::ReasonGoes),
@@ -424,6 +499,57 @@ proptest! {
             world.check();
         }
     }
+}
+
+/// What may happen between the commit and the moment at which the application runs.
+fn late_events() -> impl Strategy_<Value = Event> {
+    prop_oneof![
+        60 => Just(Event::Decide),
+        100 => (0..4usize, 0..5usize).prop_map(|(which, actions)| Event::CarryOut { which, actions }),
+        10 => Just(Event::Restart),
+        20 => Just(Event::ReplacementComes),
+        3 => Just(Event::ReplacementGoes),
+        3 => Just(Event::ReplacementIsDeleted),
+        20 => Just(Event::ReplacementStartsCold),
+        3 => Just(Event::TargetNodeGoes),
+        6 => Just(Event::UserDeletesMigration),
+        10 => Just(Event::Source(SourceDoes::Thaws)),
+        10 => Just(Event::Target(TargetDoes::Resumes)),
+        20 => (1..60i64).prop_map(Event::Seconds),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_that_happens_after_the_commit_leads_to_two_copies(
+        bare: bool, events in prop::collection::vec(late_events(), 1..80),
+    ) {
+        let mut world = World::new(bare);
+        while world.status().verdict() != Verdict::Committed {
+            a_good_round(&mut world);
+        }
+        for event in events {
+            world.happen(event);
+            world.check();
+        }
+    }
+}
+
+/// Without this, a model in which nothing is ever given up would satisfy every property.
+#[test]
+fn where_the_target_is_lost_after_the_commit_the_model_ends_with_a_cold_copy() {
+    let mut world = World::new(true);
+    while world.status().verdict() != Verdict::Committed {
+        a_good_round(&mut world);
+    }
+    world.happen(Event::TargetNodeGoes);
+    for _ in 0..5 {
+        a_good_round(&mut world);
+    }
+    assert_eq!(world.status().phase, Phase::Failed, "{:?}", world.status().message);
+    assert!(world.cold_runs && !world.target_runs);
 }
 
 /// One round of everything that goes well.

@@ -28,7 +28,7 @@ impl TargetDriver {
         self.tell_relay(ToRelay::Abandon).await;
     }
 
-    /// The attempt was aborted: nothing of it stays here. CRIU ends by its own protocol.
+    /// The attempt was aborted, or its state given up: nothing of it stays here. CRIU ends by its own protocol.
     pub(super) async fn destroy(&mut self, attempt: u32) {
         self.local.attempt = attempt;
         self.local.failed = true;
@@ -55,11 +55,11 @@ impl TargetDriver {
                     self.relay = Some(line);
                 }
                 Event::Held { .. } => self.tell_relay(ToRelay::Abandon).await,
-                Event::Ended { token, heard, .. } => {
-                    self.running &= !self.is_current(&token);
+                Event::Ended { token, success, heard, .. } => {
+                    self.ended(&token, success).await;
                     heard.send(()).ok();
                 }
-                Event::Restored { token, .. } => self.running &= !self.is_current(&token),
+                Event::Restored { token, exit_code } => self.ended(&token, exit_code == 0).await,
                 Event::Create { create, answer } => {
                     self.asked = Some((create, answer));
                     self.answer(None).await;
@@ -68,9 +68,24 @@ impl TargetDriver {
             }
         }
         self.relay = None;
+        self.look_for_mark().await;
+        if self.local.resumed {
+            // Given up just after it was let go: it runs, and that is what is reported.
+            return;
+        }
         self.remove_everything().await;
         self.local.destroyed = true;
         self.reach(TargetStep::Destroyed);
+    }
+
+    /// The restore of this token has ended while it was being called off.
+    async fn ended(&mut self, token: &str, success: bool) {
+        if self.is_current(token) {
+            self.running = false;
+            if success {
+                self.resumed().await;
+            }
+        }
     }
 
     /// Whether the restore that was begun last has ended well, unheard: runc knows the container's first process only once
