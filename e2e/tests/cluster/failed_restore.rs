@@ -9,15 +9,21 @@ use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
 
 const LIMIT: Duration = Duration::from_secs(240);
 
+/// Takes the program that the tickers run out of a node's images, and puts it back.
+pub(super) const PROGRAM_AWAY: &str = "find /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots -path '*/fs/probe' -type f \
+     | while read -r file; do mv \"$file\" \"$file.away\"; done";
+pub(super) const PROGRAM_BACK: &str = "find /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots -path '*/fs/probe.away' -type f \
+     | while read -r file; do mv \"$file\" \"${file%.away}\"; done";
+
 /// A change to every node but the source, taken back when dropped.
-struct Changed<'a> {
+pub(super) struct Changed<'a> {
     cluster: &'a Cluster,
     nodes: Vec<String>,
     undo: &'static str,
 }
 
 impl<'a> Changed<'a> {
-    fn new(cluster: &'a Cluster, but: &str, change: &str, undo: &'static str) -> Result<Self> {
+    pub(super) fn new(cluster: &'a Cluster, but: &str, change: &str, undo: &'static str) -> Result<Self> {
         let nodes = cluster.workers().into_iter().filter(|node| node != but).collect();
         let changed = Self { cluster, nodes, undo };
         for node in &changed.nodes {
@@ -73,16 +79,7 @@ fn source_goes_on(name: &str, change: &str, undo: &'static str, words: &str) -> 
 
 #[test]
 fn a_missing_file_on_the_target_is_named_and_the_source_goes_on() -> Result<()> {
-    let snapshots = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots";
-    let find = format!("find {snapshots} -path '*/fs/probe' -type f");
-    let change = format!("{find} | while read -r file; do mv \"$file\" \"$file.away\"; done");
-    source_goes_on(
-        "missing-file",
-        &change,
-        "find /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots -path '*/fs/probe.away' -type f \
-         | while read -r file; do mv \"$file\" \"${file%.away}\"; done",
-        "probe",
-    )
+    source_goes_on("missing-file", PROGRAM_AWAY, PROGRAM_BACK, "probe")
 }
 
 #[test]

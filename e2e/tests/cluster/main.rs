@@ -4,6 +4,7 @@
 //! time (`--test-threads=1`).
 
 mod admission;
+mod after_commit;
 mod cancel;
 mod drain;
 mod failed_restore;

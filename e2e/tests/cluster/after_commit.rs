@@ -1,0 +1,101 @@
+//! A restore that fails after the commit: the state is kept until somebody mends the cause or gives it up.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::scenario::manifests::Ticker;
+use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
+use serde_json::Value;
+
+use super::failed_restore::{Changed, PROGRAM_AWAY, PROGRAM_BACK};
+
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// The Migration of every scenario.
+const MOVE: &str = "move";
+
+/// A pod that nothing owns, committed to a target that can't run it.
+struct Stuck<'a> {
+    sandbox: Sandbox,
+    collector: Collector,
+    changed: Changed<'a>,
+    target: String,
+}
+
+impl Stuck<'_> {
+    /// Breaks the target when the pod is about to be frozen: what is committed there is restored only when the name is
+    /// free and the new pod has its sandbox, a second and more after that.
+    fn new(name: &str) -> Result<Self> {
+        let cluster = Cluster::ready()?;
+        let sandbox = Sandbox::new(cluster.kube(), name)?;
+        let collector = Collector::listen(cluster.host_address())?;
+        sandbox.apply(&Ticker { mib: 64, collector: collector.address() }.pod("ticker"))?;
+        let pod = sandbox.ready_pod("ticker")?;
+        until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
+        sandbox.create(&migration::manifest(MOVE, &pod.name))?;
+        migration::reached(&sandbox, &pod.name, "Freezing", LIMIT)?;
+        let changed = Changed::new(cluster, &pod.node, PROGRAM_AWAY, PROGRAM_BACK)?;
+        let failing = until("the restore to fail", LIMIT, || {
+            let object = sandbox.get(&["migration", MOVE])?.context("the Migration is gone")?;
+            ensure!(object["status"]["phase"] != "Succeeded", "the target was broken too late");
+            Ok(Some(object).filter(|object| condition(object, "RestoreFailing").as_deref() == Some("True")))
+        })?;
+        let message = migration::message(&failing);
+        ensure!(message.contains("probe"), "the Migration does not say what is missing: {message}");
+        ensure!(message.contains("kubectl delete migration move"), "it does not say what can be done: {message}");
+        let target = failing["status"]["owner"]["node"].as_str().context("no owner")?.to_owned();
+        ensure!(target != pod.node, "the owner is still {target}");
+        let events = ["events", "--field-selector=reason=RestoreFailing,type=Warning"];
+        until("a warning", LIMIT, || {
+            let events = sandbox.get(&events)?.unwrap_or_default();
+            Ok(events["items"].as_array().is_some_and(|all| !all.is_empty()).then_some(()))
+        })?;
+        Ok(Self { sandbox, collector, changed, target })
+    }
+}
+
+fn condition(migration: &Value, type_: &str) -> Option<String> {
+    let all = migration["status"]["conditions"].as_array()?;
+    all.iter().find(|one| one["type"] == type_)?["status"].as_str().map(ToOwned::to_owned)
+}
+
+#[test]
+fn a_restore_whose_cause_is_mended_goes_on_with_the_state() -> Result<()> {
+    let Stuck { sandbox, collector, changed, target } = Stuck::new("restore-mended")?;
+    drop(changed);
+    let ended = migration::succeeded(&sandbox, "ticker", LIMIT)?;
+    ensure!(condition(&ended, "RestoreFailing").as_deref() == Some("False"), "{}", ended["status"]["conditions"]);
+    ensure!(sandbox.ready_pod("ticker")?.node == target, "the pod runs elsewhere");
+    let newest = collector.account().newest;
+    let account = until("the ticker to go on", LIMIT, || {
+        Ok(Some(collector.account()).filter(|account| account.newest > newest + 500))
+    })?;
+    ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
+    Ok(())
+}
+
+#[test]
+fn deleting_the_migration_of_a_restore_that_fails_starts_the_application_cold() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let Stuck { sandbox, collector, changed, target } = Stuck::new("restore-given-up")?;
+    let held_back = collector.account();
+    sandbox.run(&["delete", "migration", MOVE, "--wait=false"])?;
+    let ended = migration::ended(&sandbox, "ticker", LIMIT)?;
+    ensure!(ended["status"]["phase"] == "Failed", "the move is {}", ended["status"]["phase"]);
+    ensure!(condition(&ended, "GivenUp").as_deref() == Some("True"), "{}", ended["status"]["conditions"]);
+    ensure!(migration::message(&ended).contains("starts cold"), "{}", migration::message(&ended));
+    let node = cluster.node(&target)?;
+    until("the images to be removed", LIMIT, || {
+        let left = node.exec(["find", "/var/lib/tideover/images", "-mindepth", "1"])?.stdout;
+        Ok(left.is_empty().then_some(()))
+    })?;
+    ensure!(collector.account().starts == held_back.starts, "it was started while its program was away");
+    drop(changed);
+    let account = until("a cold start", LIMIT, || {
+        Ok(Some(collector.account()).filter(|account| account.starts.len() == 2 && account.newest > 100))
+    })?;
+    ensure!(account.repeated == 0, "{account:?}");
+    until("the Migration to be gone", LIMIT, || Ok(sandbox.get(&["migration", MOVE])?.is_none().then_some(())))?;
+    ensure!(sandbox.pods("ticker")?.len() == 1, "one pod");
+    Ok(())
+}
