@@ -4,52 +4,25 @@
 //! `service` command serve all.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use crate::kubeconfig;
-use crate::layout::Layout;
-use crate::machine::cgroup::Hierarchy;
-use crate::machine::spec::{Bind, Cgroups, ClockOffsets, MachineSpec, Root, SERVICES_DIRECTORY, Service};
-use crate::pki::{Identity, Pki};
+use crate::machine::spec::{Bind, MachineSpec, Service};
+use crate::parts::{Parts, program, secret, secret_option};
+use crate::pki::Identity;
 use crate::topology::{API_PORT, CLUSTER_DOMAIN, SERVICE_CIDR, Topology};
-use crate::worker::KUBERNETES;
 
-const SECRETS: &str = "/etc/kubernetes";
 const ETCD: &str = "http://127.0.0.1:2379";
 
-/// What the control plane is made from.
-#[derive(Debug)]
-pub struct Parts<'a> {
-    /// The lab's directories.
-    pub layout: &'a Layout,
-    /// The lab's shape.
-    pub topology: &'a Topology,
-    /// The lab's certificates.
-    pub pki: &'a Pki,
-    /// The shared Debian tree.
-    pub tree: &'a Path,
-    /// Kubernetes' programs on the host.
-    pub kubernetes: &'a Path,
-    /// The host's cgroup hierarchies.
-    pub hierarchies: &'a [Hierarchy],
-    /// Whether etcd waits for the disk. Without, tests run faster; with, benchmarks are honest.
-    pub fsync: bool,
-}
-
-/// The control plane's machine.
-pub fn spec(parts: &Parts<'_>) -> MachineSpec {
+/// The control plane's machine. With `fsync` etcd waits for the disk: without, tests run faster; with, benchmarks are
+/// honest.
+pub fn spec(parts: &Parts<'_>, fsync: bool) -> MachineSpec {
     let machine = parts.topology.control_plane();
-    let disk = parts.layout.disk(&machine.name);
+    let mut spec = parts.bare_machine(&machine);
     let config = |user: &str, identity: &Identity| {
         kubeconfig::render(&parts.topology.api_url(), &parts.pki.authority, user, identity)
     };
     let pki = parts.pki;
-    let files = BTreeMap::from([
-        ("/etc/hostname".into(), format!("{}\n", machine.name)),
-        ("/etc/hosts".into(), format!("127.0.0.1 localhost\n{} {}\n", machine.address, machine.name)),
-        ("/etc/resolv.conf".into(), String::new()),
-    ]);
-    let secrets = BTreeMap::from([
+    spec.secrets = BTreeMap::from([
         (secret("ca.crt"), pki.authority.clone()),
         (secret("ca.key"), pki.signer.key.clone()),
         (secret("api-server.crt"), pki.api_server.certificate.clone()),
@@ -61,32 +34,9 @@ pub fn spec(parts: &Parts<'_>) -> MachineSpec {
         (secret("controller-manager.kubeconfig"), config("system:kube-controller-manager", &pki.controller_manager)),
         (secret("scheduler.kubeconfig"), config("system:kube-scheduler", &pki.scheduler)),
     ]);
-    MachineSpec {
-        hostname: machine.name.clone(),
-        network: parts.topology.namespace_of(&machine).path(),
-        cgroups: Cgroups {
-            hierarchies: parts.hierarchies.to_vec(),
-            directory: Path::new(&parts.topology.cgroup()).join(&machine.name),
-        },
-        clocks: ClockOffsets { monotonic: 0, boottime: 0 },
-        root: Root {
-            lower: parts.tree.to_owned(),
-            upper: disk.upper(),
-            work: disk.work(),
-            mount_point: disk.mount_point(),
-        },
-        binds: vec![
-            Bind::read_only(parts.kubernetes, KUBERNETES),
-            Bind::writable(disk.volume("etcd"), "/var/lib/etcd"),
-            Bind::writable(disk.log(), "/var/log"),
-            Bind::writable(disk.services(), SERVICES_DIRECTORY),
-        ],
-        files,
-        secrets,
-        defaults: BTreeMap::new(),
-        directories: vec![],
-        services: vec![etcd(parts.fsync), api_server(parts.topology), controller_manager(parts.topology), scheduler()],
-    }
+    spec.binds.push(Bind::writable(parts.layout.disk(&machine.name).volume("etcd"), "/var/lib/etcd"));
+    spec.services = vec![etcd(fsync), api_server(parts.topology), controller_manager(parts.topology), scheduler()];
+    spec
 }
 
 fn etcd(fsync: bool) -> Service {
@@ -112,21 +62,21 @@ fn api_server(topology: &Topology) -> Service {
             format!("--secure-port={API_PORT}"),
             "--bind-address=0.0.0.0".to_owned(),
             format!("--advertise-address={}", topology.control_plane().address),
-            option("tls-cert-file", "api-server.crt"),
-            option("tls-private-key-file", "api-server.key"),
-            option("client-ca-file", "ca.crt"),
+            secret_option("tls-cert-file", "api-server.crt"),
+            secret_option("tls-private-key-file", "api-server.key"),
+            secret_option("client-ca-file", "ca.crt"),
             "--authorization-mode=Node,RBAC".to_owned(),
             "--enable-admission-plugins=NodeRestriction".to_owned(),
             "--allow-privileged=true".to_owned(),
             format!("--service-cluster-ip-range={SERVICE_CIDR}"),
             format!("--service-account-issuer=https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
-            option("service-account-key-file", "service-accounts.pub"),
-            option("service-account-signing-key-file", "service-accounts.key"),
+            secret_option("service-account-key-file", "service-accounts.pub"),
+            secret_option("service-account-signing-key-file", "service-accounts.key"),
             // Logs and exec: kubelets' names resolve nowhere.
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
-            option("kubelet-certificate-authority", "ca.crt"),
-            option("kubelet-client-certificate", "admin.crt"),
-            option("kubelet-client-key", "admin.key"),
+            secret_option("kubelet-certificate-authority", "ca.crt"),
+            secret_option("kubelet-client-certificate", "admin.crt"),
+            secret_option("kubelet-client-key", "admin.key"),
             // Webhooks behind a Service are reached at their pods: this machine has no kube-proxy.
             "--enable-aggregator-routing=true".to_owned(),
         ],
@@ -138,14 +88,14 @@ fn controller_manager(topology: &Topology) -> Service {
         "kube-controller-manager",
         [
             program("kube-controller-manager"),
-            option("kubeconfig", "controller-manager.kubeconfig"),
+            secret_option("kubeconfig", "controller-manager.kubeconfig"),
             "--controllers=*".to_owned(),
             "--leader-elect=false".to_owned(),
             "--use-service-account-credentials=true".to_owned(),
-            option("service-account-private-key-file", "service-accounts.key"),
-            option("root-ca-file", "ca.crt"),
-            option("cluster-signing-cert-file", "ca.crt"),
-            option("cluster-signing-key-file", "ca.key"),
+            secret_option("service-account-private-key-file", "service-accounts.key"),
+            secret_option("root-ca-file", "ca.crt"),
+            secret_option("cluster-signing-cert-file", "ca.crt"),
+            secret_option("cluster-signing-key-file", "ca.key"),
             format!("--cluster-cidr={}", topology.pod_cidr()),
             // Every worker's share of the pod network is fixed by its number.
             "--allocate-node-cidrs=false".to_owned(),
@@ -156,20 +106,12 @@ fn controller_manager(topology: &Topology) -> Service {
 fn scheduler() -> Service {
     Service::new(
         "kube-scheduler",
-        [program("kube-scheduler"), option("kubeconfig", "scheduler.kubeconfig"), "--leader-elect=false".to_owned()],
+        [
+            program("kube-scheduler"),
+            secret_option("kubeconfig", "scheduler.kubeconfig"),
+            "--leader-elect=false".to_owned(),
+        ],
     )
-}
-
-fn program(name: &str) -> String {
-    format!("{KUBERNETES}/{name}")
-}
-
-fn option(name: &str, file: &str) -> String {
-    format!("--{name}={}", secret(file).display())
-}
-
-fn secret(name: &str) -> PathBuf {
-    Path::new(SECRETS).join(name)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The lab: a real Kubernetes cluster in namespaces on one Linux machine, for tests, demos and benchmarks.
 //!
 //! Reading order: [`topology`] says which machines there are, [`control_plane`] and [`worker`] describe each as data,
-//! [`machine`] makes a description run, [`up`] and [`down`] are the whole life of a lab. [`lab::Lab`] is what a test
-//! holds.
+//! [`parts`] what they have in common, [`machine`] makes a description run, [`up`] and [`down`] are the whole life of a
+//! lab. [`lab::Lab`] is what a test holds.
 //!
 //! Invariants: every name and address follows from the lab's name and number; nothing outside the lab's own
 //! directories, namespaces, cgroups and one network interface of the host is changed; nothing here knows Tideover but
@@ -27,6 +27,7 @@ pub mod layout;
 pub mod lock;
 pub mod machine;
 pub mod network;
+pub mod parts;
 pub mod pki;
 pub mod preflight;
 pub mod process;

@@ -24,9 +24,10 @@ use crate::kubeconfig;
 use crate::lab::{Lab, LabError, Node, Programs, Stored};
 use crate::layout::Layout;
 use crate::lock::{Lock, LockError};
-use crate::machine::cgroup::{self, CgroupError, Hierarchy};
+use crate::machine::cgroup::{self, CgroupError};
 use crate::machine::spec::MachineSpec;
 use crate::network::{self, NetworkError};
+use crate::parts::Parts;
 use crate::pki::{self, Pki, PkiError};
 use crate::preflight::{self, Refusal};
 use crate::progress::Progress;
@@ -159,17 +160,25 @@ pub fn up(wish: &Wish, progress: &Progress) -> Result<Lab, UpError> {
     let lab = Lab::open(wish.name.as_str())?;
     let pki = prepare_secrets(&layout, &topology)?;
     let hierarchies = cgroup::hierarchies()?;
+    let parts = Parts {
+        layout: &layout,
+        topology: &topology,
+        pki: &pki,
+        tree: &materials.tree.path,
+        kubernetes: &materials.kubernetes,
+        hierarchies: &hierarchies,
+    };
 
     let step = progress.step("network");
     network::ensure_switch(&topology)?;
     step.done();
 
     let step = progress.step("control plane");
-    ensure_control_plane(&lab, fsync, &pki, &materials, &hierarchies)?;
+    ensure_control_plane(&lab, fsync, &parts)?;
     step.done();
 
     let step = progress.step(format!("{workers} workers"));
-    ensure_workers(&lab, &pki, &materials, &hierarchies)?;
+    ensure_workers(&lab, &parts)?;
     network::route_pods(&topology, &topology.machines())?;
     step.done();
 
@@ -259,24 +268,9 @@ fn prepare_secrets(layout: &Layout, topology: &Topology) -> Result<Pki, UpError>
     Ok(pki)
 }
 
-fn ensure_control_plane(
-    lab: &Lab,
-    fsync: bool,
-    pki: &Pki,
-    materials: &Materials,
-    hierarchies: &[Hierarchy],
-) -> Result<(), UpError> {
-    let node = lab.node(&lab.topology().control_plane().name)?;
-    let parts = control_plane::Parts {
-        layout: lab.layout(),
-        topology: lab.topology(),
-        pki,
-        tree: &materials.tree.path,
-        kubernetes: &materials.kubernetes,
-        hierarchies,
-        fsync,
-    };
-    Ok(ensure_machine(&node, &control_plane::spec(&parts))?)
+fn ensure_control_plane(lab: &Lab, fsync: bool, parts: &Parts<'_>) -> Result<(), UpError> {
+    let node = lab.node(&parts.topology.control_plane().name)?;
+    Ok(ensure_machine(&node, &control_plane::spec(parts, fsync))?)
 }
 
 /// Has `node` running as `wanted`. One that runs otherwise, by an older lab or with other options, starts again.
@@ -290,20 +284,14 @@ fn ensure_machine(node: &Node, wanted: &MachineSpec) -> Result<(), LabError> {
     node.launch(wanted)
 }
 
-fn ensure_workers(lab: &Lab, pki: &Pki, materials: &Materials, hierarchies: &[Hierarchy]) -> Result<(), UpError> {
-    let parts = worker::Parts {
-        layout: lab.layout(),
-        topology: lab.topology(),
-        pki,
-        tree: &materials.tree.path,
-        kubernetes: &materials.kubernetes,
+fn ensure_workers(lab: &Lab, parts: &Parts<'_>) -> Result<(), UpError> {
+    let settings = worker::Settings {
         pause_image: catalogue::PAUSE,
-        hierarchies,
         open_files: getrlimit(Resource::Nofile).maximum.map_or(OPEN_FILES, |hard| hard.min(OPEN_FILES)),
     };
-    for (machine, kubelet) in lab.topology().workers().zip(&pki.kubelets) {
+    for (machine, kubelet) in parts.topology.workers().zip(&parts.pki.kubelets) {
         let Role::Worker(number) = machine.role else { continue };
-        ensure_machine(&lab.node(&machine.name)?, &worker::spec(&parts, &machine, number, kubelet))?;
+        ensure_machine(&lab.node(&machine.name)?, &worker::spec(parts, settings, &machine, number, kubelet))?;
     }
     Ok(())
 }

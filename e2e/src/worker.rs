@@ -5,61 +5,46 @@
 //! `/etc/containerd/conf.d` and comes back when it is ended.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use crate::kubeconfig;
-use crate::layout::Layout;
-use crate::machine::cgroup::Hierarchy;
-use crate::machine::spec::{Bind, Cgroups, ClockOffsets, MachineSpec, Root, SERVICES_DIRECTORY, Service};
-use crate::pki::{Identity, Pki};
+use crate::machine::spec::{Bind, ClockOffsets, MachineSpec, Service};
+use crate::parts::{Parts, program, secret, secret_option};
+use crate::pki::Identity;
 use crate::topology::{CLUSTER_DOMAIN, DNS_SERVICE, Machine, Topology};
 
-/// Where Kubernetes' programs are inside every machine.
-pub const KUBERNETES: &str = "/usr/local/lib/kubernetes";
 /// The address of containerd, for every client.
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
-const SECRETS: &str = "/etc/kubernetes";
-
-/// What a worker is made from.
-#[derive(Debug)]
-pub struct Parts<'a> {
-    /// The lab's directories.
-    pub layout: &'a Layout,
-    /// The lab's shape.
-    pub topology: &'a Topology,
-    /// The lab's certificates.
-    pub pki: &'a Pki,
-    /// The shared Debian tree.
-    pub tree: &'a Path,
-    /// Kubernetes' programs on the host.
-    pub kubernetes: &'a Path,
+/// What is said of all workers alike.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings<'a> {
     /// The image every pod's first container runs.
     pub pause_image: &'a str,
-    /// The host's cgroup hierarchies.
-    pub hierarchies: &'a [Hierarchy],
     /// The most open files that the host allows a process.
     pub open_files: u64,
 }
 
 /// Worker `number`, which is `machine`.
-pub fn spec(parts: &Parts<'_>, machine: &Machine, number: u8, kubelet: &Identity) -> MachineSpec {
+pub fn spec(
+    parts: &Parts<'_>,
+    settings: Settings<'_>,
+    machine: &Machine,
+    number: u8,
+    kubelet: &Identity,
+) -> MachineSpec {
     let disk = parts.layout.disk(&machine.name);
     let url = parts.topology.api_url();
     let authority = &parts.pki.authority;
     let node_user = format!("system:node:{}", machine.name);
-    let files = BTreeMap::from([
-        ("/etc/hostname".into(), format!("{}\n", machine.name)),
-        ("/etc/hosts".into(), format!("127.0.0.1 localhost\n{} {}\n", machine.address, machine.name)),
-        // No name server: a machine never asks the outside world, and CoreDNS serves the cluster's names alone.
-        ("/etc/resolv.conf".into(), String::new()),
+    let mut spec = parts.bare_machine(machine);
+    spec.files.extend([
         ("/etc/machine-id".into(), format!("{:016x}{number:016x}\n", u64::from(parts.topology.index) + 1)),
         ("/etc/cni/net.d/10-lab.conflist".into(), cni(&parts.topology.pod_cidr_of(number))),
     ]);
-    let secrets = BTreeMap::from([
-        (secret("kubelet.yaml"), kubelet_config(parts, machine)),
+    spec.secrets = BTreeMap::from([
+        (secret("kubelet.yaml"), kubelet_config(settings.open_files, machine)),
         (secret("kubelet.kubeconfig"), kubeconfig::render(&url, authority, &node_user, kubelet)),
         (secret("kubelet.crt"), kubelet.certificate.clone()),
         (secret("kubelet.key"), kubelet.key.clone()),
@@ -67,37 +52,19 @@ pub fn spec(parts: &Parts<'_>, machine: &Machine, number: u8, kubelet: &Identity
         (secret("proxy.yaml"), proxy_config(parts.topology, machine)),
         (secret("proxy.kubeconfig"), kubeconfig::render(&url, authority, "system:kube-proxy", &parts.pki.proxy)),
     ]);
-    MachineSpec {
-        hostname: machine.name.clone(),
-        network: parts.topology.namespace_of(machine).path(),
-        cgroups: Cgroups {
-            hierarchies: parts.hierarchies.to_vec(),
-            directory: Path::new(&parts.topology.cgroup()).join(&machine.name),
-        },
-        clocks: clocks(number),
-        root: Root {
-            lower: parts.tree.to_owned(),
-            upper: disk.upper(),
-            work: disk.work(),
-            mount_point: disk.mount_point(),
-        },
-        binds: vec![
-            Bind::read_only(parts.kubernetes, KUBERNETES),
-            Bind::writable(disk.volume("containerd"), "/var/lib/containerd"),
-            Bind::writable(disk.volume("kubelet"), "/var/lib/kubelet"),
-            // Large files of whatever is installed here; the overlay's upper layer would do, but only a plain directory
-            // supports every operation that a file system of a real node does.
-            Bind::writable(disk.volume("tideover"), "/var/lib/tideover"),
-            Bind::writable(disk.log(), "/var/log"),
-            Bind::writable(disk.services(), SERVICES_DIRECTORY),
-        ],
-        files,
-        secrets,
-        // An administrator's file: what is changed here stays.
-        defaults: BTreeMap::from([("/etc/containerd/config.toml".into(), containerd_config(parts.pause_image))]),
-        directories: vec!["/etc/containerd/conf.d".into()],
-        services: services(machine),
-    }
+    spec.binds.extend([
+        Bind::writable(disk.volume("containerd"), "/var/lib/containerd"),
+        Bind::writable(disk.volume("kubelet"), "/var/lib/kubelet"),
+        // Large files of whatever is installed here; the overlay's upper layer would do, but only a plain directory
+        // supports every operation that a file system of a real node does.
+        Bind::writable(disk.volume("tideover"), "/var/lib/tideover"),
+    ]);
+    spec.clocks = clocks(number);
+    // An administrator's file: what is changed here stays.
+    spec.defaults = BTreeMap::from([("/etc/containerd/config.toml".into(), containerd_config(settings.pause_image))]);
+    spec.directories = vec!["/etc/containerd/conf.d".into()];
+    spec.services = services(machine);
+    spec
 }
 
 /// Every worker's clocks are days apart, and the two clocks of one worker by another distance, so that a mistake with
@@ -108,27 +75,21 @@ fn clocks(number: u8) -> ClockOffsets {
 }
 
 fn services(machine: &Machine) -> Vec<Service> {
-    let program = |name: &str| format!("{KUBERNETES}/{name}");
-    let option = |name: &str, value: PathBuf| format!("--{name}={}", value.display());
     vec![
         Service::new("containerd", ["/usr/bin/containerd"]),
         Service::new(
             "kubelet",
             [
                 program("kubelet"),
-                option("config", secret("kubelet.yaml")),
-                option("kubeconfig", secret("kubelet.kubeconfig")),
+                secret_option("config", "kubelet.yaml"),
+                secret_option("kubeconfig", "kubelet.kubeconfig"),
                 format!("--node-ip={}", machine.address),
                 "--v=2".to_owned(),
             ],
         )
         .after(CONTAINERD_SOCKET),
-        Service::new("kube-proxy", [program("kube-proxy"), option("config", secret("proxy.yaml"))]),
+        Service::new("kube-proxy", [program("kube-proxy"), secret_option("config", "proxy.yaml")]),
     ]
-}
-
-fn secret(name: &str) -> PathBuf {
-    Path::new(SECRETS).join(name)
 }
 
 fn containerd_config(pause_image: &str) -> String {
@@ -169,7 +130,7 @@ fn cni(pod_cidr: &str) -> String {
     format!("{config:#}\n")
 }
 
-fn kubelet_config(parts: &Parts<'_>, machine: &Machine) -> String {
+fn kubelet_config(open_files: u64, machine: &Machine) -> String {
     let config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -190,11 +151,13 @@ fn kubelet_config(parts: &Parts<'_>, machine: &Machine) -> String {
         "clusterDNS": [DNS_SERVICE],
         // The host may lack CAP_SYS_RESOURCE: no lower score, no higher limit.
         "oomScoreAdj": 0,
-        "maxOpenFiles": parts.open_files,
+        "maxOpenFiles": open_files,
         // All workers share the host's disk; none may evict pods because of what the others fill.
         "localStorageCapacityIsolation": false,
         "evictionHard": {},
         "imageGCHighThresholdPercent": 100,
+        // What is killed on purpose, over and over, comes back at once and not after minutes.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
         "fileCheckFrequency": "1s",
         "syncFrequency": "10s",
         "nodeStatusUpdateFrequency": "4s",
@@ -218,8 +181,12 @@ fn proxy_config(topology: &Topology, machine: &Machine) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
-    use crate::machine::cgroup::Kind;
+    use crate::layout::Layout;
+    use crate::machine::cgroup::{Hierarchy, Kind};
+    use crate::pki::Pki;
 
     fn identity(text: &str) -> Identity {
         Identity { certificate: format!("{text} certificate"), key: format!("{text} key") }
@@ -244,11 +211,10 @@ mod tests {
             pki: &pki,
             tree: Path::new("/tree"),
             kubernetes: Path::new("/programs"),
-            pause_image: "docker.io/lab/pause:1",
             hierarchies: &[Hierarchy { mount: "/sys/fs/cgroup".into(), kind: Kind::Unified }],
-            open_files: 20_000,
         };
-        spec(&parts, &topology.machine("worker-2").unwrap(), 2, &pki.kubelets[1])
+        let settings = Settings { pause_image: "docker.io/lab/pause:1", open_files: 20_000 };
+        spec(&parts, settings, &topology.machine("worker-2").unwrap(), 2, &pki.kubelets[1])
     }
 
     #[test]
