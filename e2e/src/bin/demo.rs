@@ -31,9 +31,9 @@ fn run() -> Result<()> {
     let outages = store.outages()?.len();
     println!("{}", sandbox.run(&["get", "pw,pods", "--output=wide"])?);
 
-    step(&format!("kubectl {}", Drain::words(&store.pod.node, "app=store").join(" ")));
+    step(&format!("kubectl {}", Drain::words(&store.pod.node, &[]).join(" ")));
     let start = Instant::now();
-    let drained = Drain::start(sandbox.kube(), &store.pod.node, "app=store")?.finish(LIMIT)?;
+    let drained = Drain::of_node(sandbox.kube(), &store.pod.node, &[])?.finish(LIMIT)?;
     print!("{}", drained.said);
     ensure!(drained.code == Some(0), "kubectl drain failed");
     println!("drain ended after {:.1} s\n", start.elapsed().as_secs_f64());

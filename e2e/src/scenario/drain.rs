@@ -24,23 +24,21 @@ pub struct Drained {
 }
 
 impl Drain {
-    /// What is run: `kubectl drain` of `node`, with the flags that a node with DaemonSets, emptyDirs and pods without an
-    /// owner needs, for the pods that `selector` selects.
-    pub fn words(node: &str, selector: &str) -> Vec<String> {
-        let flags = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=180s"];
-        let mut words = vec!["drain".to_owned(), node.to_owned()];
-        words.extend(flags.map(str::to_owned));
-        words.push(format!("--pod-selector={selector}"));
-        words
+    /// `kubectl drain` of all of `node`, as a person types it where there are DaemonSets and emptyDirs; `more` flags are
+    /// for what needs them: kubectl itself asks for `--force` before it ends a pod that no controller would make again.
+    pub fn words<'a>(node: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        ["drain", node, "--ignore-daemonsets", "--delete-emptydir-data"]
+            .into_iter()
+            .chain(more.iter().copied())
+            .collect()
     }
 
     /// Starts [`Drain::words`].
     ///
     /// # Errors
     /// When kubectl can't be started.
-    pub fn start(kube: &Kube, node: &str, selector: &str) -> Result<Self> {
-        let words = Self::words(node, selector);
-        let mut command = kube.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    pub fn of_node(kube: &Kube, node: &str, more: &[&str]) -> Result<Self> {
+        let mut command = kube.command(&Self::words(node, more));
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -50,14 +48,27 @@ impl Drain {
         Ok(Self { child })
     }
 
+    /// Drains only the pods that `selector` selects, whether they have a controller or not, and gives up after a while:
+    /// for a scenario in which the rest of the node is to stay as it is.
+    ///
+    /// # Errors
+    /// As [`Drain::of_node`].
+    pub fn start(kube: &Kube, node: &str, selector: &str) -> Result<Self> {
+        Self::of_node(kube, node, &["--force", "--timeout=180s", &format!("--pod-selector={selector}")])
+    }
+
     /// Waits for its end.
     ///
     /// # Errors
     /// When it does not end within `limit`.
     pub fn finish(mut self, limit: Duration) -> Result<Drained> {
-        until("kubectl drain to end", limit, || self.child.try_wait().context("wait for kubectl drain"))?;
+        let ended = until("kubectl drain to end", limit, || self.child.try_wait().context("wait for kubectl drain"));
+        if ended.is_err() {
+            self.child.kill().context("end kubectl drain")?;
+        }
         let output = self.child.wait_with_output().context("read what kubectl drain said")?;
         let said = [output.stderr, output.stdout].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        ended.with_context(|| format!("it said: {said}"))?;
         Ok(Drained { code: output.status.code(), said })
     }
 }

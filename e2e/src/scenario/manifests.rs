@@ -53,8 +53,9 @@ spec:
     .to_owned()
 }
 
-/// A pod `name` that runs the probe with `args`, to its end.
-pub fn probe(name: &str, args: &[&str]) -> String {
+/// A pod `name` that runs the probe with `args`, to its end, on any node but `never_on`. Nothing owns it, so on a node that
+/// is drained it would be in the way.
+pub fn probe(name: &str, never_on: &str, args: &[&str]) -> String {
     let args = args.iter().map(|arg| format!("'{arg}'")).collect::<Vec<_>>().join(", ");
     format!(
         "\
@@ -64,6 +65,11 @@ metadata: {{name: {name}, labels: {{app: {name}}}}}
 spec:
   restartPolicy: Never
   terminationGracePeriodSeconds: 1
+  affinity:
+    nodeAffinity:
+      requiredDuringSchedulingIgnoredDuringExecution:
+        nodeSelectorTerms:
+          - matchExpressions: [{{key: kubernetes.io/hostname, operator: NotIn, values: [{never_on}]}}]
   containers:
     - {{name: probe, image: 'lab/probe:1', imagePullPolicy: IfNotPresent, args: [{args}]}}
 ---

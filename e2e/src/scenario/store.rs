@@ -36,18 +36,19 @@ pub struct Identity {
 }
 
 impl<'a> Store<'a> {
-    /// Starts the store, fills it, and starts the writing client (pod `writer`).
+    /// Starts the store, fills it, and starts the writing client (pod `writer`). The clients stay away from the store's
+    /// node, so that it can be drained.
     ///
     /// # Errors
     /// When one of them does not come up.
     pub fn start(sandbox: &'a Sandbox) -> Result<Self> {
         sandbox.apply(&manifests::store())?;
         let pod = sandbox.ready_pod("store")?;
-        sandbox.apply(&manifests::probe("filler", &["fill", "store:6379", &format!("--keys={KEYS}")]))?;
+        sandbox.apply(&manifests::probe("filler", &pod.node, &["fill", "store:6379", &format!("--keys={KEYS}")]))?;
         until_true("the store to be filled", LIMIT, || {
             Ok(sandbox.log("filler").is_ok_and(|log| log.contains("filled")))
         })?;
-        sandbox.apply(&manifests::probe("writer", &["write", "store:6379"]))?;
+        sandbox.apply(&manifests::probe("writer", &pod.node, &["write", "store:6379"]))?;
         sandbox.ready_pod("writer")?;
         let store = Self { sandbox, pod };
         store.written_past(100)?;
@@ -106,7 +107,7 @@ impl<'a> Store<'a> {
         let acknowledged = self.acknowledged()?;
         self.sandbox.run(&["delete", "pod", "verifier", "--ignore-not-found"])?;
         let args = ["verify", "store:6379", &format!("--keys={KEYS}"), &format!("--acknowledged={acknowledged}")];
-        self.sandbox.apply(&manifests::probe("verifier", &args))?;
+        self.sandbox.apply(&manifests::probe("verifier", &self.pod.node, &args))?;
         let mut phase = String::new();
         until_true("the store to be read back", LIMIT, || {
             let pod = self.sandbox.get(&["pod", "verifier"])?.context("the verifying pod is gone")?;

@@ -20,7 +20,7 @@ fn a_drain_moves_a_store_under_load_and_loses_nothing() -> Result<()> {
     let user = sandbox.run(&["exec", &store.pod.name, "--", "redis-cli", "CONFIG", "GET", "logfile"])?;
     ensure!(user.contains("/data/redis.log"), "redis logs to a file that stays open: {user}");
 
-    let drained = Drain::start(sandbox.kube(), &store.pod.node, "app=store")?.finish(LIMIT)?;
+    let drained = Drain::of_node(sandbox.kube(), &store.pod.node, &[])?.finish(LIMIT)?;
     ensure!(drained.code == Some(0), "kubectl drain ended with {:?}: {}", drained.code, drained.said);
 
     let moved = sandbox.ready_pod("store")?;
@@ -52,7 +52,8 @@ fn a_drain_moves_a_pod_that_nothing_owns_under_the_same_name() -> Result<()> {
     let before = sandbox.ready_pod("bare")?;
     let ticks = until("ticks", LIMIT, || Ok(Some(collector.account().newest).filter(|&newest| newest > 100)))?;
 
-    let drained = Drain::start(sandbox.kube(), &before.node, "app=bare")?.finish(LIMIT)?;
+    // Without --force kubectl drains no node that has a pod without a controller.
+    let drained = Drain::of_node(sandbox.kube(), &before.node, &["--force"])?.finish(LIMIT)?;
     ensure!(drained.code == Some(0), "kubectl drain ended with {:?}: {}", drained.code, drained.said);
 
     let after = sandbox.ready_pod("bare")?;
@@ -76,7 +77,7 @@ fn memory_clock_files_and_output_go_on_after_the_move() -> Result<()> {
     let before = sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 1_500)))?;
 
-    let drained = Drain::start(sandbox.kube(), &before.node, "app=ticker")?.finish(LIMIT)?;
+    let drained = Drain::of_node(sandbox.kube(), &before.node, &[])?.finish(LIMIT)?;
     ensure!(drained.code == Some(0), "kubectl drain ended with {:?}: {}", drained.code, drained.said);
 
     let after = sandbox.ready_pod("ticker")?;
