@@ -22,11 +22,12 @@ pub fn all(sandbox: &Sandbox) -> Result<Vec<Value>> {
 /// # Errors
 /// When there is none in time, or it does not end.
 pub fn ended(sandbox: &Sandbox, pod: &str, limit: Duration) -> Result<Value> {
-    until(format!("the move of {pod} to end"), limit, || {
-        Ok(newest(sandbox, pod)?.filter(|migration| {
-            matches!(migration["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Cancelled"))
-        }))
-    })
+    until(format!("the move of {pod} to end"), limit, || Ok(newest(sandbox, pod)?.filter(has_ended)))
+}
+
+/// Whether the Migration is in a phase that nothing leads out of.
+pub fn has_ended(migration: &Value) -> bool {
+    matches!(migration["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Cancelled"))
 }
 
 /// Waits until the newest Migration of the pod called `pod` is in `phase`, or has left it behind.

@@ -1,7 +1,8 @@
 //! What the demo, the end-to-end tests and the benchmarks have in common: a cluster with Tideover installed, programs
 //! that show gaps and second copies, and waits for conditions.
 //!
-//! Everything goes through the doors that people use: kubectl, helm, the API. Nothing here looks into the product.
+//! Everything goes through the doors that people use: kubectl, helm, the API. Only [`victim`] and [`moment`] look into
+//! the product, to end its processes and to tell how far a move has come.
 
 pub mod bare_runc;
 pub mod cluster;
@@ -11,10 +12,13 @@ pub mod figures;
 pub mod kube;
 pub mod manifests;
 pub mod migration;
+pub mod moment;
 pub mod sandbox;
 pub mod store;
+pub mod under_way;
 pub mod victim;
 pub mod wait;
+pub mod watch;
 
 pub use cluster::Cluster;
 pub use collector::Collector;

@@ -1,60 +1,67 @@
-//! Finding and ending one of Tideover's own processes, at once and without warning.
+//! Finding Tideover's own processes, and ending them at once and without warning.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cluster::{Cluster, NAMESPACE};
 
-/// Who is ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Victim {
-    /// The leading replica of the operator.
-    Operator,
-    /// The agent on the source.
-    SourceAgent,
-    /// The agent on the target.
-    TargetAgent,
+/// A process that was found and can be ended without looking for it again.
+#[derive(Debug)]
+pub struct Victim {
+    handle: OwnedFd,
+}
+
+impl Victim {
+    /// Sends SIGKILL.
+    ///
+    /// # Errors
+    /// When the process has ended by itself.
+    pub fn kill(&self) -> Result<()> {
+        pidfd_send_signal(&self.handle, Signal::KILL).context("kill the victim")
+    }
 }
 
 impl Cluster {
-    /// Sends SIGKILL to the agent on `node`.
+    /// The agent on `node`.
     ///
     /// # Errors
     /// When there is none, or more than one.
-    pub fn kill_agent(&self, node: &str) -> Result<()> {
+    pub fn agent(&self, node: &str) -> Result<Victim> {
         let first = self.node(node)?.first_process()?.with_context(|| format!("{node} is down"))?;
         let machine = pid_namespace(first.pid)?;
-        kill_one("tideover-agent", |pid| Ok(pid_namespace(pid)? == machine))
+        the_one("tideover-agent", |pid| Ok(pid_namespace(pid)? == machine))
     }
 
-    /// Sends SIGKILL to the replica of the operator that holds the lease.
+    /// The replica of the operator that holds the lease.
     ///
     /// # Errors
     /// When there is none.
-    pub fn kill_operator(&self) -> Result<()> {
+    pub fn leading_operator(&self) -> Result<Victim> {
         let lease = self.kube().get(&["lease", "tideover-operator", "--namespace", NAMESPACE])?.context("no lease")?;
         let holder = lease["spec"]["holderIdentity"].as_str().context("nobody holds the lease")?.to_owned();
-        kill_one("tideover-operator", |pid| Ok(host_name(pid)? == holder))
+        the_one("tideover-operator", |pid| Ok(pod_name(pid)? == holder))
     }
 }
 
-/// Sends SIGKILL to the one process called `name` that `is_it`. A process that vanishes while it is looked at is not it.
-fn kill_one(name: &str, is_it: impl Fn(i32) -> Result<bool>) -> Result<()> {
+/// The one process called `name` that `is_it`. A process that vanishes while it is looked at is not it.
+fn the_one(name: &str, is_it: impl Fn(i32) -> Result<bool>) -> Result<Victim> {
     // The kernel keeps 15 characters of a name.
-    let name = &name[..name.len().min(15)];
+    let comm = &name[..name.len().min(15)];
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("list processes")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|text| text.parse::<i32>().ok()) else { continue };
-        let comm = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm")).unwrap_or_default();
-        if comm.trim() == name && is_it(pid).unwrap_or(false) {
+        let of = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm")).unwrap_or_default();
+        if of.trim() == comm && is_it(pid).unwrap_or(false) {
             let process = Pid::from_raw(pid).context("process 0")?;
-            let handle = pidfd_open(process, PidfdFlags::empty()).context("open the victim")?;
-            return pidfd_send_signal(&handle, Signal::KILL).context("kill the victim");
+            found.push(pidfd_open(process, PidfdFlags::empty()).context("open the victim")?);
         }
     }
-    bail!("no process {name} to kill")
+    ensure!(found.len() == 1, "{} processes are the {name} to kill", found.len());
+    Ok(Victim { handle: found.remove(0) })
 }
 
 fn pid_namespace(pid: i32) -> Result<String> {
@@ -62,8 +69,8 @@ fn pid_namespace(pid: i32) -> Result<String> {
     Ok(link.to_string_lossy().into_owned())
 }
 
-/// `POD_NAME` in the environment of a container's process: the pod's name.
-fn host_name(pid: i32) -> Result<String> {
+/// `POD_NAME` in the environment of a container's process.
+fn pod_name(pid: i32) -> Result<String> {
     let environment =
         fs::read(format!("/proc/{pid}/environ")).with_context(|| format!("read the environment of {pid}"))?;
     let text = String::from_utf8_lossy(&environment);

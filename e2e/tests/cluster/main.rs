@@ -5,6 +5,7 @@
 
 mod admission;
 mod after_commit;
+mod api_server;
 mod cancel;
 mod drain;
 mod failed_restore;

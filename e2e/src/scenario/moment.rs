@@ -1,0 +1,244 @@
+//! The moments of a move, and how to tell from outside which one it is in.
+//!
+//! The object tells the phases before the freeze, with their times. Inside the freeze the agents report late, on purpose;
+//! there the moments are told by what they leave on the nodes' disks (see `docs/architecture.md`), and by the owner.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::cluster::Cluster;
+
+const STATE: &str = "/var/lib/tideover";
+
+/// A part of a move, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The phase of that name.
+    Preparing,
+    /// The phase of that name.
+    PreCopying,
+    /// The phase of that name.
+    Handover,
+    /// The source's journal says that the pod may be frozen; CRIU has written nothing yet.
+    Freezing,
+    /// CRIU writes images on the source.
+    Dumping,
+    /// Images land on the target, and not all of them have.
+    Transferring,
+    /// CRIU rebuilds the processes on the target or holds them; nobody owns the attempt yet.
+    Restoring,
+    /// The target owns the application; the source's frozen processes are not ended yet.
+    Committed,
+}
+
+impl Moment {
+    /// All of them, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Preparing,
+        Self::PreCopying,
+        Self::Handover,
+        Self::Freezing,
+        Self::Dumping,
+        Self::Transferring,
+        Self::Restoring,
+        Self::Committed,
+    ];
+
+    /// The phase of the object that it is, if it is one.
+    pub fn phase(self) -> Option<&'static str> {
+        match self {
+            Self::Preparing => Some("Preparing"),
+            Self::PreCopying => Some("PreCopying"),
+            Self::Handover => Some("Handover"),
+            _ => None,
+        }
+    }
+
+    /// Whether a move with these signs is in this moment. What begins a moment stays, and so does what ends it, until the
+    /// attempt is cleaned up: a move that was in a moment before something happened and still is after it was in it
+    /// all the time.
+    pub fn holds(self, signs: &Signs) -> bool {
+        let Signs { owner, disks, .. } = signs;
+        match self {
+            Self::Preparing | Self::PreCopying | Self::Handover => Some(signs.phase.as_str()) == self.phase(),
+            Self::Freezing => disks.journal && disks.images == 0,
+            Self::Dumping => disks.journal && disks.images > 0 && !disks.dumped && disks.landed == 0,
+            Self::Transferring => disks.journal && disks.dumped && disks.landed > 0 && disks.landed < disks.images,
+            Self::Restoring => disks.journal && disks.restoring && *owner == Owner::Undecided,
+            Self::Committed => disks.journal && *owner == Owner::Target,
+        }
+    }
+}
+
+/// Who owns the application, as `status.owner` says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Owner {
+    /// The source, because no attempt has been decided yet.
+    #[default]
+    Undecided,
+    /// The source, because an attempt was aborted.
+    Source,
+    /// The target.
+    Target,
+}
+
+/// What can be seen of a move.
+#[derive(Debug, Clone, Default)]
+pub struct Signs {
+    /// `status.phase`.
+    pub phase: String,
+    /// Who owns the application.
+    pub owner: Owner,
+    /// What lies on the nodes' disks.
+    pub disks: Traces,
+}
+
+impl Signs {
+    /// Of the Migration `object`; the disks have not been looked at.
+    pub fn of(object: &Value) -> Self {
+        let status = &object["status"];
+        let owner = match status["owner"]["node"].as_str() {
+            Some(node) if status["sourcePod"]["node"] != node => Owner::Target,
+            Some(_) if status["owner"]["attempt"].as_u64().is_some_and(|attempt| attempt > 0) => Owner::Source,
+            _ => Owner::Undecided,
+        };
+        Self { phase: status["phase"].as_str().unwrap_or_default().to_owned(), owner, disks: Traces::default() }
+    }
+}
+
+/// What an attempt has left on the disks of its nodes so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// The source's journal has an entry.
+    pub journal: bool,
+    /// Bytes of CRIU's images on the source.
+    pub images: u64,
+    /// CRIU has ended its dump: it has written how long that took.
+    pub dumped: bool,
+    /// Bytes of CRIU's images on the target.
+    pub landed: u64,
+    /// CRIU has begun its restore: it has opened its log.
+    pub restoring: bool,
+}
+
+/// Where the first attempt of one Migration leaves its traces.
+#[derive(Debug, Clone)]
+pub struct Disks {
+    journal: PathBuf,
+    source: PathBuf,
+    target: PathBuf,
+}
+
+impl Disks {
+    /// Of the Migration `object`; `None` while it has no target.
+    ///
+    /// # Errors
+    /// When a node is down.
+    pub fn of(cluster: &Cluster, object: &Value) -> Result<Option<Self>> {
+        let uid = object["metadata"]["uid"].as_str().context("an object without a UID")?;
+        let nodes = (object["status"]["sourcePod"]["node"].as_str(), object["status"]["targetNode"].as_str());
+        let (Some(source), Some(target)) = nodes else { return Ok(None) };
+        let of = |node: &str| Ok::<_, anyhow::Error>(cluster.node(node)?.path(STATE)?);
+        let attempt = Path::new("images").join(uid).join("1");
+        Ok(Some(Self {
+            journal: of(source)?.join("journal").join(format!("{uid}.json")),
+            source: of(source)?.join(&attempt),
+            target: of(target)?.join(&attempt),
+        }))
+    }
+
+    /// What is there now. Looked at in the order in which it comes to be.
+    pub fn look(&self) -> Traces {
+        Traces {
+            journal: self.journal.exists(),
+            images: image_bytes(&self.source),
+            dumped: self.source.join("work/stats-dump").exists(),
+            landed: image_bytes(&self.target),
+            restoring: self.target.join("work/restore.log").exists(),
+        }
+    }
+}
+
+/// Bytes of CRIU's images in an attempt's directory; what is not there has none.
+fn image_bytes(attempt: &Path) -> u64 {
+    let entries = fs::read_dir(attempt.join("images")).into_iter().flatten().flatten();
+    let images = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "img"));
+    images.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+}
+
+/// The phase that the Migration `object` was in from `begin` to `end`, by the times in `status.phases`; `None` where it
+/// was in two, or in none yet.
+pub fn phase_throughout(object: &Value, begin: Timestamp, end: Timestamp) -> Option<String> {
+    let entries = object["status"]["phases"].as_array()?.iter();
+    let times = entries.filter_map(|entry| Some((entry["phase"].as_str()?, entry["at"].as_str()?.parse().ok()?)));
+    let (phase, at): (_, Timestamp) = times.take_while(|(_, at)| *at <= end).last()?;
+    (at <= begin).then(|| phase.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn at(signs: &Signs) -> Vec<Moment> {
+        Moment::ALL.into_iter().filter(|moment| moment.holds(signs)).collect()
+    }
+
+    #[test]
+    fn a_move_is_in_one_moment_at_a_time_or_between_two() {
+        let mut signs = Signs { phase: "Freezing".to_owned(), ..Signs::default() };
+        assert_eq!(at(&signs), []);
+        signs.disks.journal = true;
+        assert_eq!(at(&signs), [Moment::Freezing]);
+        signs.disks.images = 10;
+        assert_eq!(at(&signs), [Moment::Dumping]);
+        signs.disks.dumped = true;
+        assert_eq!(at(&signs), [], "dumped, and nothing has landed");
+        signs.disks.landed = 9;
+        assert_eq!(at(&signs), [Moment::Transferring]);
+        signs.disks.landed = 10;
+        assert_eq!(at(&signs), [], "all has landed");
+        signs.disks.restoring = true;
+        assert_eq!(at(&signs), [Moment::Restoring]);
+        signs.owner = Owner::Target;
+        assert_eq!(at(&signs), [Moment::Committed]);
+        signs.owner = Owner::Source;
+        assert_eq!(at(&signs), [], "rolled back");
+        signs = Signs { owner: Owner::Target, ..Signs::default() };
+        assert_eq!(at(&signs), [], "retired");
+    }
+
+    #[test]
+    fn a_target_owns_and_a_source_owns_by_an_abort_only() {
+        let owner = |node: &str, attempt: u32| {
+            let status = json!({"sourcePod": {"node": "a"}, "owner": {"node": node, "attempt": attempt}});
+            Signs::of(&json!({ "status": status })).owner
+        };
+        assert_eq!(owner("a", 0), Owner::Undecided);
+        assert_eq!(owner("a", 1), Owner::Source);
+        assert_eq!(owner("b", 1), Owner::Target);
+        assert_eq!(Signs::of(&json!({})).owner, Owner::Undecided);
+    }
+
+    #[test]
+    fn a_phase_counts_only_where_it_lasted_all_the_time() {
+        let time = |second: u32| format!("2026-01-01T00:00:{second:02}.000001Z");
+        let object = json!({"status": {"phases": [
+            {"phase": "Preparing", "at": time(10)}, {"phase": "PreCopying", "at": time(20)},
+        ]}});
+        let phase = |begin: u32, end: u32| {
+            let parse = |second| time(second).parse::<Timestamp>().expect("a time");
+            phase_throughout(&object, parse(begin), parse(end))
+        };
+        assert_eq!(phase(5, 6), None, "before any");
+        assert_eq!(phase(5, 11), None, "it began in between");
+        assert_eq!(phase(10, 19).as_deref(), Some("Preparing"));
+        assert_eq!(phase(19, 20), None, "it ended in between");
+        assert_eq!(phase(20, 59).as_deref(), Some("PreCopying"));
+    }
+}

@@ -1,0 +1,98 @@
+//! `kill -9` of the operator and of either agent, in every phase: exactly one running copy, no state lost.
+//!
+//! The ticker is the witness. It goes on counting from where it was: a second copy, or a copy that was taken back to an
+//! older state, repeats a number; a cold start tells another start time.
+
+mod strike;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::scenario::manifests::{self, Ticker};
+use e2e::scenario::moment::Moment;
+use e2e::scenario::watch::Watch;
+use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
+use strike::{Who, strike};
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// How many moves a moment may take until a strike in it is proven.
+const TRIES: usize = 8;
+/// Memory of the ticker, MiB: dump, transfer and restore take some hundred milliseconds each.
+const MEMORY: usize = 96;
+
+fn one_copy_goes_on(name: &str, who: Who) -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), name)?;
+    let collector = Collector::listen(cluster.host_address())?;
+    let watch = Watch::start(&sandbox)?;
+    sandbox.apply(&manifests::policy("ticker", "ticker", "  migration: {retryDelay: 1s}\n"))?;
+    sandbox.apply(&Ticker { mib: MEMORY, collector: collector.address() }.deployment("ticker"))?;
+    sandbox.ready_pod("ticker")?;
+    until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
+    let mut moves = (1..).map(|number| format!("move-{number}"));
+    for moment in Moment::ALL {
+        let struck = moves.by_ref().take(TRIES).find_map(|name| {
+            let proven = one_move(cluster, &sandbox, &watch, &collector, &name, (who, moment));
+            proven.map(|proven| proven.then_some(())).transpose()
+        });
+        match struck {
+            Some(struck) => struck.with_context(|| format!("{who:?} killed at {moment:?}"))?,
+            None => bail!("in {TRIES} moves {who:?} was never killed in {moment:?}"),
+        }
+    }
+    Ok(())
+}
+
+/// One move with a strike, and one copy after it. Says whether the strike was in `moment`.
+fn one_move(
+    cluster: &Cluster,
+    sandbox: &Sandbox,
+    watch: &Watch,
+    collector: &Collector,
+    name: &str,
+    (who, moment): (Who, Moment),
+) -> Result<bool> {
+    let pod = sandbox.ready_pod("ticker")?;
+    let outcome = strike(cluster, sandbox, watch, name, &pod, (who, moment))?;
+    let status = &outcome.object["status"];
+    println!(
+        "{who:?} at {moment:?}: {}, the object said {}; attempt {} {}: {}",
+        if outcome.proven { "struck" } else { "too late" },
+        outcome.phase.as_deref().unwrap_or("nothing for certain"),
+        status["attempt"],
+        status["phase"].as_str().unwrap_or_default(),
+        migration::message(&outcome.object),
+    );
+    still_one(sandbox, collector)?;
+    Ok(outcome.proven)
+}
+
+fn still_one(sandbox: &Sandbox, collector: &Collector) -> Result<()> {
+    sandbox.ready_pod("ticker")?;
+    let newest = collector.account().newest;
+    let account = until("the ticker to go on", LIMIT, || {
+        Ok(Some(collector.account()).filter(|account| account.newest > newest + 500))
+    })?;
+    ensure!(account.starts.len() == 1, "the program was started cold");
+    ensure!(account.repeated == 0, "{} numbers came twice", account.repeated);
+    until(
+        "one pod to be left",
+        LIMIT,
+        || Ok(Some(()).filter(|()| sandbox.pods("ticker").is_ok_and(|it| it.len() == 1))),
+    )
+}
+
+#[test]
+fn the_operator_may_die_at_any_moment() -> Result<()> {
+    one_copy_goes_on("kill-operator", Who::Operator)
+}
+
+#[test]
+fn the_sources_agent_may_die_at_any_moment() -> Result<()> {
+    one_copy_goes_on("kill-source", Who::SourceAgent)
+}
+
+#[test]
+fn the_targets_agent_may_die_at_any_moment() -> Result<()> {
+    one_copy_goes_on("kill-target", Who::TargetAgent)
+}

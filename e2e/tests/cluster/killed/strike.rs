@@ -1,0 +1,108 @@
+//! One move during which one process is ended, and the proof of when.
+//!
+//! A strike counts for a moment only if the move was seen in it before the signal was sent, and a look that began after
+//! the signal finds the move in it still. For the phases before the freeze, which may be shorter than a look at the object,
+//! the times in `status.phases` say the same: they and the signal are by one clock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use e2e::scenario::moment::{Moment, Signs, phase_throughout};
+use e2e::scenario::sandbox::Pod;
+use e2e::scenario::under_way::UnderWay;
+use e2e::scenario::victim::Victim;
+use e2e::scenario::watch::Watch;
+use e2e::scenario::{Cluster, Sandbox, migration, until};
+use jiff::Timestamp;
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Who is ended.
+#[derive(Debug, Clone, Copy)]
+pub enum Who {
+    /// The leading replica of the operator.
+    Operator,
+    /// The agent on the source.
+    SourceAgent,
+    /// The agent on the target.
+    TargetAgent,
+}
+
+/// What came of a move.
+pub struct Outcome {
+    /// The Migration at its end.
+    pub object: Value,
+    /// Whether the victim was ended in the moment that was wanted, beyond doubt.
+    pub proven: bool,
+    /// The phase that the object was in when the signal was sent; `None` where it changed just then, or none was sent.
+    pub phase: Option<String>,
+}
+
+/// Moves the pod, ends `who` at `moment`, and waits for the end of the move, whatever it is.
+pub fn strike(
+    cluster: &Cluster,
+    sandbox: &Sandbox,
+    watch: &Watch,
+    name: &str,
+    pod: &Pod,
+    (who, moment): (Who, Moment),
+) -> Result<Outcome> {
+    let victims = Victims::find(cluster, who, &pod.node)?;
+    let mut under_way = UnderWay::begin(cluster, sandbox, watch, name, &pod.name)?;
+    let struck = under_way.seen_in(moment, |object| {
+        let victim = victims.of(object)?;
+        let before = Timestamp::now();
+        Some(victim.kill().map(|()| (before, Timestamp::now())))
+    })?;
+    let Some(struck) = struck else {
+        let object = migration::ended(sandbox, &pod.name, LIMIT)?;
+        return Ok(Outcome { object, proven: false, phase: None });
+    };
+    let found = under_way.signs();
+    let (before, after) = struck?;
+    // What the watch has shown of the owner may be old.
+    let now = sandbox.get(&["migration", name])?.context("the Migration is gone")?;
+    let still = moment.holds(&Signs { owner: Signs::of(&now).owner, ..found });
+    let object = migration::ended(sandbox, &pod.name, LIMIT)?;
+    let phase = phase_throughout(&object, before, after);
+    let proven = match moment.phase() {
+        Some(wanted) => phase.as_deref() == Some(wanted),
+        None => still,
+    };
+    Ok(Outcome { object, proven, phase })
+}
+
+/// The processes that may have to be ended, found before the move begins.
+enum Victims {
+    One(Victim),
+    /// The agent of each node that may become the target.
+    Targets(BTreeMap<String, Victim>),
+}
+
+impl Victims {
+    /// Waits until they run: those of the move before may not be back yet.
+    fn find(cluster: &Cluster, who: Who, source: &str) -> Result<Self> {
+        until(format!("{who:?} to run"), LIMIT, || Ok(Self::look(cluster, who, source).ok()))
+    }
+
+    fn look(cluster: &Cluster, who: Who, source: &str) -> Result<Self> {
+        Ok(match who {
+            Who::Operator => Self::One(cluster.leading_operator()?),
+            Who::SourceAgent => Self::One(cluster.agent(source)?),
+            Who::TargetAgent => {
+                let others = cluster.workers().into_iter().filter(|node| node != source);
+                Self::Targets(others.map(|node| Ok((node.clone(), cluster.agent(&node)?))).collect::<Result<_>>()?)
+            }
+        })
+    }
+
+    /// The one to end, once it is known.
+    fn of(&self, object: &Value) -> Option<&Victim> {
+        match self {
+            Self::One(victim) => Some(victim),
+            Self::Targets(agents) => agents.get(object["status"]["targetNode"].as_str()?),
+        }
+    }
+}
