@@ -5,6 +5,7 @@ use crate::agent::host::{self, NodeRoot};
 use crate::agent::identity::Tls;
 use crate::agent::journal::Journal;
 use crate::agent::owner::Ownership;
+use crate::agent::room::Room;
 use crate::agent::settings::Settings;
 use crate::criu::CriuProgram;
 use k8s_openapi::api::core::v1::Pod;
@@ -35,6 +36,8 @@ pub struct Context {
     pub criu: CriuProgram,
     /// Its version.
     pub criu_version: String,
+    /// What incoming states may still take of this node's disk.
+    pub room: Room,
     /// Set when the agent was told to end: nothing new is begun.
     pub leaving: Arc<AtomicBool>,
 }

@@ -18,6 +18,7 @@ pub mod journal;
 pub mod keeper;
 pub mod owner;
 pub mod report;
+pub mod room;
 pub mod run;
 pub mod settings;
 pub mod source;

@@ -7,6 +7,7 @@ use crate::agent::identity;
 use crate::agent::images;
 use crate::agent::install::{self, InstallError};
 use crate::agent::journal::{Journal, JournalError};
+use crate::agent::room::Room;
 use crate::agent::settings::Settings;
 use crate::agent::supervise::{Supervisor, known};
 use crate::agent::target::listen::{self, ListenError};
@@ -84,8 +85,18 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let (identity_sender, identity) = watch::channel(None);
     let keeping =
         identity::keep(client.clone(), settings.namespace.clone(), settings.node_name.clone(), identity_sender);
-    let context =
-        Arc::new(Context { settings, client, journal, identity, node, criu, criu_version, leaving: Arc::default() });
+    let room = Room::on(settings.images());
+    let context = Arc::new(Context {
+        settings,
+        client,
+        journal,
+        identity,
+        node,
+        criu,
+        criu_version,
+        room,
+        leaving: Arc::default(),
+    });
     let registry = Registry::default();
     // Tasks of the journal are there before anybody can ask for them.
     let supervisor = Supervisor::new(context.clone(), registry.clone(), entries);

@@ -67,7 +67,7 @@ pub async fn connect(
     peer: &Peer,
     inspected: Inspected,
 ) -> Result<Connected, Failure> {
-    let (sender, mut receiver) = introduce(context, key, attempt, peer).await?;
+    let (sender, mut receiver) = introduce(context, key, attempt, peer, inspected.memory_bytes).await?;
     let directory = context.settings.attempt_directory(&key.uid, attempt);
     let warm = {
         let (context, directory, inspected) = (context.clone(), directory.clone(), inspected.clone());
@@ -89,7 +89,7 @@ pub async fn connect(
 
 type Ends = (LinkSender<FromSource>, LinkReceiver<FromTarget>);
 
-async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer) -> Result<Ends, Failure> {
+async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer, bytes: u64) -> Result<Ends, Failure> {
     let unreachable = |what: String| {
         retryable(
             FailureReason::AgentUnreachable,
@@ -113,11 +113,13 @@ async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer) -> R
             migration: key.uid.clone(),
             attempt,
             source_node: context.settings.node_name.clone(),
+            bytes,
         };
         sender.say(&FromSource::Preamble(preamble)).await.map_err(|error| unreachable(chain(&error)))?;
         match receiver.next().await.map_err(|error| unreachable(chain(&error)))? {
             Incoming::Message(FromTarget::Accepted) => Ok((sender, receiver)),
             Incoming::Message(FromTarget::Refused { message }) => Err(unreachable(message)),
+            Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
             other => Err(unreachable(format!("it answered {other:?}"))),
         }
     };

@@ -22,6 +22,8 @@ pub struct Inspected {
     pub notes: Vec<String>,
     /// Where CRIU must look for files with inotify watches.
     pub inotify_paths: Vec<String>,
+    /// Memory of the processes, bytes.
+    pub memory_bytes: u64,
 }
 
 /// Finds the container of `pod` and looks at everything that is known to stand in the way of a dump.
@@ -37,14 +39,15 @@ pub async fn inspect(context: &Arc<Context>, key: &Key, pod: &ObjectRef) -> Resu
     let context = context.clone();
     let looked = tokio::task::spawn_blocking(move || look(&context, &id)).await;
     let looked = looked.unwrap_or_else(|error| Err(retryable(FailureReason::NotDumpable, chain(&error))))?;
-    let Looked { container, notes, inotify_paths } = looked;
-    Ok(Inspected { pod: object, container, notes, inotify_paths })
+    let Looked { container, notes, inotify_paths, memory_bytes } = looked;
+    Ok(Inspected { pod: object, container, notes, inotify_paths, memory_bytes })
 }
 
 struct Looked {
     container: Container,
     notes: Vec<String>,
     inotify_paths: Vec<String>,
+    memory_bytes: u64,
 }
 
 fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
@@ -58,7 +61,8 @@ fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
         let sentences: Vec<String> = blocking.iter().map(ToString::to_string).collect();
         return Err(permanent(FailureReason::NotDumpable, sentences.join("; ")));
     }
-    let needed = memory_bytes(&pids) + SPARE;
+    let memory_bytes = memory_bytes(&pids);
+    let needed = memory_bytes + SPARE;
     let free = free_bytes(&context.settings.state);
     if free < needed {
         let message = format!("the images need {needed} bytes on the source's disk, {free} are free");
@@ -69,7 +73,7 @@ fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
         notes.push(capability::NOTE.to_owned());
     }
     let inotify_paths = preflight::inotify_paths(container.pid, &findings);
-    Ok(Looked { container, notes, inotify_paths })
+    Ok(Looked { container, notes, inotify_paths, memory_bytes })
 }
 
 /// Memory of the processes that an image holds, bytes: resident and swapped out. A process that has ended counts nothing.

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
@@ -19,6 +20,8 @@ use tracing::{debug, info, warn};
 const MAX_STRANGERS: usize = 32;
 /// How long handshake and preamble may take together.
 const INTRODUCTION_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes that are read from a connection at once.
+const READ_AHEAD: usize = 256 << 10;
 /// Pause after accepting has failed, which happens when descriptors run out.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -91,6 +94,8 @@ async fn introduce(context: &Context, stream: TcpStream) -> Result<Arrival, Stra
     let tls = context.identity.borrow().clone().ok_or(StrangerError::NoIdentity)?;
     stream.set_nodelay(true).map_err(StrangerError::Handshake)?;
     let acceptor = tokio_rustls::TlsAcceptor::from(tls.server());
+    // The TLS library asks for 4 KiB at a time; without this each would be a system call.
+    let stream = BufReader::with_capacity(READ_AHEAD, stream);
     let stream = acceptor.accept(stream).await.map_err(StrangerError::Handshake)?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let names = certificate.map_or(Ok(Vec::new()), peer_names).map_err(StrangerError::Names)?;

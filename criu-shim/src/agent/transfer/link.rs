@@ -19,7 +19,7 @@ pub const HEARTBEAT: Duration = Duration::from_millis(500);
 /// After how much silence the peer is taken for lost.
 pub const SILENCE: Duration = Duration::from_secs(3);
 
-/// Frames that wait for the wire, per direction. With frames of at most 1 MiB this bounds the memory of a connection.
+/// Frames that wait for the wire, per direction. With frames of at most 256 KiB this bounds the memory of a connection.
 const BACKLOG: usize = 8;
 
 /// Why nothing more comes from the peer.
@@ -120,11 +120,11 @@ where
     let (out_sender, out_receiver) = mpsc::channel(BACKLOG);
     let (in_sender, in_receiver) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {
-        if let Err(error) = write_all::<O, _>(BufWriter::with_capacity(32 << 10, writer), out_receiver).await {
+        if let Err(error) = write_all::<O, _>(BufWriter::with_capacity(8 << 10, writer), out_receiver).await {
             debug!(%error, "the sending end of a connection ended");
         }
     });
-    tokio::spawn(read_all(BufReader::with_capacity(64 << 10, reader), in_sender));
+    tokio::spawn(read_all(BufReader::with_capacity(8 << 10, reader), in_sender));
     (
         LinkSender { frames: out_sender, messages: PhantomData },
         LinkReceiver { frames: in_receiver, messages: PhantomData },

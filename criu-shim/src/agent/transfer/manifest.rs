@@ -25,6 +25,16 @@ impl Manifest {
         self.parts.insert(part, landed).is_none()
     }
 
+    /// Number of parts.
+    pub fn len(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// Bytes of all parts.
     pub fn bytes(&self) -> u64 {
         self.parts.values().map(|landed| landed.bytes).sum()

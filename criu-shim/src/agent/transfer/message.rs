@@ -20,6 +20,8 @@ pub struct Preamble {
     pub attempt: u32,
     /// Node that sends; the certificate must say the same.
     pub source_node: String,
+    /// How many bytes are about to come, as far as the source can guess: the memory of the processes.
+    pub bytes: u64,
 }
 
 /// What the source says.
@@ -72,11 +74,11 @@ pub enum FromTarget {
         /// Why.
         message: String,
     },
-    /// A round has landed and every digest is right.
+    /// A round has landed whole. What is made of it later is compared with its digests on the disk, each time before it is used.
     Verified {
         /// Its number.
         round: u32,
-        /// The digest that was computed here.
+        /// The digest over what has landed.
         digest: String,
     },
     /// The processes are rebuilt and held.
@@ -151,6 +153,8 @@ impl fmt::Display for Part {
     }
 }
 
+/// Most parts of one attempt.
+pub const MAX_PARTS: usize = 100_000;
 /// Longest name, bytes.
 const MAX_NAME: usize = 200;
 

@@ -2,12 +2,14 @@
 //!
 //! One TLS connection per attempt. It begins with a preamble that says which Migration and attempt it is for; then
 //! come rounds of parts (files), each with its BLAKE3, each round closed by a digest over all of it. The target
-//! answers with notices. Everything is bounded before it is decoded. This module knows nothing of CRIU, of pods or of
+//! answers with notices, keeps the digests beside the files, and compares them before the files are used. Everything is bounded before it is decoded. This module knows nothing of CRIU, of pods or of
 //! the API server: `source` and `target` decide what is sent and what becomes of it.
 
+pub mod digest;
 pub mod frame;
 pub mod link;
 pub mod manifest;
 pub mod message;
 pub mod receive;
 pub mod send;
+pub mod stored;

@@ -1,8 +1,12 @@
-//! Receiving: parts become regular files of an attempt's own directory, and nothing counts before its digest is right.
+//! Receiving: parts become regular files of an attempt's own directory, and their digests are kept beside them.
+//!
+//! The bytes are not hashed here: what counts is what lies on the disk when it is used, which `stored` compares.
 
+use crate::agent::room::{NoRoom, Share};
 use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::{Landed, Manifest};
-use crate::agent::transfer::message::{FILES, FromSource, IMAGES, NameError, Part};
+use crate::agent::transfer::message::{FILES, FromSource, IMAGES, MAX_PARTS, NameError, Part};
+use crate::agent::transfer::stored;
 use bytes::Bytes;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
@@ -11,9 +15,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::mpsc;
-
-/// Most parts of one attempt.
-const MAX_PARTS: usize = 100_000;
 
 /// Why a round could not be taken.
 #[derive(Debug, Error)]
@@ -42,8 +43,8 @@ pub enum ReceiveError {
     #[error("more than {MAX_PARTS} parts were sent")]
     TooMany,
     /// More bytes than there is room for.
-    #[error("the state needs more space than the {0} bytes that the target has for it")]
-    TooMuch(u64),
+    #[error("the state is larger than there is room for")]
+    TooMuch(#[from] NoRoom),
     /// A directory or file can't be written.
     #[error("write {path:?}")]
     Write {
@@ -53,8 +54,8 @@ pub enum ReceiveError {
         #[source]
         source: std::io::Error,
     },
-    /// The bytes are not those that were sent.
-    #[error("{part} arrived with another digest or length than it was sent with")]
+    /// The bytes are not as many as were sent, or their digest is none.
+    #[error("{part} arrived with another length than it was sent with, or without a digest")]
     Corrupted {
         /// Which part.
         part: Part,
@@ -83,7 +84,7 @@ pub struct Round {
     pub last: bool,
     /// What it brought.
     pub manifest: Manifest,
-    /// From its first message until its digest was verified.
+    /// From its first message until all of it had landed.
     pub took: Duration,
 }
 
@@ -92,17 +93,17 @@ pub struct Round {
 pub struct Landing {
     directory: PathBuf,
     /// Bytes that may still come.
-    room: u64,
-    limit: u64,
-    parts: usize,
+    share: Share,
+    /// What every round so far has brought.
+    manifest: Manifest,
 }
 
 impl Landing {
-    /// Makes the attempt's directory afresh (0700), with room for `limit` bytes.
+    /// Makes the attempt's directory afresh (0700). What lands there comes out of `share`, and of what else there is room for.
     ///
     /// # Errors
     /// Where the directory can't be made.
-    pub fn create(directory: &Path, limit: u64) -> Result<Self, ReceiveError> {
+    pub fn create(directory: &Path, share: Share) -> Result<Self, ReceiveError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| ReceiveError::Write { path, source }
@@ -114,7 +115,15 @@ impl Landing {
         for directory in [directory.to_owned(), directory.join(IMAGES), directory.join(FILES), directory.join(WORK)] {
             DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&directory))?;
         }
-        Ok(Self { directory: directory.to_owned(), room: limit, limit, parts: 0 })
+        Ok(Self { directory: directory.to_owned(), share, manifest: Manifest::default() })
+    }
+
+    /// Keeps room for `bytes` bytes, which the source says are about to come.
+    ///
+    /// # Errors
+    /// Where there is not as much.
+    pub fn expect(&mut self, bytes: u64) -> Result<(), NoRoom> {
+        self.share.reach(bytes)
     }
 
     /// Takes the next round, to its end.
@@ -133,16 +142,16 @@ impl Landing {
         loop {
             match message(link, "a part").await? {
                 FromSource::FileBegin { part } => {
-                    self.parts += 1;
-                    if self.parts > MAX_PARTS {
+                    if self.manifest.len() >= MAX_PARTS {
                         return Err(ReceiveError::TooMany);
                     }
                     let landed = self.part(link, &part).await?;
-                    if !manifest.add(part.clone(), landed) {
+                    if !(self.manifest.add(part.clone(), landed.clone()) && manifest.add(part.clone(), landed)) {
                         return Err(ReceiveError::Twice(part));
                     }
                 }
                 FromSource::RoundEnd { digest } if digest == manifest.digest() => {
+                    self.store().await?;
                     return Ok(Round { number, last, manifest, took: begun.elapsed() });
                 }
                 FromSource::RoundEnd { .. } => return Err(ReceiveError::RoundCorrupted { round: number }),
@@ -184,11 +193,8 @@ impl Landing {
         let (bytes, digest) = loop {
             match link.next().await? {
                 Incoming::Data(chunk) => {
-                    let Some(room) = self.room.checked_sub(chunk.len() as u64) else {
-                        return Err(ReceiveError::TooMuch(self.limit));
-                    };
-                    self.room = room;
-                    if chunks.send(chunk).await.is_err() {
+                    let covered = self.share.take(chunk.len() as u64)?;
+                    if chunks.send((chunk, covered)).await.is_err() {
                         // The writer has failed; its result says why.
                         break (0, String::new());
                     }
@@ -202,12 +208,21 @@ impl Landing {
         };
         drop(chunks);
         let written = writing.await.map_err(std::io::Error::other).and_then(|written| written);
-        let landed = written.map_err(|source| ReceiveError::Write { path, source })?;
-        if landed.bytes == bytes && landed.digest.to_hex().as_str() == digest {
-            Ok(landed)
-        } else {
-            Err(ReceiveError::Corrupted { part: part.clone() })
+        let written = written.map_err(|source| ReceiveError::Write { path, source })?;
+        match blake3::Hash::from_hex(&digest) {
+            Ok(digest) if written == bytes => Ok(Landed { bytes, digest }),
+            _ => Err(ReceiveError::Corrupted { part: part.clone() }),
         }
+    }
+
+    /// Writes down what has landed so far.
+    async fn store(&self) -> Result<(), ReceiveError> {
+        let (directory, manifest) = (self.directory.clone(), self.manifest.clone());
+        let stored = tokio::task::spawn_blocking(move || stored::store(&directory, &manifest)).await;
+        stored
+            .map_err(std::io::Error::other)
+            .and_then(|stored| stored)
+            .map_err(|source| ReceiveError::Write { path: self.directory.join(stored::MANIFEST), source })
     }
 }
 
@@ -222,17 +237,16 @@ async fn message(link: &mut LinkReceiver<FromSource>, expected: &'static str) ->
     }
 }
 
-/// Writes a new regular file (0600); an existing one is an error, because every part comes once.
-fn write_chunks(path: &Path, mut chunks: mpsc::Receiver<Bytes>) -> std::io::Result<Landed> {
+/// Writes a new regular file (0600) and returns its length; an existing one is an error, because every part comes once.
+fn write_chunks(path: &Path, mut chunks: mpsc::Receiver<(Bytes, Share)>) -> std::io::Result<u64> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    let mut hasher = blake3::Hasher::new();
     let mut bytes = 0;
-    while let Some(chunk) = chunks.blocking_recv() {
+    while let Some((chunk, covered)) = chunks.blocking_recv() {
         file.write_all(&chunk)?;
-        hasher.update(&chunk);
+        drop(covered);
         bytes += chunk.len() as u64;
     }
-    Ok(Landed { bytes, digest: hasher.finalize() })
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A round crosses whole or not at all.
 
 use super::*;
+use crate::agent::room::Room;
 use crate::agent::transfer::link::{self, LinkSender};
 use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::send;
@@ -20,7 +21,8 @@ fn wire(limit: u64) -> Wire {
     let (near, far) = tokio::io::duplex(64 << 10);
     let (source, from_target) = link::open::<_, FromSource, FromTarget>(near);
     let (to_source, target) = link::open::<_, FromTarget, FromSource>(far);
-    let landing = Landing::create(&directory.path().join("1"), limit).expect("landing");
+    let landing = Landing::create(&directory.path().join("1"), Room::new(move || limit).promise(0).expect("room"))
+        .expect("landing");
     Wire { directory, source, target, landing, _ends: (from_target, to_source) }
 }
 
@@ -57,16 +59,54 @@ async fn refusal(mut wire: Wire) -> ReceiveError {
     wire.landing.round(&mut wire.target).await.expect_err("must be refused")
 }
 
+/// Sends round `round` with one part, as a source would that says of it what is given.
+async fn one_part(wire: &Wire, round: u32, part: Part, bytes: u64, digest: blake3::Hash) {
+    let mut manifest = Manifest::default();
+    assert!(manifest.add(part.clone(), Landed { bytes, digest }));
+    say(wire, FromSource::RoundBegin { round, last: true }).await;
+    say(wire, FromSource::FileBegin { part }).await;
+    wire.source.data(Bytes::from_static(b"content")).await.expect("data");
+    say(wire, FromSource::FileEnd { bytes, digest: digest.to_hex().to_string() }).await;
+    say(wire, FromSource::RoundEnd { digest: manifest.digest() }).await;
+}
+
 #[tokio::test]
-async fn one_flipped_bit_is_refused() {
+async fn what_landed_with_other_bytes_than_were_sent_is_never_used() {
+    let mut wire = wire(u64::MAX);
+    one_part(&wire, 0, image("a"), 7, blake3::hash(b"contenu")).await;
+    wire.landing.round(&mut wire.target).await.expect("landed");
+    let error = stored::verify(&wire.directory.path().join("1")).expect_err("other bytes");
+    assert!(matches!(error, stored::StoredError::Digest { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_part_of_another_length_is_refused() {
     let wire = wire(u64::MAX);
-    say(&wire, FromSource::RoundBegin { round: 0, last: true }).await;
-    say(&wire, FromSource::FileBegin { part: image("a") }).await;
-    wire.source.data(Bytes::from_static(b"contenu")).await.expect("data");
-    let digest = blake3::hash(b"content").to_hex().to_string();
-    say(&wire, FromSource::FileEnd { bytes: 7, digest }).await;
+    one_part(&wire, 0, image("a"), 8, blake3::hash(b"content")).await;
     let error = refusal(wire).await;
     assert!(error.is_corruption(), "{error}");
+}
+
+#[tokio::test]
+async fn the_manifest_has_the_parts_of_every_round() {
+    let mut wire = wire(u64::MAX);
+    let directory = wire.directory.path().join("1");
+    for (round, name) in ["a", "b"].into_iter().enumerate() {
+        one_part(&wire, u32::try_from(round).expect("round"), image(name), 7, blake3::hash(b"content")).await;
+        wire.landing.round(&mut wire.target).await.expect("landed");
+        stored::verify(&directory).expect("all that has landed so far");
+    }
+    std::fs::remove_file(directory.join("images/a")).expect("remove");
+    assert!(matches!(stored::verify(&directory), Err(stored::StoredError::Missing { .. })));
+}
+
+#[tokio::test]
+async fn a_part_that_another_round_has_brought_is_refused() {
+    let mut wire = wire(u64::MAX);
+    one_part(&wire, 0, image("a"), 7, blake3::hash(b"content")).await;
+    wire.landing.round(&mut wire.target).await.expect("landed");
+    one_part(&wire, 1, image("a"), 7, blake3::hash(b"content")).await;
+    wire.landing.round(&mut wire.target).await.expect_err("there already");
 }
 
 #[tokio::test]
@@ -92,9 +132,8 @@ async fn no_more_is_taken_than_there_is_room_for() {
     let wire = wire(10);
     say(&wire, FromSource::RoundBegin { round: 0, last: true }).await;
     say(&wire, FromSource::FileBegin { part: image("a") }).await;
-    wire.source.data(Bytes::from_static(b"12345678")).await.expect("data");
-    wire.source.data(Bytes::from_static(b"12345678")).await.expect("data");
-    assert!(matches!(refusal(wire).await, ReceiveError::TooMuch(10)));
+    wire.source.data(Bytes::from_static(b"123456789012")).await.expect("data");
+    assert!(matches!(refusal(wire).await, ReceiveError::TooMuch(NoRoom { wanted: 12, left: 10 })));
 }
 
 #[tokio::test]
@@ -118,7 +157,7 @@ async fn a_connection_that_ends_in_the_middle_is_an_error() {
     assert!(matches!(landing.round(&mut target).await, Err(ReceiveError::Link(LinkError::Closed))));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn silence_is_noticed() {
     // A peer that holds the connection and says nothing, not even that it is there.
     let (near, _far) = tokio::io::duplex(64);
@@ -126,7 +165,7 @@ async fn silence_is_noticed() {
     assert!(matches!(receiver.next().await, Err(LinkError::Silent)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_peer_with_nothing_to_say_is_not_taken_for_lost() {
     let (near, far) = tokio::io::duplex(1 << 10);
     let (sender, mut receiver) = link::open::<_, FromTarget, FromSource>(near);

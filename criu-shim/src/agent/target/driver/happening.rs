@@ -1,12 +1,13 @@
 //! What happens to a target: the source comes and sends, a shim asks, a relay speaks.
 
 use super::TargetDriver;
+use super::integrity::not_received;
 use crate::agent::failure::{chain, retryable};
 use crate::agent::source::freeze::millis;
 use crate::agent::target::event::{Arrival, Event};
 use crate::agent::transfer::message::{FromTarget, VERSION};
-use crate::agent::transfer::receive::{Landing, ReceiveError, Round};
-use tideover_crds::{FailureReason, Migration, Strategy, TargetStep, names};
+use crate::agent::transfer::receive::{ReceiveError, Round};
+use tideover_crds::{FailureReason, Migration, TargetStep, names};
 use tracing::warn;
 
 impl TargetDriver {
@@ -86,6 +87,9 @@ impl TargetDriver {
             return;
         };
         self.source = Some(arrival.sender);
+        if let Err(error) = landing.expect(arrival.preamble.bytes) {
+            return self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await;
+        }
         self.tell_source(FromTarget::Accepted).await;
         let (events, attempt, mut receiver) = (self.own_events.clone(), self.local.attempt, arrival.receiver);
         self.receiving = Some(tokio::spawn(async move {
@@ -101,11 +105,11 @@ impl TargetDriver {
 
     async fn landed(&mut self, round: Result<Round, ReceiveError>, migration: Option<&Migration>) {
         let strategy = migration.and_then(|migration| migration.status.as_ref()?.strategy);
-        let round = match round {
-            Ok(round) if must_sync(strategy, round.last) => self.sync().await.map(|()| round),
-            round => round,
+        let settled = match round {
+            Ok(round) => self.settle(&round, strategy).await.map(|()| round),
+            Err(error) => Err(not_received(&error)),
         };
-        match round {
+        match settled {
             Ok(round) => {
                 let digest = round.manifest.digest();
                 self.tell_source(FromTarget::Verified { round: round.number, digest }).await;
@@ -116,40 +120,7 @@ impl TargetDriver {
                     self.reach(TargetStep::Staged);
                 }
             }
-            Err(error) => {
-                let reason =
-                    if error.is_corruption() { FailureReason::Corrupted } else { FailureReason::TransferFailed };
-                self.fail(retryable(reason, chain(&error))).await;
-            }
+            Err(failure) => self.fail(failure).await,
         }
-    }
-
-    async fn sync(&self) -> Result<(), ReceiveError> {
-        let directory = self.directory();
-        let failed = |path: &std::path::Path, source| ReceiveError::Write { path: path.to_owned(), source };
-        let synced = tokio::task::spawn_blocking({
-            let directory = directory.clone();
-            move || Landing::sync(&directory)
-        });
-        synced.await.unwrap_or_else(|error| Err(failed(&directory, std::io::Error::other(error))))
-    }
-}
-
-/// Whether what has landed must be on the disk before it counts: where the commit is made on it alone. With ReplaceFirst
-/// the processes are rebuilt before the commit, and the freeze is not to wait for the disk.
-fn must_sync(strategy: Option<Strategy>, last: bool) -> bool {
-    last && strategy != Some(Strategy::ReplaceFirst)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_state_that_will_be_the_only_one_waits_for_the_disk() {
-        assert!(must_sync(Some(Strategy::DeleteFirst), true));
-        assert!(must_sync(None, true));
-        assert!(!must_sync(Some(Strategy::DeleteFirst), false));
-        assert!(!must_sync(Some(Strategy::ReplaceFirst), true));
     }
 }

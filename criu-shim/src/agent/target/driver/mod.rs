@@ -2,6 +2,7 @@
 
 mod ending;
 mod happening;
+mod integrity;
 mod reply;
 mod restore;
 mod verdict;
@@ -11,7 +12,6 @@ use crate::agent::duty::{TargetDuty, TargetLocal, target_duty, verdict_of};
 use crate::agent::failure::{chain, retryable};
 use crate::agent::journal::{Entry, RestoreEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
-use crate::agent::source::preflight::free_bytes;
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::link::LinkSender;
@@ -27,8 +27,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::info;
 
-/// Disk space that incoming images leave free, bytes.
-const SPARE: u64 = 256 << 20;
+/// Room without which a target does not wait for a source, bytes: every image has some files besides memory.
+const LEAST: u64 = 1 << 20;
 /// How long a peer may take to take a word, before it counts as gone.
 const WORD_LIMIT: Duration = Duration::from_millis(500);
 
@@ -57,6 +57,8 @@ pub struct TargetDriver {
     /// Whether that has not been heard to have ended.
     running: bool,
     relay: Option<mpsc::Sender<ToRelay>>,
+    /// CRIU was not given its request, and why is reported: that this restore ends is no news.
+    refused: bool,
     released: Option<Instant>,
     /// A left-over of an agent before this one that has not been judged yet.
     left_over: bool,
@@ -89,6 +91,7 @@ impl TargetDriver {
             restore: None,
             running: false,
             relay: None,
+            refused: false,
             released: None,
         };
         if let Some((attempt, entry)) = entry {
@@ -97,7 +100,7 @@ impl TargetDriver {
         driver
     }
 
-    /// Takes over what the journal says.
+    /// Takes over what the journal says. Whether what had landed is still there is seen when CRIU is about to read it.
     fn adopt(&mut self, attempt: u32, entry: TargetEntry) {
         self.local.attempt = attempt;
         let has_ran = has_ran_mark(&self.directory().join(WORK));
@@ -260,6 +263,7 @@ impl TargetDriver {
         self.released = None;
         self.relay = None;
         self.running = false;
+        self.refused = false;
         self.committed = false;
         match self.context.facts().await {
             Ok(facts) => self.report.host = Some(facts),
@@ -268,14 +272,13 @@ impl TargetDriver {
         if let Err(failure) = self.write_journal(TargetEntry::default()).await {
             return self.fail(failure).await;
         }
-        let (directory, images) = (self.directory(), self.context.settings.images());
-        let free = free_bytes(&images);
-        let Some(room) = free.checked_sub(SPARE) else {
-            let message =
-                format!("no space for images: {free} bytes are free on the target's disk, {SPARE} must stay so");
-            return self.fail(retryable(FailureReason::TransferFailed, message)).await;
+        // How much comes is said by the source. Where there is no room for anything, it need not come.
+        let share = match self.context.room.promise(LEAST) {
+            Ok(share) => share,
+            Err(error) => return self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await,
         };
-        let created = tokio::task::spawn_blocking(move || Landing::create(&directory, room)).await;
+        let directory = self.directory();
+        let created = tokio::task::spawn_blocking(move || Landing::create(&directory, share)).await;
         match created.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))) {
             Ok(Ok(landing)) => {
                 self.landing = Some(landing);

@@ -1,6 +1,7 @@
-//! The restore: answering the shim, taking the relay, putting files in place, letting CRIU begin.
+//! The restore: answering the shim, taking the relay, looking at the images, putting files in place, letting CRIU begin.
 
 use super::TargetDriver;
+use super::integrity::verify;
 use super::reply::{Known, Reply, reply};
 use crate::agent::duty::verdict_of;
 use crate::agent::failure::{chain, retryable};
@@ -71,6 +72,7 @@ impl TargetDriver {
         self.registry.add_token(&restore.token, &self.key.uid);
         self.restore = Some(restore);
         self.running = true;
+        self.refused = false;
         self.relay = None;
         self.local.waiting = false;
         self.local.released = false;
@@ -129,7 +131,12 @@ impl TargetDriver {
         let Some(restore) = self.restore.clone() else { return };
         let (context, directory) = (self.context.clone(), self.directory());
         let begun = Instant::now();
-        let placed = tokio::task::spawn_blocking(move || stage::place_files(&context, &directory, &restore)).await;
+        let placed = tokio::task::spawn_blocking(move || {
+            // At every try: what counts is what CRIU is about to read, and after a commit it may have lain there for long.
+            verify(&directory)?;
+            stage::place_files(&context, &directory, &restore)
+        });
+        let placed = placed.await;
         let placed = placed.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));
         self.timings().stage_millis = millis(begun.elapsed());
         self.local.released = true;
@@ -140,7 +147,8 @@ impl TargetDriver {
             }
             Err(failure) => {
                 self.tell_relay(ToRelay::Abandon).await;
-                self.restore_failed(failure.message, Some(migration)).await;
+                self.not_restored(failure, Some(migration)).await;
+                self.refused = true;
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::criu::last_errors;
 use crate::local::ToRelay;
 use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
-use tideover_crds::{FailureReason, Migration, TargetStep};
+use tideover_crds::{Failure, FailureReason, Migration, TargetStep};
 use tracing::{error, info, warn};
 
 /// Pause before the API server or the disk is tried again.
@@ -84,21 +84,28 @@ impl TargetDriver {
         self.reach(TargetStep::Resumed);
     }
 
-    /// A restore has failed. Before the commit that ends the attempt; after it the state stays here, and kubelet's next
-    /// `create` tries again.
+    /// CRIU has failed, or ended before it was given its request.
     pub(super) async fn restore_failed(&mut self, message: String, migration: Option<&Migration>) {
+        if self.refused {
+            return;
+        }
         let log = self.directory().join(WORK).join("restore.log");
         let lines = last_errors(&log, LOG_LINES);
         let message = match lines.is_empty() || lines.iter().any(|line| message.contains(line.as_str())) {
             true => format!("CRIU's restore failed: {message}"),
             false => format!("CRIU's restore failed: {message}: {}", lines.join(" | ")),
         };
+        self.not_restored(retryable(FailureReason::RestoreFailed, message), migration).await;
+    }
+
+    /// A restore will not come about. Before the commit that ends the attempt; after it the state stays here, and kubelet's
+    /// next `create` tries again.
+    pub(super) async fn not_restored(&mut self, failure: Failure, migration: Option<&Migration>) {
         self.local.waiting = false;
         self.local.released = false;
         self.local.held = false;
         let status = migration.and_then(|migration| migration.status.as_ref());
         let verdict = status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt));
-        let failure = retryable(FailureReason::RestoreFailed, message);
         if verdict == Verdict::Committed || self.committed_here() {
             warn!(
                 migration = self.key.name,

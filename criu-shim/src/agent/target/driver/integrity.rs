@@ -1,0 +1,58 @@
+//! What has landed is as it was sent: looked at on the disk, before anything is made of it.
+
+use super::TargetDriver;
+use crate::agent::failure::{chain, retryable};
+use crate::agent::transfer::receive::{Landing, ReceiveError, Round};
+use crate::agent::transfer::stored;
+use std::path::Path;
+use tideover_crds::{Failure, FailureReason, Strategy};
+
+impl TargetDriver {
+    /// Sees to it that a round that has landed can be relied on, as far as that is not seen to later.
+    pub(super) async fn settle(&self, round: &Round, strategy: Option<Strategy>) -> Result<(), Failure> {
+        let (directory, only) = (self.directory(), is_the_only_one(strategy, round.last));
+        // What is not the last round is small, nothing is frozen yet, and runc reads it before CRIU is released.
+        let look = only || !round.last;
+        let settling = tokio::task::spawn_blocking(move || {
+            if only {
+                Landing::sync(&directory).map_err(|error| not_received(&error))?;
+            }
+            if look { verify(&directory) } else { Ok(()) }
+        });
+        settling.await.unwrap_or_else(|error| Err(retryable(FailureReason::TransferFailed, chain(&error))))
+    }
+}
+
+/// Compares what lies in an attempt's directory with what was sent. Blocking.
+///
+/// # Errors
+/// With the failure to report, which names the file.
+pub(super) fn verify(directory: &Path) -> Result<(), Failure> {
+    stored::verify(directory).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
+}
+
+/// The failure to report where a round could not be taken.
+pub(super) fn not_received(error: &ReceiveError) -> Failure {
+    let reason = if error.is_corruption() { FailureReason::Corrupted } else { FailureReason::TransferFailed };
+    retryable(reason, chain(error))
+}
+
+/// Whether a round is about to be all that there is of the application: where the commit is made on it alone. It must be on
+/// the disk by then, and right. With ReplaceFirst the processes are rebuilt before the commit: the freeze does not wait for
+/// the disk, and what is there is looked at once, just before CRIU reads it.
+fn is_the_only_one(strategy: Option<Strategy>, last: bool) -> bool {
+    last && strategy != Some(Strategy::ReplaceFirst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_state_that_will_be_the_only_one_waits_for_the_disk() {
+        assert!(is_the_only_one(Some(Strategy::DeleteFirst), true));
+        assert!(is_the_only_one(None, true));
+        assert!(!is_the_only_one(Some(Strategy::DeleteFirst), false));
+        assert!(!is_the_only_one(Some(Strategy::ReplaceFirst), true));
+    }
+}

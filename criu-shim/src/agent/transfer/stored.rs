@@ -1,0 +1,218 @@
+//! What has landed, as it lies on the disk: the manifest beside the files, and whether they still are what it says.
+//!
+//! A digest that was right when the bytes came in says nothing about what CRIU will read. So what is about to be relied on is
+//! read back and compared, every time: before a commit that is made on it alone, and before CRIU gets its request. It is
+//! the one place where the target computes digests, because a second time would lengthen the freeze.
+
+use crate::agent::transfer::digest::{Whole, digests};
+use crate::agent::transfer::manifest::{Landed, Manifest};
+use crate::agent::transfer::message::{FILES, IMAGES, MAX_PARTS, NameError, Part};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Error, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Name of the manifest in an attempt's directory.
+pub const MANIFEST: &str = "manifest.json";
+/// Version of its format.
+const VERSION: u32 = 1;
+/// Largest manifest that is read, bytes: a part takes less than 400, its name 200 of them.
+const MAX_BYTES: u64 = 400 * MAX_PARTS as u64;
+
+/// Why what lies on the disk may not be used.
+#[derive(Debug, Error)]
+pub enum StoredError {
+    /// The manifest can't be read; it may never have been written.
+    #[error("read the manifest {path:?} on the target's disk")]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Error,
+    },
+    /// Longer than any that is written.
+    #[error("the manifest {path:?} on the target's disk has more than {MAX_BYTES} bytes")]
+    TooLarge {
+        /// The manifest.
+        path: PathBuf,
+    },
+    /// It is no manifest.
+    #[error("understand the manifest {path:?} on the target's disk")]
+    Parse {
+        /// The manifest.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It is one of another version.
+    #[error("the manifest {path:?} on the target's disk has version {version}, this agent knows {VERSION}")]
+    Version {
+        /// The manifest.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// It names what can't have landed.
+    #[error("the manifest on the target's disk names a part that can't be")]
+    Name(#[from] NameError),
+    /// It has a digest that is none, or a part twice.
+    #[error("the manifest on the target's disk has no usable entry for {part}")]
+    Entry {
+        /// Which part.
+        part: Part,
+    },
+    /// A directory can't be listed, or a file can't be read.
+    #[error("read {path:?} on the target's disk")]
+    Read {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Error,
+    },
+    /// A file that landed is not there.
+    #[error("{file} is missing on the target's disk")]
+    Missing {
+        /// The file, in the attempt's directory.
+        file: String,
+    },
+    /// Something is there that never landed. CRIU would take it for a part of the image.
+    #[error("{file} is on the target's disk and was never sent")]
+    Extra {
+        /// The file, in the attempt's directory.
+        file: String,
+    },
+    /// Another length.
+    #[error("{file} is corrupted on the target's disk: it has {found} bytes and {sent} were sent")]
+    Length {
+        /// The file, in the attempt's directory.
+        file: String,
+        /// Bytes that are there.
+        found: u64,
+        /// Bytes that were sent.
+        sent: u64,
+    },
+    /// The same length and other bytes.
+    #[error("{file} is corrupted on the target's disk: its bytes are not those that were sent")]
+    Digest {
+        /// The file, in the attempt's directory.
+        file: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    version: u32,
+    parts: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    part: Part,
+    bytes: u64,
+    /// BLAKE3, hexadecimal.
+    digest: String,
+}
+
+/// Writes `manifest` in place of the one that is in the attempt's `directory` (0600), whole or not at all. Blocking.
+///
+/// # Errors
+/// Where it can't be written; the one before stands then.
+pub fn store(directory: &Path, manifest: &Manifest) -> std::io::Result<()> {
+    let parts = manifest.parts().map(|(part, landed)| Entry {
+        part: part.clone(),
+        bytes: landed.bytes,
+        digest: landed.digest.to_hex().to_string(),
+    });
+    let document = serde_json::to_vec(&Document { version: VERSION, parts: parts.collect() })?;
+    let (path, new) = (directory.join(MANIFEST), directory.join("manifest.new"));
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(&document)?;
+    std::fs::rename(&new, &path)
+}
+
+/// Compares everything that lies in the attempt's `directory` with its manifest: the same files, of the same lengths, with the
+/// same bytes. Blocking.
+///
+/// # Errors
+/// With the first thing that is not as it was sent; nothing of the attempt may be used then.
+pub fn verify(directory: &Path) -> Result<(), StoredError> {
+    let expected = expected(directory)?;
+    for place in [IMAGES, FILES] {
+        let path = directory.join(place);
+        let failed = |source| StoredError::Read { path: path.clone(), source };
+        for entry in path.read_dir().map_err(failed)? {
+            let file = format!("{place}/{}", entry.map_err(failed)?.file_name().to_string_lossy());
+            if !expected.contains_key(&file) {
+                return Err(StoredError::Extra { file });
+            }
+        }
+    }
+    let mut files = Vec::with_capacity(expected.len());
+    for (file, landed) in &expected {
+        let path = directory.join(file);
+        let found = match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_file() => metadata.len(),
+            Ok(_) => return Err(StoredError::Extra { file: file.clone() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoredError::Missing { file: file.clone() });
+            }
+            Err(source) => return Err(StoredError::Read { path, source }),
+        };
+        if found != landed.bytes {
+            return Err(StoredError::Length { file: file.clone(), found, sent: landed.bytes });
+        }
+        files.push(Whole { path, bytes: found });
+    }
+    for ((file, landed), (whole, digest)) in expected.iter().zip(files.iter().zip(digests(&files))) {
+        let digest = digest.map_err(|source| StoredError::Read { path: whole.path.clone(), source })?;
+        if digest != landed.digest {
+            return Err(StoredError::Digest { file: file.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// What the manifest says must be there, by path in the attempt's directory.
+fn expected(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredError> {
+    let path = directory.join(MANIFEST);
+    let mut text = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut text))
+        .map_err(|source| StoredError::Manifest { path: path.clone(), source })?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(StoredError::TooLarge { path });
+    }
+    let parse = |source| StoredError::Parse { path: path.clone(), source };
+    let VersionOnly { version } = serde_json::from_slice(&text).map_err(parse)?;
+    if version != VERSION {
+        return Err(StoredError::Version { path, version });
+    }
+    let document: Document = serde_json::from_slice(&text).map_err(parse)?;
+    let mut expected = BTreeMap::new();
+    for Entry { part, bytes, digest } in document.parts {
+        let (place, name) = part.place()?;
+        let Ok(digest) = blake3::Hash::from_hex(&digest) else { return Err(StoredError::Entry { part }) };
+        if expected.insert(format!("{place}/{name}"), Landed { bytes, digest }).is_some() {
+            return Err(StoredError::Entry { part });
+        }
+    }
+    Ok(expected)
+}
+
+#[cfg(test)]
+#[path = "stored_tests.rs"]
+mod tests;
