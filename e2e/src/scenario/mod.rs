@@ -1,14 +1,15 @@
 //! What the demo, the end-to-end tests and the benchmarks have in common: a cluster with Tideover installed, programs
 //! that show gaps and second copies, and waits for conditions.
 //!
-//! Everything goes through the doors that people use: kubectl, helm, the API. Only [`victim`] and [`moment`] look into
-//! the product, to end its processes and to tell how far a move has come.
+//! Everything goes through the doors that people use: kubectl, helm, the API. Only [`victim`], [`moment`] and [`flip`] look
+//! into the product: to end its processes, to tell how far a move has come, and to spoil what lies on a disk.
 
 pub mod bare_runc;
 pub mod cluster;
 pub mod collector;
 pub mod drain;
 pub mod figures;
+pub mod flip;
 pub mod kube;
 pub mod manifests;
 pub mod migration;

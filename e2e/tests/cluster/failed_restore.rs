@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use e2e::scenario::drain::Drain;
+use e2e::scenario::flip::{self, Flip, Flipper};
 use e2e::scenario::manifests::{self, Ticker};
+use e2e::scenario::sandbox::Pod;
 use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
 
 const LIMIT: Duration = Duration::from_secs(240);
+/// Moves in which a bit may be flipped too late, before the test gives up.
+const TRIES: usize = 5;
 
 /// Takes the program that the tickers run out of a node's images, and puts it back.
 pub(super) const PROGRAM_AWAY: &str = "find /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots -path '*/fs/probe' -type f \
@@ -63,6 +67,11 @@ fn source_goes_on(name: &str, change: &str, undo: &'static str, words: &str) -> 
     let message = migration::message(&ended);
     ensure!(message.contains(words), "the Migration does not say why: {message}");
 
+    goes_on(&sandbox, &collector, &pod)
+}
+
+/// The ticker is the one that it was, with its state, and there is no other.
+fn goes_on(sandbox: &Sandbox, collector: &Collector, pod: &Pod) -> Result<()> {
     let after = sandbox.ready_pod("ticker")?;
     ensure!(after.uid == pod.uid && after.restarts == 0, "another pod, or a restart");
     let newest = collector.account().newest;
@@ -100,4 +109,90 @@ fn a_full_disk_on_the_target_costs_nothing_but_the_attempt() -> Result<()> {
         "umount -l /var/lib/tideover/images",
         "space",
     )
+}
+
+/// A bit of the ticker's memory changes on the target's disk while it lands there, in a move whose ticker is `manifest`.
+fn a_flipped_bit_is_named(name: &str, manifest: impl Fn(Ticker) -> String) -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), name)?;
+    let collector = Collector::listen(cluster.host_address())?;
+    sandbox.apply(&manifests::policy("ticker", "ticker", "  migration: {maxAttempts: 1}\n"))?;
+    sandbox.apply(&manifest(Ticker { mib: 96, collector: collector.address() }))?;
+    for number in 1..=TRIES {
+        let pod = sandbox.ready_pod("ticker")?;
+        let ticks = collector.account().newest;
+        until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > ticks + 100)))?;
+        let others = cluster.workers().into_iter().filter(|node| *node != pod.node);
+        let flipper =
+            Flipper::start(others.map(|node| Ok(cluster.node(&node)?.path(flip::IMAGES)?)).collect::<Result<_>>()?);
+        let drained = Drain::start(sandbox.kube(), &pod.node, "app=ticker")?.finish(LIMIT);
+        let flipped = flipper.finish()?;
+        let (drained, ended) = (drained?, migration::ended(&sandbox, &pod.name, LIMIT)?);
+        if ended["status"]["phase"] == "Succeeded" {
+            let early = flipped.as_ref().is_some_and(|flip| flip.while_landing);
+            ensure!(!early, "a program with another memory than it had was restored: {flipped:?}");
+            println!("move {number}: the bit was flipped too late, or not at all: {flipped:?}");
+            sandbox.kube().run(&["uncordon", &pod.node])?;
+            continue;
+        }
+        let said = "is corrupted on the target's disk";
+        ensure!(ended["status"]["phase"] == "Failed", "the move is {}", ended["status"]["phase"]);
+        let message = migration::message(&ended);
+        ensure!(message.contains("images/pages-") && message.contains(said), "not the reason: {message}");
+        let reason = &ended["status"]["failures"][0]["reason"];
+        ensure!(reason == "Corrupted", "the reason is {reason}");
+        ensure!(drained.code != Some(0) && drained.said.contains(said), "the drain does not say why: {}", drained.said);
+        return goes_on(&sandbox, &collector, &pod);
+    }
+    bail!("no bit was flipped in time in {TRIES} moves")
+}
+
+#[test]
+fn a_bit_that_changes_on_the_targets_disk_is_noticed_before_the_restore() -> Result<()> {
+    a_flipped_bit_is_named("flipped", |ticker| ticker.deployment("ticker"))
+}
+
+#[test]
+fn a_bit_that_changes_on_the_targets_disk_is_noticed_before_the_only_copy_is_committed() -> Result<()> {
+    a_flipped_bit_is_named("flipped-bare", |ticker| ticker.pod("ticker"))
+}
+
+#[test]
+fn a_bit_that_changes_after_the_commit_keeps_the_state_until_it_is_mended() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "flipped-late")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    sandbox.apply(&Ticker { mib: 96, collector: collector.address() }.pod("ticker"))?;
+    for number in 1..=TRIES {
+        let pod = sandbox.ready_pod("ticker")?;
+        let ticks = collector.account().newest;
+        until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > ticks + 100)))?;
+        let name = format!("move-{number}");
+        sandbox.create(&migration::manifest(&name, "ticker"))?;
+        let status =
+            || Ok::<_, anyhow::Error>(sandbox.get(&["migration", &name])?.unwrap_or_default()["status"].take());
+        let target = until("the commit", LIMIT, || {
+            Ok(status()?["owner"]["node"].as_str().filter(|owner| *owner != pod.node).map(ToOwned::to_owned))
+        })?;
+        let flipped = Flip::of_pages(&cluster.node(&target)?.path(flip::IMAGES)?)?;
+        let newest = collector.account().newest;
+        let refused = until("the restore to be refused or done", LIMIT, || {
+            let status = status()?;
+            let refused = status["target"]["failure"]["reason"] == "Corrupted";
+            Ok(Some(refused).filter(|_| refused || status["phase"] == "Succeeded"))
+        })?;
+        let Some(flipped) = flipped.filter(|_| refused) else {
+            println!("move {number}: the bit was flipped too late");
+            continue;
+        };
+        ensure!(collector.account().newest == newest, "the program runs on with another memory than it had");
+        flipped.undo()?;
+        migration::succeeded(&sandbox, "ticker", LIMIT)?;
+        let account = until("the ticker to go on", LIMIT, || {
+            Ok(Some(collector.account()).filter(|account| account.newest > newest + 500))
+        })?;
+        ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
+        return Ok(());
+    }
+    bail!("no bit was flipped in time in {TRIES} moves")
 }
