@@ -61,7 +61,7 @@ pub enum SourceStep {
     Frozen,
     /// Dumped; the state is crossing.
     Dumped,
-    /// The target has it all and has verified it.
+    /// The target has it all, as many bytes as were sent.
     Sent,
     /// Attempt aborted: the application runs here, nothing of the attempt is left on this node.
     Thawed,
@@ -105,7 +105,7 @@ pub enum TargetStep {
     Listening,
     /// The replacement container's `create` waits here; runc and CRIU are started and wait at the relay.
     Waiting,
-    /// Everything has landed and its digests are verified.
+    /// Everything has landed. Where the commit is made on that alone, it was verified on the disk.
     Staged,
     /// The processes are rebuilt and held before they run.
     Held,
@@ -142,9 +142,9 @@ pub struct SourceTimings {
     pub freeze_wait_millis: f64,
     /// CRIU's dump.
     pub dump_millis: f64,
-    /// From the end of the dump until the target had verified everything.
+    /// From the end of the dump until the target had everything.
     pub transfer_millis: f64,
-    /// From verified to the news that the processes are rebuilt and held.
+    /// From there to the news that the processes are rebuilt and held.
     pub restore_millis: f64,
     /// From held to the news that they run: the commit and the resume.
     pub commit_millis: f64,
@@ -159,9 +159,9 @@ pub struct SourceTimings {
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TargetTimings {
-    /// First byte of the final part until all digests were verified.
+    /// First byte of the last round until all of it had landed.
     pub receive_millis: f64,
-    /// Files put in place.
+    /// Images verified on the disk, and files put in place.
     pub stage_millis: f64,
     /// From the release of CRIU's request until post-restore.
     pub restore_millis: f64,
@@ -216,7 +216,7 @@ pub enum FailureReason {
     DumpFailed,
     /// The state did not cross.
     TransferFailed,
-    /// What arrived is not what was sent.
+    /// What arrived, or what lies on the target's disk, is not what was sent.
     Corrupted,
     /// CRIU's restore failed.
     RestoreFailed,
