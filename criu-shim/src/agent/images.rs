@@ -26,8 +26,8 @@ pub fn remove(attempt: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes the directory of all images where there is none, and removes what belongs to Migrations that the journal does not know: an agent was ended before it had written anything
-/// down, so nothing of it can be in use.
+/// Makes the directory of all images where there is none, and removes what belongs to Migrations that the journal does not
+/// know: an agent was ended before it had written anything down, so nothing of it can be in use.
 ///
 /// # Errors
 /// Where something can't be listed or removed.
