@@ -3,6 +3,7 @@
 use super::manifest;
 use super::obstacles::{ClaimModes, obstacles};
 use crate::transition::{Claim, Controller, PodSeen, RunState, SourceSeen};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use tideover_crds::names;
@@ -57,11 +58,23 @@ fn run_state(status: &PodStatus) -> RunState {
         containers.into_iter().any(|one| one.container_id.as_deref().is_some_and(|id| !id.is_empty()))
     };
     match status.phase.as_deref() {
-        Some("Running") => RunState::Running,
+        // kubelet also calls a pod so whose container could not be started and will be tried again.
+        Some("Running") if has_run(status) => RunState::Running,
         Some("Failed") if !started() => RunState::TurnedAway,
         Some("Succeeded" | "Failed") => RunState::Ended,
         _ => RunState::Pending,
     }
+}
+
+/// Whether a container has run at some time. One that could not be started has no time of its start, or the epoch.
+fn has_run(status: &PodStatus) -> bool {
+    let states = status.container_statuses.iter().flatten().flat_map(|one| [&one.state, &one.last_state]).flatten();
+    let starts = states.flat_map(|state| {
+        let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
+        let ended = state.terminated.as_ref().and_then(|ended| ended.started_at.as_ref());
+        [running, ended]
+    });
+    starts.flatten().any(|started| started.0 > Timestamp::UNIX_EPOCH)
 }
 
 fn unschedulable(status: &PodStatus) -> Option<String> {
@@ -90,6 +103,19 @@ mod tests {
             "ready": false, "restartCount": 0 }]);
         let seen = pod_seen(&pod(json!({ "phase": "Failed", "containerStatuses": containers })));
         assert_eq!(seen.state, RunState::Ended);
+    }
+
+    #[test]
+    fn a_pod_whose_container_could_not_be_started_has_not_run() {
+        let state = |last: serde_json::Value| {
+            let containers = json!([{ "name": "c", "containerID": "containerd://1", "image": "", "imageID": "",
+                "ready": false, "restartCount": 1, "state": { "waiting": { "reason": "CrashLoopBackOff" } },
+                "lastState": { "terminated": last } }]);
+            pod_seen(&pod(json!({ "phase": "Running", "containerStatuses": containers }))).state
+        };
+        let failed = json!({ "exitCode": 128, "reason": "StartError", "startedAt": "1970-01-01T00:00:00Z" });
+        assert_eq!(state(failed), RunState::Pending);
+        assert_eq!(state(json!({ "exitCode": 1, "startedAt": "2026-01-01T00:00:00Z" })), RunState::Running);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub struct PodSeen {
 pub enum RunState {
     /// Not started yet.
     Pending,
-    /// Its containers run.
+    /// Its containers run, or have run and are started again.
     Running,
     /// Its containers have run and ended.
     Ended,
