@@ -59,18 +59,25 @@ impl Moment {
     }
 
     /// Whether a move with these signs is in this moment. What begins a moment stays, and so does what ends it, until the
-    /// attempt is cleaned up: a move that was in a moment before something happened and still is after it was in it
-    /// all the time.
+    /// attempt is cleaned up: a move that was in a moment before something happened, and still is after it, was in it all
+    /// the time.
     pub fn holds(self, signs: &Signs) -> bool {
         let Signs { owner, disks, .. } = signs;
         match self {
             Self::Preparing | Self::PreCopying | Self::Handover => Some(signs.phase.as_str()) == self.phase(),
             Self::Freezing => disks.journal && disks.images == 0,
             Self::Dumping => disks.journal && disks.images > 0 && !disks.dumped && disks.landed == 0,
-            Self::Transferring => disks.journal && disks.dumped && disks.landed > 0 && disks.landed < disks.images,
+            Self::Transferring => disks.journal && disks.landed > 0 && disks.landed < disks.images,
             Self::Restoring => disks.journal && disks.restoring && *owner == Owner::Undecided,
             Self::Committed => disks.journal && *owner == Owner::Target,
         }
+    }
+
+    /// Whether a move that was in this moment still was when `found` was seen. The owner in it may be older than the disks;
+    /// `later` was read after them. A commit that shows only there may have come before; an abort may not: it is what
+    /// becomes of a move that something was done to.
+    pub fn held_until(self, found: &Signs, later: Owner) -> bool {
+        self.holds(found) && (self != Self::Restoring || later != Owner::Target)
     }
 }
 
@@ -211,6 +218,18 @@ mod tests {
         assert_eq!(at(&signs), [], "rolled back");
         signs = Signs { owner: Owner::Target, ..Signs::default() };
         assert_eq!(at(&signs), [], "retired");
+    }
+
+    #[test]
+    fn a_commit_that_may_have_come_before_is_no_proof_of_a_restore() {
+        let disks = Traces { journal: true, images: 10, dumped: true, landed: 10, restoring: true };
+        let found = Signs { phase: "Freezing".to_owned(), owner: Owner::Undecided, disks };
+        assert!(Moment::Restoring.held_until(&found, Owner::Undecided));
+        assert!(Moment::Restoring.held_until(&found, Owner::Source));
+        assert!(!Moment::Restoring.held_until(&found, Owner::Target));
+        assert!(!Moment::Transferring.held_until(&found, Owner::Undecided));
+        let found = Signs { owner: Owner::Target, ..found };
+        assert!(Moment::Committed.held_until(&found, Owner::Target));
     }
 
     #[test]

@@ -62,9 +62,8 @@ pub fn strike(
     };
     let found = under_way.signs();
     let (before, after) = struck?;
-    // What the watch has shown of the owner may be old.
-    let now = sandbox.get(&["migration", name])?.context("the Migration is gone")?;
-    let still = moment.holds(&Signs { owner: Signs::of(&now).owner, ..found });
+    let later = sandbox.get(&["migration", name])?.context("the Migration is gone")?;
+    let still = moment.held_until(&found, Signs::of(&later).owner);
     let object = migration::ended(sandbox, &pod.name, LIMIT)?;
     let phase = phase_throughout(&object, before, after);
     let proven = match moment.phase() {
