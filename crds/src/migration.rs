@@ -81,6 +81,9 @@ pub enum Phase {
     Preparing,
     /// State is copied while the application runs.
     PreCopying,
+    /// With [`Strategy::DeleteFirst`]: an early cut of the application is restored on the target, held before it runs, and
+    /// destroyed. The application runs on but for the moment of the cut.
+    Rehearsing,
     /// The replacement pod comes up; its container's `create` waits. Nothing is frozen.
     Handover,
     /// The operator has given the go: from here on the two agents act on their own until the commit or the roll-back.
@@ -241,7 +244,10 @@ pub struct MigrationStatus {
     /// Node that the scheduler chose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_node: Option<String>,
-    /// The pod that is restored; nothing else ever is.
+    /// The pod in which an early cut is restored on the target and never runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal: Option<ObjectRef>,
+    /// The pod that is restored to run; nothing else ever is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replacement: Option<ObjectRef>,
     /// With [`Strategy::DeleteFirst`] and no controller: the object to create again, kept before the source is deleted.

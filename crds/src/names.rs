@@ -12,6 +12,10 @@ pub const RUNTIME_CLASS: &str = "tideover";
 /// ask; what is restored is decided by the Migration's `status.replacement.uid` alone.
 pub const REPLACEMENT_OF: &str = "tideover.dev/replacement-of";
 
+/// Pod annotation: `<name of the Migration>` that this pod rehearses the restore of. Set by the operator on the pod that it
+/// creates for that. No container of such a pod ever starts cold: it would be a second copy.
+pub const REHEARSAL_OF: &str = "tideover.dev/rehearsal-of";
+
 /// Pod annotation: UID of the one Migration that may move this pod. Set by the operator with a compare-and-swap, so
 /// that a pod has at most one active Migration whatever the operator's caches say.
 pub const CLAIMED_BY: &str = "tideover.dev/claimed-by";

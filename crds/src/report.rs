@@ -103,6 +103,8 @@ impl TargetReport {
 pub enum TargetStep {
     /// Ready to receive at `address`.
     Listening,
+    /// An early cut was restored here, held before it ran, and destroyed: nothing of the rehearsal is left.
+    Rehearsed,
     /// The replacement container's `create` waits here; runc and CRIU are started and wait at the relay.
     Waiting,
     /// Everything has landed. Where the commit is made on that alone, it was verified on the disk.
@@ -138,6 +140,8 @@ pub struct Round {
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SourceTimings {
+    /// The pause for the cut of the rehearsal: first freezer write until the thaw. 0 where there was none.
+    pub cut_millis: f64,
     /// From the first freezer write until the cgroup reads frozen.
     pub freeze_wait_millis: f64,
     /// CRIU's dump.
@@ -208,7 +212,7 @@ pub enum FailureReason {
     NoTarget,
     /// The target's CPU, kernel or CRIU can't run this image.
     IncompatibleHost,
-    /// The replacement did not come up in time.
+    /// The replacement, or the pod of the rehearsal, did not come up.
     ReplacementMissing,
     /// Freezing did not end in time.
     FreezeFailed,

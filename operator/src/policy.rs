@@ -1,9 +1,10 @@
 //! Which ProtectedWorkload a pod belongs to. Pure.
 
+use crate::pod::seen;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::core::{ParseExpressionError, Selector, SelectorExt};
-use tideover_crds::{MaintenanceAction, ProtectedWorkload, names};
+use tideover_crds::{MaintenanceAction, ProtectedWorkload};
 
 /// The selector of a policy.
 ///
@@ -14,9 +15,9 @@ pub fn selector(policy: &ProtectedWorkload) -> Result<Selector, ParseExpressionE
 }
 
 /// The policy that selects `pod`; of several, one that moves pods, and then the first by name. A policy that is being
-/// deleted, or whose selector selects everything or can't be read, selects nothing; nor is a reservation ever protected.
+/// deleted, or whose selector selects everything or can't be read, selects nothing; nor is a reservation or a rehearsal ever protected.
 pub fn selecting<'a>(policies: &'a [ProtectedWorkload], pod: &Pod) -> Option<&'a ProtectedWorkload> {
-    if pod.labels().contains_key(names::RESERVATION_FOR) {
+    if seen::stands_beside(pod) {
         return None;
     }
     let selects = |policy: &&ProtectedWorkload| {
@@ -35,6 +36,7 @@ pub fn moves(policy: &ProtectedWorkload) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+    use tideover_crds::names;
 
     fn policy(name: &str, label: &str, action: &str) -> ProtectedWorkload {
         serde_json::from_value(json!({
@@ -56,9 +58,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reservation_is_never_protected() {
-        let mut pod = pod("x");
-        pod.labels_mut().insert(names::RESERVATION_FOR.into(), "m".into());
-        assert!(selecting(&[policy("b", "x", "Migrate")], &pod).is_none());
+    fn what_the_operator_made_for_a_move_is_never_protected() {
+        let (mut reservation, mut rehearsal) = (pod("x"), pod("x"));
+        reservation.labels_mut().insert(names::RESERVATION_FOR.into(), "m".into());
+        rehearsal.annotations_mut().insert(names::REHEARSAL_OF.into(), "m".into());
+        for pod in [reservation, rehearsal] {
+            assert!(selecting(&[policy("b", "x", "Migrate")], &pod).is_none());
+        }
     }
 }

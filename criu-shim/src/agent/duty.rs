@@ -59,6 +59,8 @@ pub enum SourceAt {
     Ready,
     /// Connected to the target; what can go early has gone.
     Connected,
+    /// Connected, and the cut for the rehearsal has been sent. The application runs.
+    Cut,
     /// This side said that it can't go on. Nothing is frozen.
     Failed,
     /// The pod is frozen, or may be: the journal says that a freeze was begun and not that it was ended.
@@ -78,6 +80,8 @@ pub enum SourceDuty {
     Preflight(u32),
     /// Connect to the target, send what can go early, and report `PreCopying`, then `Converged`.
     Connect(u32),
+    /// Freeze for a moment, and send what was dumped for the rehearsal.
+    Cut(u32),
     /// The go: freeze, dump, send, and see it through to the verdict.
     Freeze(u32),
     /// Frozen, and nobody has decided: stay so, and find out.
@@ -109,7 +113,7 @@ pub fn source_duty(migration: &Migration, local: SourceLocal) -> SourceDuty {
         Verdict::Aborted if at == SourceAt::Thawed || reported == Some(SourceStep::Thawed) => SourceDuty::None,
         Verdict::Aborted => SourceDuty::Abandon(attempt),
         Verdict::Open if status.phase.is_terminal() => match at {
-            SourceAt::Ready | SourceAt::Connected => SourceDuty::Abandon(attempt),
+            SourceAt::Ready | SourceAt::Connected | SourceAt::Cut => SourceDuty::Abandon(attempt),
             _ => SourceDuty::None,
         },
         Verdict::Open if migration.metadata.deletion_timestamp.is_some() || attempt == 0 => SourceDuty::None,
@@ -120,13 +124,15 @@ pub fn source_duty(migration: &Migration, local: SourceLocal) -> SourceDuty {
 fn open_source_duty(status: &MigrationStatus, attempt: u32, at: SourceAt) -> SourceDuty {
     let reachable = status.target_now().is_some_and(|target| target.failure.is_none() && target.address.is_some());
     match (status.phase, at) {
-        (Phase::Preparing | Phase::PreCopying | Phase::Handover | Phase::Freezing, SourceAt::Idle) => {
-            SourceDuty::Preflight(attempt)
-        }
-        (Phase::PreCopying | Phase::Handover | Phase::Freezing, SourceAt::Ready) if reachable => {
+        (
+            Phase::Preparing | Phase::PreCopying | Phase::Rehearsing | Phase::Handover | Phase::Freezing,
+            SourceAt::Idle,
+        ) => SourceDuty::Preflight(attempt),
+        (Phase::PreCopying | Phase::Rehearsing | Phase::Handover | Phase::Freezing, SourceAt::Ready) if reachable => {
             SourceDuty::Connect(attempt)
         }
-        (Phase::Freezing, SourceAt::Connected) => SourceDuty::Freeze(attempt),
+        (Phase::Rehearsing, SourceAt::Connected) => SourceDuty::Cut(attempt),
+        (Phase::Freezing, SourceAt::Connected | SourceAt::Cut) => SourceDuty::Freeze(attempt),
         _ => SourceDuty::None,
     }
 }
@@ -223,7 +229,9 @@ fn open_target_duty(status: &MigrationStatus, local: TargetLocal) -> TargetDuty 
         Some(Strategy::DeleteFirst) if local.staged => TargetDuty::Commit(attempt),
         _ if local.listening => TargetDuty::None,
         _ => match status.phase {
-            Phase::Preparing | Phase::PreCopying | Phase::Handover | Phase::Freezing => TargetDuty::Listen(attempt),
+            Phase::Preparing | Phase::PreCopying | Phase::Rehearsing | Phase::Handover | Phase::Freezing => {
+                TargetDuty::Listen(attempt)
+            }
             _ => TargetDuty::None,
         },
     }

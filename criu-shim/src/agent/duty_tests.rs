@@ -17,6 +17,9 @@ fn a_source_does_one_thing_after_the_other() {
     assert_eq!(duty(Phase::Preparing, SourceAt::Idle), SourceDuty::Preflight(1));
     assert_eq!(duty(Phase::Preparing, SourceAt::Ready), SourceDuty::None);
     assert_eq!(duty(Phase::PreCopying, SourceAt::Ready), SourceDuty::Connect(1));
+    assert_eq!(duty(Phase::Rehearsing, SourceAt::Connected), SourceDuty::Cut(1));
+    assert_eq!(duty(Phase::Rehearsing, SourceAt::Cut), SourceDuty::None, "one cut is enough");
+    assert_eq!(duty(Phase::Freezing, SourceAt::Cut), SourceDuty::Freeze(1));
     assert_eq!(duty(Phase::Handover, SourceAt::Connected), SourceDuty::None);
     assert_eq!(duty(Phase::Freezing, SourceAt::Connected), SourceDuty::Freeze(1));
     assert_eq!(duty(Phase::Freezing, SourceAt::Frozen), SourceDuty::Settle(1));
@@ -116,6 +119,7 @@ fn any_phase() -> impl proptest::strategy::Strategy<Value = Phase> {
         Phase::Pending,
         Phase::Preparing,
         Phase::PreCopying,
+        Phase::Rehearsing,
         Phase::Handover,
         Phase::Freezing,
         Phase::Transferring,

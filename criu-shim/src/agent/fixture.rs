@@ -67,6 +67,14 @@ impl Fixture {
         })
     }
 
+    /// Rehearsal pod, by UID.
+    pub fn rehearsal(self, uid: &str) -> Self {
+        self.status(|status| {
+            let name = "move-rehearsal-1".into();
+            status.rehearsal = Some(ObjectRef { name, uid: uid.into(), node: Some("b".into()) });
+        })
+    }
+
     /// The source's report, of the current attempt.
     pub fn source_step(self, step: SourceStep) -> Self {
         self.status(|status| {

@@ -86,6 +86,9 @@ pub struct Create {
     /// Name of the Migration in the pod's annotation `tideover.dev/replacement-of`: where to ask, not what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replacement_of: Option<String>,
+    /// Name of the Migration in the pod's annotation `tideover.dev/rehearsal-of`. Such a container never starts cold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal_of: Option<String>,
 }
 
 /// What a container is to the CRI.

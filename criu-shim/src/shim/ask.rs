@@ -45,7 +45,7 @@ pub(super) struct Restore {
 struct Waiting {
     /// When the agent has spoken last.
     heard: Instant,
-    /// The container must not start unasked: its pod is a replacement or in the journal, or the agent has said to wait.
+    /// The container must not start unasked: its pod is a replacement, a rehearsal or in the journal, or the agent has said to wait.
     bound: bool,
 }
 
@@ -73,7 +73,8 @@ fn is_in_journal(directory: &Path, pod_uid: &str) -> bool {
 /// Asks. A container that has nothing to do with a move, as far as its pod and the `journal` say, never waits for an agent
 /// that is not there.
 pub(super) fn ask(socket: &Path, journal: &Path, create: &Create) -> Answer {
-    let bound = create.replacement_of.is_some() || is_in_journal(journal, &create.pod_uid);
+    let stamped = create.replacement_of.is_some() || create.rehearsal_of.is_some();
+    let bound = stamped || is_in_journal(journal, &create.pod_uid);
     let mut waiting = Waiting { heard: Instant::now(), bound };
     loop {
         match converse(socket, create, &mut waiting) {
@@ -94,6 +95,10 @@ fn converse(socket: &Path, create: &Create, waiting: &mut Waiting) -> Result<Ans
         waiting.heard = Instant::now();
         match message {
             ToShim::Wait => waiting.bound = true,
+            // Whatever agent this is: one that does not know rehearsals must not make a second copy.
+            ToShim::ColdStart if create.rehearsal_of.is_some() => {
+                return Ok(Answer::Refuse("the pod of a rehearsal never starts cold".to_owned()));
+            }
             ToShim::ColdStart => return Ok(Answer::Cold),
             ToShim::Refuse { reason } => return Ok(Answer::Refuse(reason)),
             ToShim::Restore { token, images_dir, work_dir } => {
@@ -161,6 +166,7 @@ mod tests {
             container_name: "app".into(),
             container_type: ContainerType::Container,
             replacement_of: replacement_of.map(str::to_owned),
+            rehearsal_of: None,
         }
     }
 
@@ -205,6 +211,27 @@ mod tests {
         let heard = agent.join().unwrap();
         assert_eq!(heard.len(), 2);
         assert_eq!(heard[0], heard[1]);
+    }
+
+    #[test]
+    fn a_rehearsal_asks_again_after_a_lost_connection() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let refuse = ToShim::Refuse { reason: "over".into() };
+        let agent = agent(socket.clone(), vec![vec![], vec![refuse]]);
+        let create = Create { rehearsal_of: Some("mig".into()), ..create(None) };
+        assert!(matches!(ask(&socket, NO_JOURNAL.as_ref(), &create), Answer::Refuse(_)));
+        assert_eq!(agent.join().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_rehearsal_does_not_start_cold_whoever_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let agent = agent(socket.clone(), vec![vec![ToShim::ColdStart]]);
+        let create = Create { rehearsal_of: Some("mig".into()), ..create(None) };
+        assert!(matches!(ask(&socket, NO_JOURNAL.as_ref(), &create), Answer::Refuse(_)));
+        agent.join().unwrap();
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-use tideover_crds::names::{REPLACEMENT_OF, TIME_NAMESPACE};
+use tideover_crds::names::{REHEARSAL_OF, REPLACEMENT_OF, TIME_NAMESPACE};
 
 /// Annotations that runc takes orders for CRIU from. The value of one is a path that root reads.
 const CRIU_ORDERS: &str = "org.criu.";
@@ -83,6 +83,8 @@ fn identity(config: &Value, bundle: &Path, id: &str) -> Option<local::Create> {
         container_name: text(CONTAINER_NAME).unwrap_or_default(),
         container_type,
         replacement_of: text(REPLACEMENT_OF).filter(|name| !name.is_empty()),
+        // Even one that names nothing must not start cold.
+        rehearsal_of: text(REHEARSAL_OF),
     })
 }
 
@@ -174,6 +176,9 @@ mod tests {
         assert_eq!(identity.container_name, "app");
         assert_eq!(identity.container_type, ContainerType::Container);
         assert_eq!(identity.replacement_of.as_deref(), Some("mig-1"));
+        assert_eq!(identity.rehearsal_of, None);
+        let rehearsal = super::identity(&cri("container", &[(REHEARSAL_OF, "")]), Path::new("/b"), "c2").unwrap();
+        assert_eq!(rehearsal.rehearsal_of.as_deref(), Some(""));
         assert_eq!(super::identity(&json!({}), Path::new("/b"), "c1"), None);
     }
 

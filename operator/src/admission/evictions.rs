@@ -1,12 +1,13 @@
 //! What an eviction is answered. Pure.
 
 use crate::node;
+use crate::pod::seen;
 use crate::{moves, policy};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt;
 use tideover_crds::migration::Verdict;
-use tideover_crds::{FailurePolicy, Migration, Obstacle, ProtectedWorkload, names};
+use tideover_crds::{FailurePolicy, Migration, Obstacle, ProtectedWorkload};
 
 /// For how long a failed move decides what an eviction is answered. After that the pod is tried once more: whoever
 /// drains again has perhaps done something about it.
@@ -55,7 +56,7 @@ pub(super) enum Ruling {
 pub(super) fn rule(eviction: &Eviction<'_>, now: Timestamp) -> Ruling {
     let Eviction { pod, policies, migrations, .. } = *eviction;
     let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
-    if pod.labels().contains_key(names::RESERVATION_FOR) {
+    if seen::stands_beside(pod) {
         return Ruling::Allow;
     }
     let under_way = migrations.iter().find(|one| !moves::is_over(one) && moves::concerns(one, &name, &uid));
@@ -123,7 +124,7 @@ fn after_failure(policy: &ProtectedWorkload, pod: &str, migration: &Migration) -
 mod tests {
     use super::*;
     use serde_json::{Value, json};
-    use tideover_crds::ObstacleReason;
+    use tideover_crds::{ObstacleReason, names};
 
     struct Scene {
         pod: Pod,
@@ -206,11 +207,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reservation_is_never_held() {
-        let scene = scene().with(|scene| {
+    fn what_the_operator_made_for_a_move_is_never_held() {
+        let reservation = scene().with(|scene| {
             scene.pod.labels_mut().insert(names::RESERVATION_FOR.into(), "m".into());
         });
-        assert_eq!(scene.rule(), Ruling::Allow);
+        assert_eq!(reservation.rule(), Ruling::Allow);
+        let rehearsal = scene().with(|scene| {
+            scene.pod.annotations_mut().insert(names::REHEARSAL_OF.into(), "m".into());
+        });
+        assert_eq!(rehearsal.rule(), Ruling::Allow);
     }
 
     #[test]

@@ -39,11 +39,12 @@ pub(super) async fn observe(context: &Context, namespace: &str, name: &str) -> R
     let from = status.source_pod.as_ref().and_then(|pod| pod.node.clone());
     let from = from.or_else(|| pod.as_ref().and_then(node).map(str::to_owned));
     // All at once: after the commit of a pod whose name had to be free, this is inside the freeze.
-    let (source_node, target_node, source, reservation, replacements) = tokio::try_join!(
+    let (source_node, target_node, source, reservation, rehearsal, replacements) = tokio::try_join!(
         optional_node(client, from.as_deref()),
         optional_node(client, status.target_node.as_deref()),
         source(client, &migrations, &migration, pod.as_ref(), pending),
-        reservation(&pods, &migration, &status),
+        beside(&pods, &migration, status.attempt, transition::reservation_name, "the reservation"),
+        beside(&pods, &migration, status.attempt, transition::rehearsal_name, "the rehearsal"),
         replacements(&pods, &migration, &status, pod.as_ref()),
     )?;
     let source_node = source_node.unwrap_or(NodeSeen::Present { schedulable: true });
@@ -52,6 +53,7 @@ pub(super) async fn observe(context: &Context, namespace: &str, name: &str) -> R
         source_node,
         target_node,
         reservation,
+        rehearsal,
         replacements,
         policy: if pending { selecting_policy(client, namespace, pod.as_ref()).await? } else { None },
         reason_stands: reason_stands(client, &migration, source_node, from.as_deref()).await?,
@@ -117,16 +119,18 @@ pub(crate) async fn claim_modes(client: &Client, pod: &Pod) -> Result<ClaimModes
     Ok(modes)
 }
 
-async fn reservation(
+/// A pod that the operator made beside the source for this attempt.
+async fn beside(
     pods: &Api<Pod>,
     migration: &Migration,
-    status: &MigrationStatus,
+    attempt: u32,
+    name: fn(&str, u32) -> String,
+    what: &'static str,
 ) -> Result<Option<PodSeen>, ObserveError> {
-    if status.attempt == 0 {
+    if attempt == 0 {
         return Ok(None);
     }
-    let name = transition::reservation_name(&migration.name_any(), status.attempt);
-    let pod = pods.get_opt(&name).await.map_err(failed("the reservation"))?;
+    let pod = pods.get_opt(&name(&migration.name_any(), attempt)).await.map_err(failed(what))?;
     // A pod of that name which is not ours is not touched; creating ours then fails and says so.
     let ours = |pod: &Pod| {
         let uid = migration.metadata.uid.as_deref();

@@ -4,5 +4,6 @@ pub mod manifest;
 pub mod obstacles;
 pub mod pin;
 pub mod quantity;
+pub mod rehearsal;
 pub mod reservation;
 pub mod seen;

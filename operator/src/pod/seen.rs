@@ -1,7 +1,7 @@
 //! A pod's object reduced to what a move depends on.
 
-use super::manifest;
 use super::obstacles::{ClaimModes, obstacles};
+use super::{manifest, rehearsal};
 use crate::transition::{Claim, Controller, PodSeen, RunState, SourceSeen};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -29,12 +29,19 @@ pub fn source_seen(pod: &Pod, claims: &ClaimModes, claim: Claim) -> SourceSeen {
     SourceSeen {
         pod: pod_seen(pod),
         obstacles: obstacles(pod, claims),
+        rehearsal_obstacle: rehearsal::obstacle(pod),
         claim,
         controller: controller(pod).map(|owner| Controller { kind: owner.kind.clone(), uid: owner.uid.clone() }),
         template_hash: label(names::POD_TEMPLATE_HASH),
         original_template_hash: annotation(pod, names::ORIGINAL_TEMPLATE_HASH).map(str::to_owned),
         manifest: manifest::again(pod),
     }
+}
+
+/// True of a pod that the operator made for a move and that runs nothing of an application: a reservation or a rehearsal.
+pub fn stands_beside(pod: &Pod) -> bool {
+    let reserves = pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::RESERVATION_FOR));
+    reserves || annotation(pod, names::REHEARSAL_OF).is_some()
 }
 
 /// The node that a pod is bound to.

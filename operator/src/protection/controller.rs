@@ -20,7 +20,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tideover_crds::{Migration, MigrationReason, PodProtection, ProtectedWorkload, names};
+use tideover_crds::{Migration, MigrationReason, PodProtection, ProtectedWorkload};
 use tracing::warn;
 
 /// How often to look without being told to.
@@ -125,12 +125,10 @@ fn usable(workload: &ProtectedWorkload, context: &Context, namespace: &str) -> R
     })
 }
 
-/// The pods that count: not those that hold room, nor those that are going or gone.
+/// The pods that count: not those that the operator made for a move, nor those that are going or gone.
 async fn look_at(client: &Client, all: Vec<Pod>) -> Result<(Vec<Pod>, Vec<PodProtection>), ProtectError> {
     let counts = |pod: &Pod| {
-        !pod.labels().contains_key(names::RESERVATION_FOR)
-            && pod.metadata.deletion_timestamp.is_none()
-            && !seen::pod_seen(pod).state.is_over()
+        !seen::stands_beside(pod) && pod.metadata.deletion_timestamp.is_none() && !seen::pod_seen(pod).state.is_over()
     };
     let pods: Vec<Pod> = all.into_iter().filter(counts).collect();
     let mut known = Vec::with_capacity(pods.len());

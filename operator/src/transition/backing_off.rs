@@ -1,6 +1,5 @@
 //! BackingOff: the application runs on the source; the next attempt waits for its time.
 
-use super::decision::PodRole;
 use super::step::Step;
 use super::stop;
 use std::time::Duration;
@@ -10,9 +9,7 @@ pub(super) fn wait(step: &mut Step<'_>) {
     if let Some(message) = stop::cancelled(step) {
         return step.end(Phase::Cancelled, message);
     }
-    if let Some(pod) = &step.observed.reservation {
-        step.delete(PodRole::Reservation, pod, 0);
-    }
+    step.clear_away();
     let first = step.status.policy.as_ref().map_or(5_000, |policy| policy.retry_delay_millis);
     let doublings = (step.status.attempt - 1).min(16);
     let delay = Duration::from_millis(first.saturating_mul(1 << doublings));
@@ -23,6 +20,7 @@ pub(super) fn wait(step: &mut Step<'_>) {
     let status = &mut step.status;
     status.attempt += 1;
     status.reservation = None;
+    status.rehearsal = None;
     status.target_node = None;
     status.replacement = None;
     let message = format!("attempt {}: looking for a node to move the pod to", step.status.attempt);

@@ -72,9 +72,7 @@ fn wait(step: &mut Step<'_>) {
 /// The name has to be free for the replacement.
 fn delete_first(step: &mut Step<'_>) {
     delete_source(step);
-    if let Some(pod) = &step.observed.reservation {
-        step.delete(PodRole::Reservation, pod, 0);
-    }
+    step.clear_away();
     match step.observed.replacements.iter().find(|pod| !pod.terminating) {
         // Nothing of it has run, and the state is still there: once more. A full disk makes kubelet evict it, for one.
         Some(pod) if pod.state == RunState::TurnedAway || (pod.state.is_over() && is_failing(step)) => {

@@ -46,6 +46,8 @@ pub enum Action {
     },
     /// Create the reservation pod.
     CreateReservation(ReservationWish),
+    /// Create the rehearsal pod.
+    CreateRehearsal(RehearsalWish),
     /// Delete a pod, by UID.
     DeletePod {
         /// What the pod is to the move.
@@ -107,6 +109,8 @@ pub enum PodRole {
     Source,
     /// The pod that holds the room.
     Reservation,
+    /// The pod in which an early cut is restored and never runs.
+    Rehearsal,
     /// The pod that is restored.
     Replacement,
 }
@@ -122,6 +126,17 @@ pub struct ReservationWish {
     pub never_on: Vec<String>,
     /// Nodes to take only if there is no other.
     pub rather_not_on: Vec<String>,
+}
+
+/// The rehearsal pod of one attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RehearsalWish {
+    /// Its name.
+    pub name: String,
+    /// UID of the pod that it is made after.
+    pub source_uid: String,
+    /// The target.
+    pub node: String,
 }
 
 /// An Event on the Migration and on its pod.

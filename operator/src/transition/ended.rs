@@ -1,6 +1,6 @@
 //! Succeeded, Failed, Cancelled: nothing leads out; what is left of the move is tidied away.
 
-use super::decision::{Action, PodRole};
+use super::decision::Action;
 use super::given_up;
 use super::observed::Claim;
 use super::preparing::PAUSE;
@@ -10,9 +10,7 @@ use super::step::Step;
 pub(super) const COMPLETED: &str = "Completed";
 
 pub(super) fn tidy(step: &mut Step<'_>) {
-    if let Some(pod) = &step.observed.reservation {
-        step.delete(PodRole::Reservation, pod, 0);
-    }
+    step.clear_away();
     let ours = step.observed.source.as_ref().filter(|source| source.claim == Claim::Ours);
     if let Some(source) = ours {
         return step.act(Action::ReleasePod { name: source.pod.name.clone(), uid: source.pod.uid.clone() });

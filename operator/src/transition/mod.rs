@@ -18,6 +18,7 @@ mod observed;
 mod pending;
 mod pre_copying;
 mod preparing;
+mod rehearsing;
 mod rolling_back;
 mod step;
 mod stop;
@@ -25,11 +26,11 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
-pub use decision::{Action, Announcement, Decision, PodRole, ReservationWish};
+pub use decision::{Action, Announcement, Decision, PodRole, RehearsalWish, ReservationWish};
 pub use observed::{Claim, Controller, NodeSeen, Observed, PodSeen, Room, RunState, SourceSeen};
 
 pub(crate) use given_up::GIVEN_UP;
-pub(crate) use step::reservation_name;
+pub(crate) use step::{rehearsal_name, reservation_name};
 
 use jiff::Timestamp;
 use step::Step;
@@ -37,7 +38,7 @@ use tideover_crds::Phase;
 use tideover_crds::migration::Verdict;
 
 /// A decision passes each phase at most once.
-const PHASES: usize = 13;
+const PHASES: usize = 14;
 
 /// Decides what is next for one Migration.
 ///
@@ -71,6 +72,7 @@ fn one_phase(step: &mut Step<'_>) {
             Some(failure) => stop::abort(step, failure),
             None => match step.status.phase {
                 Phase::PreCopying => pre_copying::follow(step),
+                Phase::Rehearsing => rehearsing::drive(step),
                 Phase::Handover => handover::drive(step),
                 Phase::Freezing | Phase::Transferring | Phase::Restoring => freezing::follow(step),
                 _ => preparing::drive(step),

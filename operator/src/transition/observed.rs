@@ -15,6 +15,8 @@ pub struct Observed {
     pub target_node: Option<NodeSeen>,
     /// The reservation pod of the current attempt.
     pub reservation: Option<PodSeen>,
+    /// The rehearsal pod of the current attempt.
+    pub rehearsal: Option<PodSeen>,
     /// Every pod that admission has stamped as a replacement for this Migration.
     pub replacements: Vec<PodSeen>,
     /// The ProtectedWorkload that selects the pod, by name.
@@ -25,7 +27,7 @@ pub struct Observed {
     pub room: Room,
     /// The namespace is one that admission never sees: a replacement there would be an ordinary pod.
     pub excluded: bool,
-    /// What the API server answered when it refused the reservation, or the replacement on trial.
+    /// What the API server answered when it refused the reservation, the rehearsal, or the replacement on trial.
     pub refused: Option<String>,
 }
 
@@ -75,6 +77,8 @@ pub struct SourceSeen {
     pub pod: PodSeen,
     /// What stands in the way of moving it.
     pub obstacles: Vec<Obstacle>,
+    /// Why its restore can't be rehearsed, if it can't.
+    pub rehearsal_obstacle: Option<String>,
     /// Which Migration may move it.
     pub claim: Claim,
     /// Its controller.

@@ -1,6 +1,7 @@
 //! PreCopying: state crosses while the application runs, until the source says that the freeze will be short.
 
 use super::preparing::PAUSE;
+use super::rehearsing;
 use super::step::Step;
 use tideover_crds::{Phase, SourceStep, Strategy};
 
@@ -14,6 +15,6 @@ pub(super) fn follow(step: &mut Step<'_>) {
             let message = format!("the replacement comes up on {}", step.target_node());
             step.enter(Phase::Handover, message);
         }
-        _ => step.enter(Phase::Freezing, "the pod is frozen and its last state is dumped"),
+        _ => rehearsing::begin(step),
     }
 }

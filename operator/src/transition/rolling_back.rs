@@ -27,9 +27,7 @@ pub(super) fn undo(step: &mut Step<'_>) {
     for pod in &step.observed.replacements {
         step.delete(PodRole::Replacement, pod, 0);
     }
-    if let Some(pod) = &step.observed.reservation {
-        step.delete(PodRole::Reservation, pod, 0);
-    }
+    step.clear_away();
     if source_is_back(step) && target_is_clean(step) {
         avoid(step);
         conclude(step);
@@ -63,8 +61,8 @@ fn source_is_back(step: &Step<'_>) -> bool {
     if step.observed.source_node.is_gone() || report.is_some_and(|report| report.step == SourceStep::Thawed) {
         return source.original_template_hash.is_none() || source.pod.terminating;
     }
-    // Without the go nothing was frozen, so there is nothing that must be waited for.
-    let may_be_frozen = step.since(Phase::Freezing).is_some();
+    // Without the go, and without a cut for a rehearsal, nothing was frozen, so there is nothing that must be waited for.
+    let may_be_frozen = step.since(Phase::Freezing).or(step.since(Phase::Rehearsing)).is_some();
     !may_be_frozen && source.original_template_hash.is_none() && (report.is_none() || waited(step))
 }
 
@@ -73,7 +71,8 @@ fn target_is_clean(step: &Step<'_>) -> bool {
         None => true,
         Some(report) => report.step == TargetStep::Destroyed || step.target_is_gone(),
     };
-    (clean && step.observed.replacements.is_empty()) || waited(step)
+    let observed = step.observed;
+    (clean && observed.replacements.is_empty() && observed.rehearsal.is_none()) || waited(step)
 }
 
 fn waited(step: &Step<'_>) -> bool {

@@ -1,6 +1,6 @@
 //! The decision in the making: the status as it is going to be, and what was decided so far.
 
-use super::decision::{Action, Announcement, Decision, PodRole, ReservationWish};
+use super::decision::{Action, Announcement, Decision, PodRole, RehearsalWish, ReservationWish};
 use super::observed::{Observed, PodSeen, SourceSeen};
 use crate::condition::{self, Says};
 use jiff::Timestamp;
@@ -145,6 +145,25 @@ impl<'a> Step<'a> {
         }
     }
 
+    /// The rehearsal pod that this attempt wants.
+    pub(super) fn rehearsal_wish(&self) -> RehearsalWish {
+        RehearsalWish {
+            name: rehearsal_name(self.name(), self.status.attempt),
+            source_uid: self.status.source_pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),
+            node: self.target_node(),
+        }
+    }
+
+    /// Deletes what was made beside the source: the reservation and the rehearsal.
+    pub(super) fn clear_away(&mut self) {
+        if let Some(pod) = &self.observed.rehearsal {
+            self.delete(PodRole::Rehearsal, pod, 0);
+        }
+        if let Some(pod) = &self.observed.reservation {
+            self.delete(PodRole::Reservation, pod, 0);
+        }
+    }
+
     pub(super) fn has_finalizer(&self) -> bool {
         self.migration().metadata.finalizers.iter().flatten().any(|name| name == names::FINALIZER)
     }
@@ -154,9 +173,18 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Name of the reservation pod of one attempt. Names of pods end at 253 characters.
+/// Name of the reservation pod of one attempt.
 pub(crate) fn reservation_name(migration: &str, attempt: u32) -> String {
-    let suffix = format!("-reservation-{attempt}");
+    name_beside(migration, &format!("-reservation-{attempt}"))
+}
+
+/// Name of the rehearsal pod of one attempt.
+pub(crate) fn rehearsal_name(migration: &str, attempt: u32) -> String {
+    name_beside(migration, &format!("-rehearsal-{attempt}"))
+}
+
+/// Names of pods end at 253 characters.
+fn name_beside(migration: &str, suffix: &str) -> String {
     let keep = migration.len().min(253 - suffix.len());
     format!("{}{suffix}", migration[..keep].trim_end_matches(['-', '.']))
 }

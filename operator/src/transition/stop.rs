@@ -1,7 +1,9 @@
 //! Why an attempt that is not decided yet must end, and how: by the same compare-and-swap that a commit takes.
 
 use super::decision::Action;
+use super::observed::RunState;
 use super::pending::{SOURCE_CORDONED, reason_gone};
+use super::rehearsing;
 use super::step::Step;
 use crate::condition;
 use std::time::Duration;
@@ -63,6 +65,7 @@ fn lost(step: &Step<'_>) -> Option<Failure> {
     }
     match step.status.phase {
         Phase::Preparing | Phase::PreCopying => lost_reservation(step),
+        Phase::Rehearsing => lost_rehearsal(step).or_else(|| lost_reservation(step)),
         Phase::Handover | Phase::Freezing | Phase::Transferring | Phase::Restoring => lost_replacement(step),
         _ => None,
     }
@@ -77,6 +80,23 @@ fn lost_reservation(step: &Step<'_>) -> Option<Failure> {
         Some(pod) if pod.state.is_over() => failure(format!("{} turned the reservation away", place(pod))),
         Some(pod) if pod.terminating => failure(format!("the reservation on {} was deleted", place(pod))),
         None if step.status.reservation.is_some() => failure("the reservation was deleted".to_owned()),
+        _ => None,
+    }
+}
+
+fn lost_rehearsal(step: &Step<'_>) -> Option<Failure> {
+    let failure = |message| Some(Failure { reason: FailureReason::ReplacementMissing, message, retryable: true });
+    if let Some(why) = &step.observed.refused {
+        return failure(format!("the rehearsal was refused: {why}"));
+    }
+    if rehearsing::is_rehearsed(step) {
+        return None;
+    }
+    match &step.observed.rehearsal {
+        // One whose container has ended was restored, or was not: the target's agent says which.
+        Some(pod) if pod.state == RunState::TurnedAway => failure(format!("{} turned the rehearsal away", place(pod))),
+        Some(pod) if pod.terminating => failure(format!("the rehearsal on {} was deleted", place(pod))),
+        None if step.status.rehearsal.is_some() => failure("the rehearsal was deleted".to_owned()),
         _ => None,
     }
 }
@@ -139,6 +159,7 @@ fn unmet(step: &Step<'_>) -> (FailureReason, String) {
         (Some(node), Phase::Handover) => {
             (FailureReason::ReplacementMissing, format!("the replacement did not come up on {node}"))
         }
+        (Some(node), Phase::Rehearsing) => (FailureReason::Timeout, format!("the restore on {node} was not rehearsed")),
         (Some(_), _) => (FailureReason::Timeout, "the state was not copied".to_owned()),
     }
 }

@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 /// How long connecting, the handshake and the answer to the preamble may take together.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Subdirectory of an attempt for what is sent before the dump.
-const EARLY: &str = "early";
+pub(super) const EARLY: &str = "early";
 
 /// Connected and warm: what the freeze needs is started and waits.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Connected {
     pub sender: LinkSender<FromSource>,
     /// From the target.
     pub receiver: LinkReceiver<FromTarget>,
+    /// Number of the next round.
+    pub round: u32,
 }
 
 /// Where and to whom.
@@ -69,11 +71,7 @@ pub async fn connect(
 ) -> Result<Connected, Failure> {
     let (sender, mut receiver) = introduce(context, key, attempt, peer, inspected.memory_bytes).await?;
     let directory = context.settings.attempt_directory(&key.uid, attempt);
-    let warm = {
-        let (context, directory, inspected) = (context.clone(), directory.clone(), inspected.clone());
-        tokio::task::spawn_blocking(move || warm_up(&context, &directory, &inspected)).await
-    };
-    let warm = warm.unwrap_or_else(|error| Err(retryable(FailureReason::DumpFailed, chain(&error))))?;
+    let warm = warm(context, &directory, &inspected).await?;
     send_early(&sender, &mut receiver, &directory).await?;
     Ok(Connected {
         attempt,
@@ -84,6 +82,7 @@ pub async fn connect(
         packing: warm.packing,
         sender,
         receiver,
+        round: 1,
     })
 }
 
@@ -128,10 +127,21 @@ async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer, byte
         .unwrap_or_else(|_| Err(unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs()))))
 }
 
-struct Warm {
-    bundle: Bundle,
-    criu: WarmCriu,
-    packing: Vec<(Part, Packing)>,
+/// What a freeze needs, started and waiting.
+pub(super) struct Warm {
+    pub(super) bundle: Bundle,
+    pub(super) criu: WarmCriu,
+    pub(super) packing: Vec<(Part, Packing)>,
+}
+
+/// Starts what a freeze needs, in a directory that is made afresh.
+///
+/// # Errors
+/// With the failure to report. What was started ends by being dropped.
+pub(super) async fn warm(context: &Arc<Context>, directory: &Path, inspected: &Inspected) -> Result<Warm, Failure> {
+    let (context, directory, inspected) = (context.clone(), directory.to_owned(), inspected.clone());
+    let warm = tokio::task::spawn_blocking(move || warm_up(&context, &directory, &inspected)).await;
+    warm.unwrap_or_else(|error| Err(retryable(FailureReason::DumpFailed, chain(&error))))
 }
 
 fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result<Warm, Failure> {

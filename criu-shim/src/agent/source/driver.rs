@@ -8,6 +8,7 @@ use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::{self, Connected, Peer};
 use crate::agent::source::container::{self, ContainerError};
+use crate::agent::source::cut::{self, Cut};
 use crate::agent::source::freeze::{self, millis};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::preflight::{self, Inspected};
@@ -84,7 +85,7 @@ impl SourceDriver {
             }
             let duty = match source_duty(&migration, self.local) {
                 // The agent that comes next begins it.
-                SourceDuty::Preflight(_) | SourceDuty::Connect(_) | SourceDuty::Freeze(_)
+                SourceDuty::Preflight(_) | SourceDuty::Connect(_) | SourceDuty::Cut(_) | SourceDuty::Freeze(_)
                     if self.context.is_leaving() =>
                 {
                     SourceDuty::None
@@ -101,6 +102,7 @@ impl SourceDriver {
                 }
                 SourceDuty::Preflight(_) => self.preflight(&migration).await,
                 SourceDuty::Connect(attempt) => self.connect(&migration, attempt).await,
+                SourceDuty::Cut(attempt) => self.cut(attempt, &mut news).await,
                 SourceDuty::Freeze(attempt) => self.freeze(attempt, &mut news).await,
                 SourceDuty::Abandon(attempt) => self.abandon(attempt).await,
                 SourceDuty::Retire(attempt) => self.retire_unseen(&migration, attempt).await,
@@ -200,20 +202,49 @@ impl SourceDriver {
         }
     }
 
-    async fn freeze(&mut self, attempt: u32, news: &mut News) {
+    /// Freezes for a moment, for the rehearsal. Should this agent be restarted meanwhile, the next one finds the freeze in the
+    /// journal and takes the abort.
+    async fn cut(&mut self, attempt: u32, news: &mut News) {
         let Some(connected) = self.connected.take() else { return };
-        let entry = source_entry(&self.key, &connected);
-        let journal = self.context.journal.clone();
-        let written =
-            Entry::new(&self.key.namespace, &self.key.name, &self.key.uid, attempt, Side::Source(entry.clone()));
-        let written = tokio::task::spawn_blocking(move || journal.write(&written)).await;
-        if let Err(failure) = written
-            .map_err(|error| retryable(FailureReason::FreezeFailed, chain(&error)))
-            .and_then(|written| written.map_err(|error| retryable(FailureReason::FreezeFailed, chain(&error))))
-        {
+        if let Err(failure) = self.write_down(attempt, &connected).await {
             self.connected = Some(connected);
             return self.fail(failure).await;
         }
+        self.local.at = SourceAt::Frozen;
+        info!(migration = self.key.name, attempt, "taking a cut for the rehearsal");
+        let Cut { paused, connected } = cut::cut(&self.context, connected, news).await;
+        self.report.timings.get_or_insert_default().cut_millis = millis(paused);
+        self.forget_freeze().await;
+        match connected {
+            Ok(connected) => {
+                self.connected = Some(connected);
+                self.reach(SourceAt::Cut, SourceStep::Converged);
+            }
+            Err(failure) => self.fail(failure).await,
+        }
+    }
+
+    /// Writes down that the pod is about to be frozen.
+    async fn write_down(&self, attempt: u32, connected: &Connected) -> Result<SourceEntry, Failure> {
+        let entry = source_entry(&self.key, connected);
+        let Key { namespace, name, uid } = &self.key;
+        let journal = self.context.journal.clone();
+        let written = Entry::new(namespace, name, uid, attempt, Side::Source(entry.clone()));
+        let written = tokio::task::spawn_blocking(move || journal.write(&written)).await;
+        let failed = |error: &dyn std::error::Error| retryable(FailureReason::FreezeFailed, chain(error));
+        written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+        Ok(entry)
+    }
+
+    async fn freeze(&mut self, attempt: u32, news: &mut News) {
+        let Some(connected) = self.connected.take() else { return };
+        let entry = match self.write_down(attempt, &connected).await {
+            Ok(entry) => entry,
+            Err(failure) => {
+                self.connected = Some(connected);
+                return self.fail(failure).await;
+            }
+        };
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
         let frozen = freeze::freeze(&self.context, &self.key, connected, news, &mut self.report, &self.reporter).await;
@@ -385,24 +416,31 @@ impl SourceDriver {
     /// Removes images, then the journal entry: the other way round, images could be left that nobody knows of.
     async fn clean(&self, attempt: u32) {
         let directory = self.context.settings.attempt_directory(&self.key.uid, attempt);
-        let (journal, uid) = (self.context.journal.clone(), self.key.uid.clone());
-        let cleaned = tokio::task::spawn_blocking(move || {
+        let removed = tokio::task::spawn_blocking(move || {
             if let Err(error) = crate::agent::images::remove(&directory) {
                 warn!(?directory, %error, "images are left");
             }
-            journal.remove(&uid)
         });
-        match cleaned.await {
+        if let Err(error) = removed.await {
+            warn!(%error, "cleaning ended unexpectedly");
+        }
+        self.forget_freeze().await;
+    }
+
+    /// Removes the journal entry: the pod runs, or is gone.
+    async fn forget_freeze(&self) {
+        let (journal, uid) = (self.context.journal.clone(), self.key.uid.clone());
+        match tokio::task::spawn_blocking(move || journal.remove(&uid)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(error = %chain(&error), "the journal entry is left"),
-            Err(error) => warn!(%error, "cleaning ended unexpectedly"),
+            Err(error) => warn!(%error, "removing the journal entry ended unexpectedly"),
         }
     }
 }
 
 /// Whether something of an attempt in which nothing is frozen may be left: its abort may not have been seen.
 fn leaves_something(local: SourceLocal) -> bool {
-    local.attempt > 0 && matches!(local.at, SourceAt::Ready | SourceAt::Connected | SourceAt::Failed)
+    local.attempt > 0 && matches!(local.at, SourceAt::Ready | SourceAt::Connected | SourceAt::Cut | SourceAt::Failed)
 }
 
 /// Whether the container has ended. Any other error than its absence leaves that open.
@@ -437,7 +475,7 @@ mod tests {
     #[test]
     fn an_attempt_whose_abort_was_not_seen_leaves_something() {
         let at = |at| leaves_something(SourceLocal { attempt: 1, at });
-        assert!(at(SourceAt::Ready) && at(SourceAt::Connected) && at(SourceAt::Failed));
+        assert!(at(SourceAt::Ready) && at(SourceAt::Connected) && at(SourceAt::Cut) && at(SourceAt::Failed));
         assert!(!at(SourceAt::Idle) && !at(SourceAt::Thawed) && !at(SourceAt::Retired));
         assert!(!at(SourceAt::Frozen), "never cleaned before it is settled");
         assert!(!leaves_something(SourceLocal { attempt: 0, at: SourceAt::Failed }));

@@ -1,6 +1,10 @@
 //! A pod that is frozen, or may be. There are two ways out of it, and each takes the proof that it is the right one.
+//!
+//! A freeze for a move may end in a commit, so its proofs come from the API server. A freeze for a cut can't, and its proof
+//! comes with the cut; see [`OnlyCut`].
 
 use crate::agent::owner::{Aborted, Committed};
+use crate::agent::source::cut::OnlyCut;
 use crate::freezer::{Freezer, FreezerError};
 use std::time::Duration;
 use tracing::error;
@@ -9,6 +13,27 @@ use tracing::error;
 const FREEZE_LIMIT: Duration = Duration::from_secs(2);
 /// How long one try to thaw or to kill may take before it is tried again.
 const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a frozen pod may run again.
+#[derive(Debug)]
+pub enum MayRun {
+    /// The attempt that it was frozen for was aborted.
+    Aborted(Aborted),
+    /// It was frozen for a cut.
+    OnlyCut(OnlyCut),
+}
+
+impl From<Aborted> for MayRun {
+    fn from(proof: Aborted) -> Self {
+        Self::Aborted(proof)
+    }
+}
+
+impl From<OnlyCut> for MayRun {
+    fn from(proof: OnlyCut) -> Self {
+        Self::OnlyCut(proof)
+    }
+}
 
 /// A pod that may be frozen. Dropping it changes nothing on the node: a pod whose attempt is undecided stays frozen,
 /// and the journal knows of it.
@@ -37,11 +62,11 @@ impl FrozenPod {
         &self.freezer
     }
 
-    /// Lets the application run again, because the attempt was aborted. Blocking.
+    /// Lets the application run again. Blocking.
     ///
     /// # Errors
     /// With the guard, so that it can be tried again. A container that has ended is no error.
-    pub fn thaw(mut self, _proof: &Aborted) -> Result<(), (Self, FreezerError)> {
+    pub fn thaw(mut self, _proof: &MayRun) -> Result<(), (Self, FreezerError)> {
         match self.freezer.thaw(END_LIMIT) {
             Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => {
                 self.ended = true;
@@ -51,12 +76,12 @@ impl FrozenPod {
         }
     }
 
-    /// Thaws for a moment, because the attempt was aborted, a CRIU that hangs can only end in a pod that runs, and
-    /// the guard is needed until it has ended. Blocking.
+    /// Thaws for a moment, because the pod may run, a CRIU that hangs can only end in a pod that runs, and the guard is
+    /// needed until it has ended. Blocking.
     ///
     /// # Errors
     /// As [`FrozenPod::thaw`].
-    pub fn thaw_under_criu(&self, _proof: &Aborted) -> Result<(), FreezerError> {
+    pub fn thaw_under_criu(&self, _proof: &MayRun) -> Result<(), FreezerError> {
         self.freezer.thaw(END_LIMIT)
     }
 

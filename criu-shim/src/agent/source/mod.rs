@@ -4,8 +4,11 @@
 
 pub mod connect;
 pub mod container;
+pub mod cut;
 pub mod driver;
 pub mod freeze;
 pub mod frozen;
 pub mod preflight;
+mod round;
 pub mod settle;
+mod watching;

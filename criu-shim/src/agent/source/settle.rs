@@ -3,8 +3,8 @@
 use crate::agent::context::{Context, Key, answer};
 use crate::agent::failure::chain;
 use crate::agent::journal::SourceEntry;
-use crate::agent::owner::{Aborted, Committed, Decision, OwnerError};
-use crate::agent::source::frozen::FrozenPod;
+use crate::agent::owner::{Committed, Decision, OwnerError};
+use crate::agent::source::frozen::{FrozenPod, MayRun};
 use crate::criu::{ProcessId, RunningDump, Waited};
 use crate::freezer::{Freezer, FreezerError};
 use std::sync::Arc;
@@ -107,8 +107,8 @@ fn is_zombie(stat: &str) -> bool {
 
 /// Thaws, however often it takes. CRIU, where one is at work, freezes again what it found frozen when it ends: it has
 /// ended before this does.
-pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: Aborted) {
-    let proof = Arc::new(proof);
+pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<MayRun>) {
+    let proof = Arc::new(proof.into());
     if let Some(criu) = criu {
         pod = outlast(pod, criu, &proof).await;
     }
@@ -132,7 +132,7 @@ pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: Aborted) {
 
 /// Waits for the end of `criu`, with the pod thawed as soon as patience is over. In a pod that runs, CRIU gets on, finds
 /// it changed or does not, and ends by itself.
-async fn outlast(pod: FrozenPod, mut criu: LiveCriu, proof: &Arc<Aborted>) -> FrozenPod {
+async fn outlast(pod: FrozenPod, mut criu: LiveCriu, proof: &Arc<MayRun>) -> FrozenPod {
     let (freezer, proof) = (pod.freezer().clone(), proof.clone());
     let outlasting = tokio::task::spawn_blocking(move || {
         if criu.ends_within(criu.patience()) {

@@ -18,6 +18,11 @@ pub enum Start {
         /// UID of the Migration.
         uid: String,
     },
+    /// It is restored and never runs: the task of this Migration knows how and when.
+    Rehearse {
+        /// UID of the Migration.
+        uid: String,
+    },
     /// It must not start.
     Refuse(String),
     /// It is stamped as a replacement and nobody will restore it any more: it must not start, for this reason, unless it
@@ -51,6 +56,27 @@ pub fn has_run(pod: &Pod, name: &str) -> bool {
         })
         .flatten()
         .any(|started| started.0 > jiff::Timestamp::UNIX_EPOCH)
+}
+
+/// Decides for a container of a rehearsal pod on `node`, given the Migration that the pod names; `None` where that is gone.
+///
+/// It is never [`Start::Cold`] or [`Start::Restore`]: either would be a second copy of the application.
+pub fn start_rehearsal(create: &Create, migration: Option<&Migration>, node: &str) -> Start {
+    let Some(migration) = migration else {
+        return Start::Refuse("the Migration whose restore was to be rehearsed is gone".to_owned());
+    };
+    let name = migration.metadata.name.as_deref().unwrap_or_default();
+    let over = || Start::Refuse(format!("the rehearsal for the Migration {name} is over"));
+    let Some(status) = &migration.status else { return over() };
+    if verdict_of(status, status.attempt) != Verdict::Open || status.phase > Phase::Rehearsing {
+        return over();
+    }
+    match &status.rehearsal {
+        // The operator records the pod once it has seen it.
+        None => Start::Undecided,
+        Some(pod) if pod.uid != create.pod_uid || status.target_node.as_deref() != Some(node) => over(),
+        Some(_) => Start::Rehearse { uid: migration.metadata.uid.clone().unwrap_or_default() },
+    }
 }
 
 /// Decides for the container `create` on `node`, given one Migration that its pod is the source or the replacement of,
@@ -112,6 +138,7 @@ mod tests {
             container_name: "app".into(),
             container_type: ContainerType::Container,
             replacement_of: None,
+            rehearsal_of: None,
         }
     }
 
@@ -165,6 +192,49 @@ mod tests {
         assert_eq!(start_stray("why".into(), true), Start::Cold);
         assert_eq!(start_stray("why".into(), false), Start::Refuse("why".into()));
     }
+
+    #[test]
+    fn a_rehearsal_pod_never_starts_whatever_the_migration_says() {
+        let create = Create { rehearsal_of: Some("move".into()), ..create("practice") };
+        assert!(matches!(start_rehearsal(&create, None, "b"), Start::Refuse(_)));
+        for phase in PHASES {
+            for (owner, decided) in [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 2)] {
+                for recorded in [None, Some("practice"), Some("other")] {
+                    let mut fixture = migration().attempt(2).phase(phase).owner(owner, decided);
+                    if let Some(uid) = recorded {
+                        fixture = fixture.rehearsal(uid);
+                    }
+                    let told = start_rehearsal(&create, Some(&fixture.build()), "b");
+                    let open = owner == "a" && decided < 2 && phase <= Phase::Rehearsing;
+                    match told {
+                        Start::Rehearse { .. } => assert!(open && recorded == Some("practice"), "{phase:?} {owner}"),
+                        Start::Undecided => assert!(open && recorded.is_none(), "{phase:?} {owner}"),
+                        Start::Refuse(_) => assert!(!open || recorded == Some("other"), "{phase:?} {owner}"),
+                        other => panic!("{phase:?} {owner} {decided} {recorded:?}: {other:?}"),
+                    }
+                }
+            }
+        }
+        let recorded = migration().attempt(2).phase(Phase::Rehearsing).owner("a", 1).rehearsal("practice").build();
+        assert!(matches!(start_rehearsal(&create, Some(&recorded), "c"), Start::Refuse(_)), "not the target");
+    }
+
+    const PHASES: [Phase; 14] = [
+        Phase::Pending,
+        Phase::Preparing,
+        Phase::PreCopying,
+        Phase::Rehearsing,
+        Phase::Handover,
+        Phase::Freezing,
+        Phase::Transferring,
+        Phase::Restoring,
+        Phase::Committing,
+        Phase::RollingBack,
+        Phase::BackingOff,
+        Phase::Succeeded,
+        Phase::Failed,
+        Phase::Cancelled,
+    ];
 
     #[test]
     fn a_source_never_comes_back_after_the_commit() {

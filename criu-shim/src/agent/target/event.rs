@@ -25,6 +25,13 @@ pub enum Event {
         /// Takes the answer.
         answer: mpsc::Sender<ToShim>,
     },
+    /// The shim asks how the rehearsal's container shall start.
+    Rehearse {
+        /// The container.
+        create: Create,
+        /// Takes the answer.
+        answer: mpsc::Sender<ToShim>,
+    },
     /// `runc restore` has ended.
     Restored {
         /// Token of the restore.

@@ -3,7 +3,7 @@
 use crate::agent::context::{Context, Key};
 use crate::agent::failure::chain;
 use crate::agent::journal::Side;
-use crate::agent::target::create::{Start, has_run, start, start_stray, start_without};
+use crate::agent::target::create::{Start, has_run, start, start_rehearsal, start_stray, start_without};
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::local::{
@@ -169,21 +169,17 @@ async fn answer(
             Start::Refuse(reason) | Start::Stray(reason) => return Ok(ToShim::Refuse { reason }),
             Start::Undecided => {}
             Start::Restore { uid } => {
-                if let Some(target) = registry.target(&uid) {
-                    let (answer, mut answers) = mpsc::channel(1);
-                    if target.send(Event::Create { create: create.clone(), answer }).await.is_ok() {
-                        loop {
-                            tokio::select! {
-                                answer = answers.recv() => match answer {
-                                    Some(answer) => return Ok(answer),
-                                    // The task let go of the question: ask again from the beginning.
-                                    None => break,
-                                },
-                                _ = still_here.tick() => line.say(&ToShim::Wait).await?,
-                                hung_up = line.hung_up() => return Err(hung_up),
-                            }
-                        }
-                    }
+                let (answer, answers) = mpsc::channel(1);
+                let question = Event::Create { create: create.clone(), answer };
+                if let Some(answer) = ask(registry, &uid, question, answers, line, &mut still_here).await? {
+                    return Ok(answer);
+                }
+            }
+            Start::Rehearse { uid } => {
+                let (answer, answers) = mpsc::channel(1);
+                let question = Event::Rehearse { create: create.clone(), answer };
+                if let Some(answer) = ask(registry, &uid, question, answers, line, &mut still_here).await? {
+                    return Ok(answer);
                 }
             }
         }
@@ -195,9 +191,38 @@ async fn answer(
     }
 }
 
+/// Asks the task of the Migration `uid`. `None` where there is none, or it has let go of the question: then it is asked again
+/// from the beginning.
+async fn ask(
+    registry: &Registry,
+    uid: &str,
+    question: Event,
+    mut answers: mpsc::Receiver<ToShim>,
+    line: &mut Line,
+    still_here: &mut tokio::time::Interval,
+) -> Result<Option<ToShim>, LocalError> {
+    let Some(target) = registry.target(uid) else { return Ok(None) };
+    if target.send(question).await.is_err() {
+        return Ok(None);
+    }
+    loop {
+        tokio::select! {
+            answer = answers.recv() => return Ok(answer),
+            _ = still_here.tick() => line.say(&ToShim::Wait).await?,
+            hung_up = line.hung_up() => return Err(hung_up),
+        }
+    }
+}
+
 /// Looks at everything that may have to do with the pod, live where it matters.
 async fn decide(context: &Context, registry: &Registry, create: &Create, synced: bool) -> Start {
     let node = &context.settings.node_name;
+    if let Some(name) = &create.rehearsal_of {
+        return match named(context, create, name).await {
+            Some(named) => start_rehearsal(create, named.as_ref(), node),
+            None => Start::Undecided,
+        };
+    }
     for shown in registry.concerning(&create.pod_uid) {
         match context.ownership(&Key::of(&shown)).read().await {
             Ok(migration) => match start(create, &migration, node) {
@@ -212,25 +237,31 @@ async fn decide(context: &Context, registry: &Registry, create: &Create, synced:
         }
     }
     if let Some(name) = &create.replacement_of {
-        let api: Api<Migration> = Api::namespaced(context.client.clone(), &create.pod_namespace);
-        let Ok(answer) = tokio::time::timeout(ASK_LIMIT, api.get_opt(name)).await else { return Start::Undecided };
-        match answer {
-            Ok(named) => match named.map_or_else(|| start_without(name), |named| start(create, &named, node)) {
-                // As far as the move that brought it goes. It may be the source of another by now.
+        let Some(named) = named(context, create, name).await else { return Start::Undecided };
+        match named.map_or_else(|| start_without(name), |named| start(create, &named, node)) {
+            // As far as the move that brought it goes. It may be the source of another by now.
+            Start::Cold => {}
+            Start::Stray(reason) => match stray(context, create, reason).await {
                 Start::Cold => {}
-                Start::Stray(reason) => match stray(context, create, reason).await {
-                    Start::Cold => {}
-                    other => return other,
-                },
                 other => return other,
             },
-            Err(error) => {
-                warn!(pod = create.pod_name, %error, "whether the pod is to be restored is unknown");
-                return Start::Undecided;
-            }
+            other => return other,
         }
     }
     if !synced || journal_may_have(context, &create.pod_uid).await { Start::Undecided } else { Start::Cold }
+}
+
+/// The Migration that the pod names, if it exists; `None` where there is no answer.
+async fn named(context: &Context, create: &Create, name: &str) -> Option<Option<Migration>> {
+    let api: Api<Migration> = Api::namespaced(context.client.clone(), &create.pod_namespace);
+    match tokio::time::timeout(ASK_LIMIT, api.get_opt(name)).await {
+        Ok(Ok(named)) => Some(named),
+        Ok(Err(error)) => {
+            warn!(pod = create.pod_name, %error, "whether the pod is to be restored is unknown");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 /// Looks whether the container of a pod that nobody restores has run before.

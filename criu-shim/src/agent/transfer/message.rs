@@ -6,7 +6,7 @@ use thiserror::Error;
 use tideover_crds::Failure;
 
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Which move a connection is for. First message of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,12 @@ pub enum FromSource {
         round: u32,
         /// Nothing follows it.
         last: bool,
+    },
+    /// Files of round `round` follow, which are a cut for the rehearsal. They are kept apart from all others, and nothing of
+    /// them can ever be committed.
+    RehearsalBegin {
+        /// Number.
+        round: u32,
     },
     /// Data frames up to the next `FileEnd` are this part's bytes.
     FileBegin {
@@ -186,6 +192,8 @@ impl Part {
     }
 }
 
+/// Subdirectory of an attempt in which the rehearsal has its own images, files and work.
+pub const REHEARSAL: &str = "rehearsal";
 /// Subdirectory of an attempt in which CRIU's images are.
 pub const IMAGES: &str = "images";
 /// Subdirectory of an attempt in which archives of files are.

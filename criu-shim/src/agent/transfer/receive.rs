@@ -5,7 +5,7 @@
 use crate::agent::room::{NoRoom, Share};
 use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::{Landed, Manifest};
-use crate::agent::transfer::message::{FILES, FromSource, IMAGES, MAX_PARTS, NameError, Part};
+use crate::agent::transfer::message::{FILES, FromSource, IMAGES, MAX_PARTS, NameError, Part, REHEARSAL};
 use crate::agent::transfer::stored;
 use bytes::Bytes;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -75,13 +75,24 @@ impl ReceiveError {
     }
 }
 
+/// What a round is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoundKind {
+    /// What can be sent before the freeze.
+    Early,
+    /// A cut for the rehearsal, in a directory of its own.
+    Rehearsal,
+    /// The rest. Nothing follows it.
+    Last,
+}
+
 /// A round that has landed.
 #[derive(Debug)]
 pub struct Round {
     /// Its number.
     pub number: u32,
-    /// Nothing follows it.
-    pub last: bool,
+    /// What it is for.
+    pub kind: RoundKind,
     /// What it brought.
     pub manifest: Manifest,
     /// From its first message until all of it had landed.
@@ -94,8 +105,10 @@ pub struct Landing {
     directory: PathBuf,
     /// Bytes that may still come.
     share: Share,
-    /// What every round so far has brought.
+    /// What every round so far has brought, but for the rehearsal's.
     manifest: Manifest,
+    /// Bytes that the rehearsal's round has brought.
+    cut: u64,
 }
 
 impl Landing {
@@ -112,10 +125,8 @@ impl Landing {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(directory)(error)),
             _ => {}
         }
-        for directory in [directory.to_owned(), directory.join(IMAGES), directory.join(FILES), directory.join(WORK)] {
-            DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&directory))?;
-        }
-        Ok(Self { directory: directory.to_owned(), share, manifest: Manifest::default() })
+        make_directories(directory)?;
+        Ok(Self { directory: directory.to_owned(), share, manifest: Manifest::default(), cut: 0 })
     }
 
     /// Keeps room for `bytes` bytes, which the source says are about to come.
@@ -131,28 +142,51 @@ impl Landing {
     /// # Errors
     /// Where the connection fails, or what comes is not acceptable; nothing of the attempt may be used then.
     pub async fn round(&mut self, link: &mut LinkReceiver<FromSource>) -> Result<Round, ReceiveError> {
-        let FromSource::RoundBegin { round: number, last } = message(link, "the beginning of a round").await? else {
-            return Err(ReceiveError::Unexpected {
-                got: "another message".into(),
-                expected: "the beginning of a round",
-            });
+        let (number, kind) = match message(link, "the beginning of a round").await? {
+            FromSource::RoundBegin { round, last: true } => (round, RoundKind::Last),
+            FromSource::RoundBegin { round, last: false } => (round, RoundKind::Early),
+            FromSource::RehearsalBegin { round } => (round, RoundKind::Rehearsal),
+            other => {
+                let expected = "the beginning of a round";
+                return Err(ReceiveError::Unexpected { got: format!("{other:?}"), expected });
+            }
+        };
+        let directory = match kind {
+            RoundKind::Early => self.directory.clone(),
+            RoundKind::Last => {
+                // The cut was written into room that was kept for this round, and has been removed since.
+                self.share.reach(self.cut)?;
+                self.directory.clone()
+            }
+            RoundKind::Rehearsal => {
+                let directory = self.directory.join(REHEARSAL);
+                make_directories(&directory)?;
+                directory
+            }
         };
         let begun = Instant::now();
         let mut manifest = Manifest::default();
         loop {
             match message(link, "a part").await? {
                 FromSource::FileBegin { part } => {
-                    if self.manifest.len() >= MAX_PARTS {
+                    if self.manifest.len().max(manifest.len()) >= MAX_PARTS {
                         return Err(ReceiveError::TooMany);
                     }
-                    let landed = self.part(link, &part).await?;
-                    if !(self.manifest.add(part.clone(), landed.clone()) && manifest.add(part.clone(), landed)) {
+                    let landed = self.part(link, &directory, &part).await?;
+                    let counts = kind != RoundKind::Rehearsal;
+                    let twice = counts && !self.manifest.add(part.clone(), landed.clone());
+                    if !manifest.add(part.clone(), landed) || twice {
                         return Err(ReceiveError::Twice(part));
                     }
                 }
                 FromSource::RoundEnd { digest } if digest == manifest.digest() => {
-                    self.store().await?;
-                    return Ok(Round { number, last, manifest, took: begun.elapsed() });
+                    if kind == RoundKind::Rehearsal {
+                        self.cut = manifest.bytes();
+                        store(&directory, &manifest).await?;
+                    } else {
+                        store(&directory, &self.manifest).await?;
+                    }
+                    return Ok(Round { number, kind, manifest, took: begun.elapsed() });
                 }
                 FromSource::RoundEnd { .. } => return Err(ReceiveError::RoundCorrupted { round: number }),
                 other => {
@@ -182,9 +216,14 @@ impl Landing {
         Ok(())
     }
 
-    async fn part(&mut self, link: &mut LinkReceiver<FromSource>, part: &Part) -> Result<Landed, ReceiveError> {
-        let (directory, name) = part.place()?;
-        let path = self.directory.join(directory).join(name);
+    async fn part(
+        &mut self,
+        link: &mut LinkReceiver<FromSource>,
+        directory: &Path,
+        part: &Part,
+    ) -> Result<Landed, ReceiveError> {
+        let (kind, name) = part.place()?;
+        let path = directory.join(kind).join(name);
         let (chunks, queue) = mpsc::channel(2);
         let writing = tokio::task::spawn_blocking({
             let path = path.clone();
@@ -214,16 +253,24 @@ impl Landing {
             _ => Err(ReceiveError::Corrupted { part: part.clone() }),
         }
     }
+}
 
-    /// Writes down what has landed so far.
-    async fn store(&self) -> Result<(), ReceiveError> {
-        let (directory, manifest) = (self.directory.clone(), self.manifest.clone());
-        let stored = tokio::task::spawn_blocking(move || stored::store(&directory, &manifest)).await;
-        stored
-            .map_err(std::io::Error::other)
-            .and_then(|stored| stored)
-            .map_err(|source| ReceiveError::Write { path: self.directory.join(stored::MANIFEST), source })
+/// Writes down what has landed in `directory` so far.
+async fn store(directory: &Path, manifest: &Manifest) -> Result<(), ReceiveError> {
+    let path = directory.join(stored::MANIFEST);
+    let (directory, manifest) = (directory.to_owned(), manifest.clone());
+    let stored = tokio::task::spawn_blocking(move || stored::store(&directory, &manifest)).await;
+    let stored = stored.map_err(std::io::Error::other).and_then(|stored| stored);
+    stored.map_err(|source| ReceiveError::Write { path, source })
+}
+
+/// Makes the directories of an attempt or of its rehearsal (0700).
+fn make_directories(directory: &Path) -> Result<(), ReceiveError> {
+    for path in [directory.to_owned(), directory.join(IMAGES), directory.join(FILES), directory.join(WORK)] {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|source| ReceiveError::Write { path, source })?;
     }
+    Ok(())
 }
 
 /// Subdirectory of an attempt in which CRIU works.

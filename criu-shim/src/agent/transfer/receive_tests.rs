@@ -43,7 +43,7 @@ async fn what_is_sent_lands_with_the_same_digest() {
     };
     let (sent, landed) = tokio::join!(sending, wire.landing.round(&mut wire.target));
     let landed = landed.expect("landed");
-    assert_eq!((landed.number, landed.last), (1, true));
+    assert_eq!((landed.number, landed.kind), (1, RoundKind::Last));
     assert_eq!(landed.manifest, sent);
     let at = |name: &str| std::fs::read(wire.directory.path().join("1").join(name)).expect("read");
     assert_eq!(at("images/pages-1.img"), big);

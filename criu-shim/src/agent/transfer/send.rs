@@ -51,6 +51,15 @@ pub async fn begin(link: &LinkSender<FromSource>, round: u32, last: bool) -> Res
     Ok(RoundSender { link: link.clone(), manifest: Manifest::default() })
 }
 
+/// Begins round `round`, a cut for the rehearsal.
+///
+/// # Errors
+/// Where the connection is gone.
+pub async fn begin_rehearsal(link: &LinkSender<FromSource>, round: u32) -> Result<RoundSender, SendError> {
+    say(link, FromSource::RehearsalBegin { round }).await?;
+    Ok(RoundSender { link: link.clone(), manifest: Manifest::default() })
+}
+
 impl RoundSender {
     /// Sends one part from `reader` to its end.
     ///

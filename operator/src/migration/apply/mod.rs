@@ -1,6 +1,7 @@
 //! Carries out actions. Each one names its objects by UID and can be repeated; none decides anything.
 
 mod announce;
+mod beside;
 mod claim;
 mod delete;
 mod edit;
@@ -8,7 +9,6 @@ mod finalizer;
 mod owner;
 mod replacement;
 mod replica_set;
-mod reservation;
 mod trial;
 
 use super::Context;
@@ -66,7 +66,8 @@ pub(super) async fn apply(context: &Context, migration: &Migration, action: &Act
             claim::claim(&pods(context, migration), migration, name, uid, instead_of.as_deref()).await
         }
         Action::ReleasePod { name, uid } => claim::release(&pods(context, migration), migration, name, uid).await,
-        Action::CreateReservation(wish) => reservation::create(context, migration, wish).await,
+        Action::CreateReservation(wish) => beside::reserve(context, migration, wish).await,
+        Action::CreateRehearsal(wish) => beside::rehearse(context, migration, wish).await,
         Action::DeletePod { name, uid, grace_seconds, .. } => {
             delete::delete(&pods(context, migration), name, uid, *grace_seconds).await
         }
@@ -97,6 +98,7 @@ pub(super) fn describe(action: &Action) -> String {
         Action::ClaimPod { name, .. } => format!("claiming the pod {name}"),
         Action::ReleasePod { name, .. } => format!("releasing the pod {name}"),
         Action::CreateReservation(wish) => format!("creating the reservation {}", wish.name),
+        Action::CreateRehearsal(wish) => format!("creating the rehearsal {}", wish.name),
         Action::DeletePod { role, name, .. } => format!("deleting the {role:?} {name}"),
         Action::TakeOutOfReplicaSet { name, .. } => format!("taking {name} out of its ReplicaSet"),
         Action::PutBackIntoReplicaSet { name, .. } => format!("putting {name} back into its ReplicaSet"),

@@ -62,6 +62,7 @@ impl Scene {
         let source = SourceSeen {
             pod: pod("p", "pu", Some("a")),
             obstacles: Vec::new(),
+            rehearsal_obstacle: None,
             claim: Claim::Free,
             controller: Some(Controller { kind: "ReplicaSet".into(), uid: "ru".into() }),
             template_hash: Some("hash".into()),
@@ -74,6 +75,7 @@ impl Scene {
             source_node: NodeSeen::Present { schedulable: true },
             target_node: None,
             reservation: None,
+            rehearsal: None,
             replacements: Vec::new(),
             policy: None,
             reason_stands: true,
@@ -139,6 +141,14 @@ impl Scene {
         self.status().target_node = Some("b".into());
         self.status().reservation =
             Some(ObjectRef { name: "m-reservation-1".into(), uid: "vu".into(), node: Some("b".into()) });
+        self
+    }
+
+    /// The rehearsal is there and recorded.
+    pub(super) fn rehearsed_in(mut self, state: RunState) -> Self {
+        self.observed.rehearsal = Some(PodSeen { state, ..pod("m-rehearsal-1", "hu", Some("b")) });
+        self.status().rehearsal =
+            Some(ObjectRef { name: "m-rehearsal-1".into(), uid: "hu".into(), node: Some("b".into()) });
         self
     }
 
@@ -320,6 +330,7 @@ fn word(action: &Action) -> Option<String> {
         Action::ClaimPod { instead_of: Some(old), .. } => format!("claim instead of {old}"),
         Action::ReleasePod { uid, .. } => format!("release {uid}"),
         Action::CreateReservation(wish) => format!("reserve {}", wish.name),
+        Action::CreateRehearsal(wish) => format!("rehearse {} on {}", wish.name, wish.node),
         Action::DeletePod { uid, grace_seconds, .. } => format!("delete {uid} in {grace_seconds} s"),
         Action::TakeOutOfReplicaSet { uid, hash, .. } => format!("take out {uid} of {hash}"),
         Action::PutBackIntoReplicaSet { uid, hash, .. } => format!("put back {uid} into {hash}"),

@@ -5,4 +5,5 @@ mod handover;
 mod pending;
 mod preparing;
 mod properties;
+mod rehearsing;
 mod rolling_back;

@@ -79,9 +79,3 @@ fn a_deployments_pod_is_handed_over_once_copying_has_converged() {
     let scene = Scene::new().at(Phase::PreCopying).reports(SourceStep::Converged);
     scene.decide().phase(Phase::Handover).does(&["delete vu in 1 s"]);
 }
-
-#[test]
-fn a_bare_pod_is_frozen_once_copying_has_converged() {
-    let scene = Scene::new().at(Phase::PreCopying).bare().reports(SourceStep::Converged);
-    scene.decide().phase(Phase::Freezing).does(&[]);
-}

@@ -6,7 +6,9 @@
 use super::fixture::{Scene, failure, pod, source_report, target_report};
 use crate::condition;
 use crate::migration::status_patch;
-use crate::transition::{Action, Claim, Decision, GIVEN_UP, NodeSeen, Observed, PodRole, RunState, transition};
+use crate::transition::{
+    Action, Claim, Decision, GIVEN_UP, NodeSeen, Observed, PodRole, PodSeen, RunState, transition,
+};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -30,6 +32,8 @@ enum Event {
     Source(SourceDoes),
     Target(TargetDoes),
     ReservationBinds,
+    RehearsalEnds,
+    RehearsalGoes,
     ReplacementComes,
     ReplacementGoes,
     ReplacementIsDeleted,
@@ -47,6 +51,8 @@ enum Event {
 #[derive(Clone, Debug)]
 enum SourceDoes {
     Reports(SourceStep, bool),
+    /// Freezes for a cut, or thaws after one: no verdict is needed for that.
+    Cuts,
     Freezes,
     Aborts,
     Thaws,
@@ -63,6 +69,7 @@ enum TargetDoes {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Process {
     Running,
+    FrozenForCut,
     Frozen(u32),
     Gone,
 }
@@ -121,6 +128,12 @@ impl World {
                     self.scene.observed.target_node = Some(NodeSeen::Present { schedulable: true });
                 }
             }
+            Event::RehearsalEnds => {
+                if let Some(pod) = &mut self.scene.observed.rehearsal {
+                    pod.state = RunState::Ended;
+                }
+            }
+            Event::RehearsalGoes => self.scene.observed.rehearsal = None,
             Event::ReplacementComes => self.replacement_comes(),
             Event::ReplacementGoes => {
                 self.scene.observed.replacements.clear();
@@ -175,6 +188,13 @@ impl World {
             let back = |action: &Action| matches!(action, Action::Abort { .. } | Action::PutBackIntoReplicaSet { .. });
             assert!(!decision.actions.iter().any(back), "{:?}", decision.actions);
         }
+        if before.phase == Phase::Rehearsing && after.phase == Phase::Freezing {
+            let shown = before.target_now().is_some_and(|report| report.step == TargetStep::Rehearsed);
+            assert!(shown && observed.rehearsal.is_none(), "the go before the rehearsal is over");
+        }
+        if before.phase < Phase::Rehearsing && before.strategy == Some(Strategy::DeleteFirst) {
+            assert!(after.phase != Phase::Freezing, "the go without a rehearsal");
+        }
         if matches!(after.phase, Phase::RollingBack | Phase::BackingOff) {
             assert_eq!(after.verdict(), Verdict::Aborted, "nothing is undone before the abort is won");
         }
@@ -227,6 +247,14 @@ impl World {
                 if observed.reservation.is_none() {
                     self.pods_made += 1;
                     observed.reservation = Some(pod(&wish.name, &format!("v{}", self.pods_made), None));
+                }
+            }
+            Action::CreateRehearsal(wish) => {
+                assert_eq!(wish.source_uid, "pu");
+                if observed.rehearsal.is_none() {
+                    self.pods_made += 1;
+                    let made = pod(&wish.name, &format!("h{}", self.pods_made), Some(&wish.node));
+                    observed.rehearsal = Some(PodSeen { state: RunState::Pending, ..made });
                 }
             }
             Action::TakeOutOfReplicaSet { uid, .. } => {
@@ -283,6 +311,9 @@ impl World {
             }
             PodRole::Reservation => {
                 observed.reservation.take_if(|pod| pod.uid == uid);
+            }
+            PodRole::Rehearsal => {
+                observed.rehearsal.take_if(|pod| pod.uid == uid);
             }
             PodRole::Replacement => {
                 assert!(!self.target_runs, "a running replacement is deleted");
@@ -353,6 +384,13 @@ impl World {
                 status.source = Some(SourceReport { failure, ..source_report(status.attempt, step) });
                 self.store(&status);
             }
+            SourceDoes::Cuts => match self.source {
+                Process::FrozenForCut => self.source = Process::Running,
+                Process::Running if status.phase == Phase::Rehearsing && status.verdict() == Verdict::Open => {
+                    self.source = Process::FrozenForCut;
+                }
+                _ => {}
+            },
             SourceDoes::Freezes => {
                 if status.phase == Phase::Freezing
                     && status.verdict() == Verdict::Open
@@ -451,6 +489,7 @@ fn source_steps() -> impl Strategy_<Value = SourceStep> {
 fn target_steps() -> impl Strategy_<Value = TargetStep> {
     prop_oneof![
         Just(TargetStep::Listening),
+        Just(TargetStep::Rehearsed),
         Just(TargetStep::Waiting),
         Just(TargetStep::Staged),
         Just(TargetStep::Held),
@@ -469,6 +508,7 @@ fn events() -> impl Strategy_<Value = Event> {
         30 => Just(Event::Restart),
         60 => (source_steps(), seldom()).prop_map(|(step, fails)| Event::Source(SourceDoes::Reports(step, fails))),
         60 => (target_steps(), seldom()).prop_map(|(step, fails)| Event::Target(TargetDoes::Reports(step, fails))),
+        20 => Just(Event::Source(SourceDoes::Cuts)),
         60 => Just(Event::Source(SourceDoes::Freezes)),
         3 => Just(Event::Source(SourceDoes::Aborts)),
         40 => Just(Event::Source(SourceDoes::Thaws)),
@@ -476,6 +516,8 @@ fn events() -> impl Strategy_<Value = Event> {
         40 => Just(Event::Target(TargetDoes::Commits)),
         40 => Just(Event::Target(TargetDoes::Resumes)),
         50 => Just(Event::ReservationBinds),
+        10 => Just(Event::RehearsalEnds),
+        2 => Just(Event::RehearsalGoes),
         50 => Just(Event::ReplacementComes),
         3 => Just(Event::ReplacementGoes),
         2 => Just(Event::ReplacementIsDeleted),
@@ -562,6 +604,10 @@ fn a_good_round(world: &mut World) {
     round.extend(match status.phase {
         Phase::Preparing => vec![reports(SourceStep::Ready), target(TargetStep::Listening)],
         Phase::PreCopying => vec![reports(SourceStep::Converged)],
+        Phase::Rehearsing => {
+            let cut = Event::Source(SourceDoes::Cuts);
+            vec![cut.clone(), cut, target(TargetStep::Rehearsed), Event::RehearsalEnds]
+        }
         Phase::Handover => vec![Event::ReplacementComes, target(TargetStep::Waiting)],
         Phase::Freezing | Phase::Transferring | Phase::Restoring => {
             vec![Event::Source(SourceDoes::Freezes), target(TargetStep::Staged), Event::Target(TargetDoes::Commits)]

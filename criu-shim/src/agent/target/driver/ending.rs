@@ -26,6 +26,7 @@ impl TargetDriver {
         self.report.failure = Some(failure);
         self.reporter.report(self.report.clone());
         self.tell_relay(ToRelay::Abandon).await;
+        self.call_rehearsal_off().await;
     }
 
     /// The attempt was aborted, or its state given up: nothing of it stays here. CRIU ends by its own protocol.
@@ -38,7 +39,8 @@ impl TargetDriver {
         let deadline = tokio::time::Instant::now() + CALL_OFF_LIMIT;
         self.tell_relay(ToRelay::Abandon).await;
         self.answer(None).await;
-        while self.running {
+        self.call_rehearsal_off().await;
+        while self.running || self.rehearsal.is_running() {
             let event = match tokio::time::timeout(LOOK, self.events.recv()).await {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
@@ -50,6 +52,11 @@ impl TargetDriver {
                 Err(_) => continue,
             };
             match event {
+                event if self.rehearsal.concerns(&event) => self.rehearse(event, None).await,
+                Event::Rehearse { create, answer } => {
+                    self.rehearsal.ask(create, answer);
+                    self.answer_rehearsal().await;
+                }
                 Event::Relay { line, .. } => {
                     line.send(ToRelay::Abandon).await.ok();
                     self.relay = Some(line);
@@ -99,10 +106,11 @@ impl TargetDriver {
         tokio::task::spawn_blocking(move || find(&context.node, &id).is_ok()).await.unwrap_or(false)
     }
 
-    /// Whether any process of the restore that was begun last exists, whoever it talks to.
+    /// Whether any process of the restore that was begun last, or of the rehearsal, exists, whoever it talks to.
     async fn restore_is_there(&self) -> bool {
-        let Some(token) = self.restore.as_ref().map(|restore| restore.token.clone()) else { return false };
-        tokio::task::spawn_blocking(move || has_process_of(&token)).await.unwrap_or(true)
+        let restore = self.restore.as_ref().map(|restore| restore.token.clone());
+        let tokens: Vec<String> = restore.into_iter().chain(self.rehearsal.token().map(str::to_owned)).collect();
+        tokio::task::spawn_blocking(move || tokens.iter().any(|token| has_process_of(token))).await.unwrap_or(true)
     }
 
     /// The processes run: images are of no further use.

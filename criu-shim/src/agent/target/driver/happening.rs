@@ -6,7 +6,7 @@ use crate::agent::failure::{chain, retryable};
 use crate::agent::source::freeze::millis;
 use crate::agent::target::event::{Arrival, Event};
 use crate::agent::transfer::message::{FromTarget, VERSION};
-use crate::agent::transfer::receive::{ReceiveError, Round};
+use crate::agent::transfer::receive::{ReceiveError, Round, RoundKind};
 use tideover_crds::{FailureReason, Migration, TargetStep, names};
 use tracing::warn;
 
@@ -14,6 +14,8 @@ impl TargetDriver {
     /// Takes one thing that happened. `migration` is the newest object, if there is one.
     pub(super) async fn take(&mut self, event: Event, migration: Option<&Migration>) {
         match event {
+            event if self.rehearsal.concerns(&event) => self.rehearse(event, migration).await,
+            Event::Rehearse { create, answer } => self.rehearsal.ask(create, answer),
             Event::Source(arrival) => self.source_arrived(arrival, migration).await,
             Event::Round { attempt, round } if attempt == self.local.attempt => self.landed(round, migration).await,
             Event::Round { .. } => {}
@@ -55,6 +57,7 @@ impl TargetDriver {
             Event::RelayLost { .. } => {}
         }
         self.answer(migration).await;
+        self.answer_rehearsal().await;
     }
 
     pub(super) fn is_current(&self, token: &str) -> bool {
@@ -95,7 +98,7 @@ impl TargetDriver {
         self.receiving = Some(tokio::spawn(async move {
             loop {
                 let round = landing.round(&mut receiver).await;
-                let last = round.as_ref().map_or(true, |round| round.last);
+                let last = round.as_ref().map_or(true, |round| round.kind == RoundKind::Last);
                 if events.send(Event::Round { attempt, round }).await.is_err() || last {
                     return;
                 }
@@ -113,11 +116,15 @@ impl TargetDriver {
             Ok(round) => {
                 let digest = round.manifest.digest();
                 self.tell_source(FromTarget::Verified { round: round.number, digest }).await;
-                self.early = true;
-                if round.last {
-                    self.local.staged = true;
-                    self.timings().receive_millis = millis(round.took);
-                    self.reach(TargetStep::Staged);
+                match round.kind {
+                    RoundKind::Early => self.early = true,
+                    RoundKind::Rehearsal => self.rehearsal.land(),
+                    RoundKind::Last => {
+                        self.early = true;
+                        self.local.staged = true;
+                        self.timings().receive_millis = millis(round.took);
+                        self.reach(TargetStep::Staged);
+                    }
                 }
             }
             Err(failure) => self.fail(failure).await,

@@ -2,7 +2,7 @@
 
 use super::TargetDriver;
 use crate::agent::failure::{chain, retryable};
-use crate::agent::transfer::receive::{Landing, ReceiveError, Round};
+use crate::agent::transfer::receive::{Landing, ReceiveError, Round, RoundKind};
 use crate::agent::transfer::stored;
 use std::path::Path;
 use tideover_crds::{Failure, FailureReason, Strategy};
@@ -10,9 +10,9 @@ use tideover_crds::{Failure, FailureReason, Strategy};
 impl TargetDriver {
     /// Sees to it that a round that has landed can be relied on, as far as that is not seen to later.
     pub(super) async fn settle(&self, round: &Round, strategy: Option<Strategy>) -> Result<(), Failure> {
-        let (directory, only) = (self.directory(), is_the_only_one(strategy, round.last));
-        // What is not the last round is small, nothing is frozen yet, and runc reads it before CRIU is released.
-        let look = only || !round.last;
+        let (directory, only) = (self.directory(), is_the_only_one(strategy, round.kind));
+        // What goes early is small, nothing is frozen yet, and runc reads it before CRIU is released.
+        let look = only || round.kind == RoundKind::Early;
         let settling = tokio::task::spawn_blocking(move || {
             if only {
                 Landing::sync(&directory).map_err(|error| not_received(&error))?;
@@ -40,8 +40,8 @@ pub(super) fn not_received(error: &ReceiveError) -> Failure {
 /// Whether a round is about to be all that there is of the application: where the commit is made on it alone. It must be on
 /// the disk by then, and right. With ReplaceFirst the processes are rebuilt before the commit: the freeze does not wait for
 /// the disk, and what is there is looked at once, just before CRIU reads it.
-fn is_the_only_one(strategy: Option<Strategy>, last: bool) -> bool {
-    last && strategy != Some(Strategy::ReplaceFirst)
+fn is_the_only_one(strategy: Option<Strategy>, kind: RoundKind) -> bool {
+    kind == RoundKind::Last && strategy != Some(Strategy::ReplaceFirst)
 }
 
 #[cfg(test)]
@@ -50,9 +50,10 @@ mod tests {
 
     #[test]
     fn only_a_state_that_will_be_the_only_one_waits_for_the_disk() {
-        assert!(is_the_only_one(Some(Strategy::DeleteFirst), true));
-        assert!(is_the_only_one(None, true));
-        assert!(!is_the_only_one(Some(Strategy::DeleteFirst), false));
-        assert!(!is_the_only_one(Some(Strategy::ReplaceFirst), true));
+        assert!(is_the_only_one(Some(Strategy::DeleteFirst), RoundKind::Last));
+        assert!(is_the_only_one(None, RoundKind::Last));
+        assert!(!is_the_only_one(Some(Strategy::DeleteFirst), RoundKind::Early));
+        assert!(!is_the_only_one(Some(Strategy::DeleteFirst), RoundKind::Rehearsal));
+        assert!(!is_the_only_one(Some(Strategy::ReplaceFirst), RoundKind::Last));
     }
 }

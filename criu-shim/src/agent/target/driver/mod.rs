@@ -3,6 +3,7 @@
 mod ending;
 mod happening;
 mod integrity;
+mod rehearsal;
 mod reply;
 mod restore;
 mod verdict;
@@ -12,6 +13,7 @@ use crate::agent::duty::{TargetDuty, TargetLocal, target_duty, verdict_of};
 use crate::agent::failure::{chain, retryable};
 use crate::agent::journal::{Entry, RestoreEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
+use crate::agent::target::driver::rehearsal::Rehearsal;
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::link::LinkSender;
@@ -59,6 +61,7 @@ pub struct TargetDriver {
     relay: Option<mpsc::Sender<ToRelay>>,
     /// CRIU was not given its request, and why is reported: that this restore ends is no news.
     refused: bool,
+    rehearsal: Rehearsal,
     released: Option<Instant>,
     /// A left-over of an agent before this one that has not been judged yet.
     left_over: bool,
@@ -92,6 +95,7 @@ impl TargetDriver {
             running: false,
             relay: None,
             refused: false,
+            rehearsal: Rehearsal::default(),
             released: None,
         };
         if let Some((attempt, entry)) = entry {
@@ -262,6 +266,7 @@ impl TargetDriver {
         self.restore = None;
         self.released = None;
         self.relay = None;
+        self.rehearsal = Rehearsal::default();
         self.running = false;
         self.refused = false;
         self.committed = false;

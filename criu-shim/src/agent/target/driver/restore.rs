@@ -154,7 +154,7 @@ impl TargetDriver {
     }
 }
 
-fn release_options(migration: &Migration) -> ReleaseOptions {
+pub(super) fn release_options(migration: &Migration) -> ReleaseOptions {
     let policy = migration.status.as_ref().and_then(|status| status.policy.as_ref());
     let limit = policy.map_or(64 << 20, |policy| policy.deleted_file_limit_bytes);
     ReleaseOptions {
@@ -167,7 +167,7 @@ fn release_options(migration: &Migration) -> ReleaseOptions {
 }
 
 /// 128 random bits, hexadecimal.
-fn new_token() -> std::io::Result<String> {
+pub(super) fn new_token() -> std::io::Result<String> {
     use std::io::Read;
     let mut random = [0_u8; 16];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;

@@ -10,6 +10,7 @@ use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::WORK;
 use crate::criu::last_errors;
 use crate::local::ToRelay;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, TargetStep};
@@ -89,12 +90,7 @@ impl TargetDriver {
         if self.refused {
             return;
         }
-        let log = self.directory().join(WORK).join("restore.log");
-        let lines = last_errors(&log, LOG_LINES);
-        let message = match lines.is_empty() || lines.iter().any(|line| message.contains(line.as_str())) {
-            true => format!("CRIU's restore failed: {message}"),
-            false => format!("CRIU's restore failed: {message}: {}", lines.join(" | ")),
-        };
+        let message = criu_failed(&self.directory().join(WORK), &message);
         self.not_restored(retryable(FailureReason::RestoreFailed, message), migration).await;
     }
 
@@ -117,5 +113,14 @@ impl TargetDriver {
         } else if verdict == Verdict::Open {
             self.fail(failure).await;
         }
+    }
+}
+
+/// That a restore failed, in a sentence with what CRIU's log in `work` says beyond `message`.
+pub(super) fn criu_failed(work: &Path, message: &str) -> String {
+    let lines = last_errors(&work.join("restore.log"), LOG_LINES);
+    match lines.is_empty() || lines.iter().any(|line| message.contains(line.as_str())) {
+        true => format!("CRIU's restore failed: {message}"),
+        false => format!("CRIU's restore failed: {message}: {}", lines.join(" | ")),
     }
 }

@@ -1,0 +1,106 @@
+//! The cut for the rehearsal: freeze, dump, thaw, send. The application goes on as soon as CRIU and the packing have seen it.
+
+use crate::agent::context::{Context, News};
+use crate::agent::failure::{chain, retryable};
+use crate::agent::source::connect::{self, Connected, EARLY};
+use crate::agent::source::round::{self, Dumped, Line, Undumped};
+use crate::agent::source::settle::{self, LiveCriu};
+use crate::agent::source::watching::Watching;
+use crate::agent::transfer::link::LinkSender;
+use crate::agent::transfer::message::{FromSource, IMAGES};
+use crate::agent::transfer::send::{self, RoundSender, SendError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tideover_crds::{Failure, FailureReason};
+
+/// How long the target may take to take the reason of a failure.
+const WORD_LIMIT: Duration = Duration::from_millis(100);
+
+/// Proof that a pod was frozen for a cut only. A target commits nothing but an attempt whose last round has landed, and while
+/// the cut is taken the connection is in [`CutLink`], which can't send one. So nobody can win what would keep the pod frozen.
+#[derive(Debug)]
+pub struct OnlyCut(());
+
+/// The connection while a cut is taken: it carries a round for the rehearsal, and no other.
+struct CutLink(LinkSender<FromSource>);
+
+impl CutLink {
+    fn take(sender: LinkSender<FromSource>) -> (Self, OnlyCut) {
+        (Self(sender), OnlyCut(()))
+    }
+
+    async fn begin(&self, round: u32) -> Result<RoundSender, SendError> {
+        send::begin_rehearsal(&self.0, round).await
+    }
+
+    async fn give_up(self, failure: &Failure) {
+        let message = FromSource::Abort { message: failure.message.clone() };
+        // A target that can't hear it sees the connection end.
+        tokio::time::timeout(WORD_LIMIT, self.0.say(&message)).await.ok();
+    }
+
+    /// The cut is over: the attempt goes on.
+    fn give_back(self) -> LinkSender<FromSource> {
+        self.0
+    }
+}
+
+/// What came of a cut. The application runs.
+#[derive(Debug)]
+pub struct Cut {
+    /// For how long it did not: from the first freezer write until the thaw.
+    pub paused: Duration,
+    /// Connected and warm again, where the target has verified the cut.
+    pub connected: Result<Connected, Failure>,
+}
+
+/// Takes a cut and sends it. The journal must have the freeze already.
+pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) -> Cut {
+    let Connected { attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round } = connected;
+    let request = round::dump_request(&inspected, bundle, &directory, news);
+    let (link, proof) = CutLink::take(sender);
+    let mut watching = Watching::new(news, attempt);
+    let mut line = Line { receiver: &mut receiver, watching: &mut watching };
+    let since = Instant::now();
+    let (pod, froze) = round::freeze(inspected.container.freezer.clone()).await;
+    let dumped = match froze {
+        Ok(_) => line.dump(link.begin(round), request, criu, packing).await,
+        Err(error) => {
+            drop(criu);
+            Err(retryable(FailureReason::FreezeFailed, chain(&error)).into())
+        }
+    };
+    let (dumped, hung) = match dumped {
+        Ok(dumped) => (Ok(dumped), None),
+        Err(Undumped { failure, hung }) => (Err(failure), hung),
+    };
+    // Without a verdict: see OnlyCut.
+    settle::thaw(pod, hung.map(LiveCriu::Hung), proof).await;
+    let paused = since.elapsed();
+    let sent = match dumped {
+        Ok(Dumped { round: sending, .. }) => {
+            let directories = [directory.join(IMAGES), directory.join(EARLY)];
+            match line.images(sending, &directories).await {
+                Ok(manifest) => line.verified(round, &manifest.digest()).await,
+                Err(failure) => Err(failure),
+            }
+        }
+        Err(failure) => Err(failure),
+    };
+    let warm = match sent {
+        Ok(()) => connect::warm(context, &directory, &inspected).await,
+        Err(failure) => Err(failure),
+    };
+    let connected = match warm {
+        Ok(warm) => {
+            let connect::Warm { bundle, criu, packing } = warm;
+            let (sender, round) = (link.give_back(), round + 1);
+            Ok(Connected { attempt, directory, inspected, bundle, criu, packing, sender, receiver, round })
+        }
+        Err(failure) => {
+            link.give_up(&failure).await;
+            Err(failure)
+        }
+    };
+    Cut { paused, connected }
+}

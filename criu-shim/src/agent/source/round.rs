@@ -1,0 +1,201 @@
+//! What a freeze for a move and a freeze for a cut have in common: freeze, dump, and send as one round.
+
+use crate::agent::context::News;
+use crate::agent::failure::{chain, retryable};
+use crate::agent::files::process::{PackReader, Packing};
+use crate::agent::source::frozen::FrozenPod;
+use crate::agent::source::preflight::Inspected;
+use crate::agent::source::watching::Watching;
+use crate::agent::transfer::link::{Incoming, LinkReceiver};
+use crate::agent::transfer::manifest::Manifest;
+use crate::agent::transfer::message::{FromTarget, IMAGES, Part};
+use crate::agent::transfer::receive::WORK;
+use crate::agent::transfer::send::{RoundSender, SendError};
+use crate::criu::{Bundle, DumpOptions, DumpRequest, RunningDump, Waited, WarmCriu, mend};
+use crate::freezer::{Freezer, FreezerError};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tideover_crds::{Failure, FailureReason};
+
+/// How long a dump may take before it counts as hung. A gigabyte takes a second or two.
+const DUMP_LIMIT: Duration = Duration::from_secs(90);
+
+/// Freezes on a thread that may block.
+pub(super) async fn freeze(freezer: Freezer) -> (FrozenPod, Result<Duration, FreezerError>) {
+    let spare = freezer.clone();
+    match tokio::task::spawn_blocking(move || FrozenPod::freeze(freezer)).await {
+        Ok(frozen) => frozen,
+        // The thread panicked after it may have written: the pod counts as frozen.
+        Err(_) => {
+            let path = spare.path_in_node().to_owned();
+            (FrozenPod::adopt(spare), Err(FreezerError::Gone { path }))
+        }
+    }
+}
+
+/// What CRIU is asked for, with its images in `directory`.
+pub(super) fn dump_request(inspected: &Inspected, bundle: Bundle, directory: &Path, news: &News) -> DumpRequest {
+    let inotify_paths = inspected.inotify_paths.clone();
+    DumpRequest {
+        pid: inspected.container.pid,
+        images_dir: directory.join(IMAGES),
+        work_dir: directory.join(WORK),
+        freeze_cgroup: inspected.container.freezer.path_in_node().to_owned(),
+        bundle,
+        options: DumpOptions { ghost_limit: ghost_limit(news), inotify_paths, ..DumpOptions::default() },
+    }
+}
+
+fn ghost_limit(news: &News) -> u32 {
+    let migration = news.borrow().clone();
+    let policy = migration.and_then(|migration| migration.status.as_ref()?.policy.clone());
+    let default = DumpOptions::default().ghost_limit;
+    policy.map_or(default, |policy| u32::try_from(policy.deleted_file_limit_bytes).unwrap_or(u32::MAX))
+}
+
+/// Why there is no dump.
+#[derive(Debug)]
+pub(super) struct Undumped {
+    /// To report.
+    pub(super) failure: Failure,
+    /// The dump that hangs, if one does.
+    pub(super) hung: Option<RunningDump>,
+}
+
+impl From<Failure> for Undumped {
+    fn from(failure: Failure) -> Self {
+        Self { failure, hung: None }
+    }
+}
+
+/// A dump that is complete, and its round so far.
+#[derive(Debug)]
+pub(super) struct Dumped {
+    /// The round: it has the archives and lacks CRIU's images.
+    pub(super) round: RoundSender,
+    /// How long CRIU took.
+    pub(super) took: Duration,
+}
+
+/// The way from a frozen pod to a target that has verified what was sent.
+pub(super) struct Line<'a> {
+    /// From the target.
+    pub(super) receiver: &'a mut LinkReceiver<FromTarget>,
+    /// From outside.
+    pub(super) watching: &'a mut Watching<'a>,
+}
+
+impl Line<'_> {
+    /// Dumps, and sends archives while CRIU works. Whatever the connection does, CRIU is waited for: it may not be left alone
+    /// with the pod.
+    pub(super) async fn dump(
+        &mut self,
+        begun: impl Future<Output = Result<RoundSender, SendError>>,
+        request: DumpRequest,
+        criu: WarmCriu,
+        packing: Vec<(Part, Packing)>,
+    ) -> Result<Dumped, Undumped> {
+        let dumping = tokio::task::spawn_blocking(move || dump(criu, &request));
+        let archives: Vec<(Part, PackReader)> =
+            packing.into_iter().map(|(part, packing)| (part, packing.go())).collect();
+        let early = async {
+            let mut round = begun.await?;
+            for (part, archive) in archives {
+                round.part(part, archive).await?;
+            }
+            Ok::<_, SendError>(round)
+        };
+        let early = tokio::select! {
+            early = early => early.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))),
+            failure = notice_of_failure(self.receiver) => Err(failure),
+            failure = self.watching.called_off() => Err(failure),
+        };
+        let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+        Ok(Dumped { took: dumped?, round: early? })
+    }
+
+    /// Sends what is in `directories` and completes the round.
+    pub(super) async fn images(
+        &mut self,
+        mut round: RoundSender,
+        directories: &[PathBuf],
+    ) -> Result<Manifest, Failure> {
+        let mut files = Vec::new();
+        for directory in directories {
+            files.extend(image_files(directory)?);
+        }
+        let rest = async {
+            for (name, path) in files {
+                let part = Part::Image { name };
+                let file = File::open(&path).map_err(|source| SendError::Read { part: part.clone(), source })?;
+                round.part(part, file).await?;
+            }
+            round.end().await
+        };
+        tokio::select! {
+            sent = rest => sent.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))),
+            failure = notice_of_failure(self.receiver) => Err(failure),
+            failure = self.watching.called_off() => Err(failure),
+        }
+    }
+
+    /// Waits until the target has verified round `round`.
+    pub(super) async fn verified(&mut self, round: u32, digest: &str) -> Result<(), Failure> {
+        let said = tokio::select! {
+            said = self.receiver.next() => said,
+            failure = self.watching.called_off() => return Err(failure),
+        };
+        match said.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))? {
+            Incoming::Message(FromTarget::Verified { round: theirs, digest: landed })
+                if theirs == round && landed == digest =>
+            {
+                Ok(())
+            }
+            Incoming::Message(FromTarget::Verified { .. }) => {
+                Err(retryable(FailureReason::Corrupted, "the target computed another digest over what it received"))
+            }
+            Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
+            other => Err(retryable(FailureReason::TransferFailed, format!("the target answered {other:?}"))),
+        }
+    }
+}
+
+/// Dumps, and mends what CRIU writes wrongly. Returns how long it took. Blocking.
+fn dump(criu: WarmCriu, request: &DumpRequest) -> Result<Duration, Undumped> {
+    let begun = Instant::now();
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    let mut running = criu.dump(request).map_err(|error| failed(&error))?;
+    match running.wait(DUMP_LIMIT).map_err(|error| failed(&error))? {
+        Waited::Done(_) => {}
+        Waited::Overdue => {
+            let message = format!("CRIU had not finished after {} s; a stopped process?", DUMP_LIMIT.as_secs());
+            return Err(Undumped { failure: retryable(FailureReason::DumpFailed, message), hung: Some(running) });
+        }
+    }
+    mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;
+    Ok(begun.elapsed())
+}
+
+/// Ends only with a reason to stop sending.
+async fn notice_of_failure(receiver: &mut LinkReceiver<FromTarget>) -> Failure {
+    match receiver.next().await {
+        Ok(Incoming::Message(FromTarget::Failed { failure })) => failure,
+        Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
+        Err(error) => retryable(FailureReason::TransferFailed, chain(&error)),
+    }
+}
+
+/// The images, in order of their names.
+fn image_files(directory: &Path) -> Result<Vec<(String, PathBuf)>, Failure> {
+    let failed = |error: std::io::Error| retryable(FailureReason::DumpFailed, format!("list the images: {error}"));
+    let mut files = Vec::new();
+    for entry in directory.read_dir().map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().map_err(failed)?.is_file() {
+            files.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
