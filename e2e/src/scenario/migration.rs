@@ -37,8 +37,7 @@ pub fn has_ended(migration: &Value) -> bool {
 pub fn reached(sandbox: &Sandbox, pod: &str, phase: &str, limit: Duration) -> Result<Value> {
     until(format!("the move of {pod} to reach {phase}"), limit, || {
         let Some(migration) = newest(sandbox, pod)? else { return Ok(None) };
-        let seen = migration["status"]["phases"].as_array().into_iter().flatten().any(|entry| entry["phase"] == phase);
-        if seen || migration["status"]["phase"] == phase {
+        if went_through(&migration, phase) || migration["status"]["phase"] == phase {
             return Ok(Some(migration));
         }
         if matches!(migration["status"]["phase"].as_str(), Some("Failed" | "Cancelled")) {
@@ -46,6 +45,11 @@ pub fn reached(sandbox: &Sandbox, pod: &str, phase: &str, limit: Duration) -> Re
         }
         Ok(None)
     })
+}
+
+/// Whether the move has been in `phase`.
+pub fn went_through(migration: &Value, phase: &str) -> bool {
+    migration["status"]["phases"].as_array().into_iter().flatten().any(|entry| entry["phase"] == phase)
 }
 
 /// As [`ended`], and it must have succeeded.

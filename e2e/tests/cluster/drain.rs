@@ -62,8 +62,17 @@ fn a_drain_moves_a_pod_that_nothing_owns_under_the_same_name() -> Result<()> {
     let account = until("ticks from the new node", LIMIT, || {
         Ok(Some(collector.account()).filter(|account| account.senders.len() > 1 && account.newest > ticks + 100))
     })?;
+    // A rehearsal that ran would count on from the cut, and one that started cold would begin anew.
     ensure!(account.starts.len() == 1, "the program started {} times", account.starts.len());
     ensure!(account.repeated == 0, "{} ticks came twice: two copies ran", account.repeated);
+    ensure!(account.senders.len() == 2, "ticks came from {:?}", account.senders);
+    let moved = migration::succeeded(&sandbox, &before.name, LIMIT)?;
+    ensure!(migration::went_through(&moved, "Rehearsing"), "the restore was not rehearsed: {}", moved["status"]);
+    let paused = moved["status"]["source"]["timings"]["cutMillis"].as_f64().unwrap_or_default();
+    ensure!(paused > 0.0, "no cut was taken for the rehearsal: {}", moved["status"]["source"]);
+    println!("paused for the cut: {paused:.1} ms");
+    let pods = sandbox.get(&["pods"])?.unwrap_or_default();
+    ensure!(pods["items"].as_array().is_some_and(|pods| pods.len() == 1), "more than the pod is left: {pods}");
     Ok(())
 }
 

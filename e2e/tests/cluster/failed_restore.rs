@@ -8,6 +8,7 @@ use e2e::scenario::flip::{self, Flip, Flipper};
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::sandbox::Pod;
 use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
+use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(240);
 /// Moves in which a bit may be flipped too late, before the test gives up.
@@ -48,12 +49,19 @@ impl Drop for Changed<'_> {
     }
 }
 
-fn source_goes_on(name: &str, change: &str, undo: &'static str, words: &str) -> Result<()> {
+/// Moves a ticker while every target is changed, and sees that it stays. Returns the Migration.
+fn source_goes_on(
+    name: &str,
+    ticker: impl FnOnce(Ticker) -> String,
+    change: &str,
+    undo: &'static str,
+    words: &str,
+) -> Result<Value> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::new(cluster.kube(), name)?;
     let collector = Collector::listen(cluster.host_address())?;
     sandbox.apply(&manifests::policy("ticker", "ticker", "  migration: {maxAttempts: 2, retryDelay: 1s}\n"))?;
-    sandbox.apply(&Ticker { mib: 8, collector: collector.address() }.deployment("ticker"))?;
+    sandbox.apply(&ticker(Ticker { mib: 8, collector: collector.address() }))?;
     let pod = sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
     let changed = Changed::new(cluster, &pod.node, change, undo)?;
@@ -67,7 +75,8 @@ fn source_goes_on(name: &str, change: &str, undo: &'static str, words: &str) -> 
     let message = migration::message(&ended);
     ensure!(message.contains(words), "the Migration does not say why: {message}");
 
-    goes_on(&sandbox, &collector, &pod)
+    goes_on(&sandbox, &collector, &pod)?;
+    Ok(ended)
 }
 
 /// The ticker is the one that it was, with its state, and there is no other.
@@ -86,29 +95,46 @@ fn goes_on(sandbox: &Sandbox, collector: &Collector, pod: &Pod) -> Result<()> {
     )
 }
 
+fn deployment(ticker: Ticker) -> String {
+    ticker.deployment("ticker")
+}
+
 #[test]
 fn a_missing_file_on_the_target_is_named_and_the_source_goes_on() -> Result<()> {
-    source_goes_on("missing-file", PROGRAM_AWAY, PROGRAM_BACK, "probe")
+    source_goes_on("missing-file", deployment, PROGRAM_AWAY, PROGRAM_BACK, "probe").map(drop)
+}
+
+#[test]
+fn a_bare_pod_whose_rehearsal_fails_is_not_touched() -> Result<()> {
+    let bare = |ticker: Ticker| ticker.pod("ticker");
+    let ended = source_goes_on("failed-rehearsal", bare, PROGRAM_AWAY, PROGRAM_BACK, "probe")?;
+    ensure!(migration::message(&ended).contains("in the rehearsal"), "it failed elsewhere: {}", ended["status"]);
+    ensure!(!migration::went_through(&ended, "Freezing"), "the go was given after a bad rehearsal");
+    Ok(())
 }
 
 #[test]
 fn another_cpu_feature_set_is_refused_before_the_freeze() -> Result<()> {
     source_goes_on(
         "cpu-features",
+        deployment,
         "sed 's/ sse4_2 / /' /proc/cpuinfo > /run/cpuinfo && mount --bind /run/cpuinfo /proc/cpuinfo",
         "umount /proc/cpuinfo && rm /run/cpuinfo",
         "sse4_2",
     )
+    .map(drop)
 }
 
 #[test]
 fn a_full_disk_on_the_target_costs_nothing_but_the_attempt() -> Result<()> {
     source_goes_on(
         "full-disk",
+        deployment,
         "mkdir -p /var/lib/tideover/images && mount -t tmpfs -o size=1m tmpfs /var/lib/tideover/images",
         "umount -l /var/lib/tideover/images",
         "space",
     )
+    .map(drop)
 }
 
 /// A bit of the ticker's memory changes on the target's disk while it lands there, in a move whose ticker is `manifest`.
