@@ -75,7 +75,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Err(Undumped { failure, hung }) => (Err(failure), hung),
     };
     // Without a verdict: see OnlyCut.
-    settle::thaw(pod, hung.map(LiveCriu::Hung), proof).await;
+    settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)), proof).await;
     let paused = since.elapsed();
     let sent = match dumped {
         Ok(Dumped { round: sending, .. }) => {

@@ -127,7 +127,7 @@ impl Attempt<'_> {
         let dumped = match line.dump(send::begin(sender, round, true), request, criu, packing).await {
             Ok(dumped) => dumped,
             Err(Undumped { failure, hung }) => {
-                self.hung = hung;
+                self.hung = hung.map(|hung| *hung);
                 return Err(failure);
             }
         };

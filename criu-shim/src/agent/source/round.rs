@@ -60,7 +60,7 @@ pub(super) struct Undumped {
     /// To report.
     pub(super) failure: Failure,
     /// The dump that hangs, if one does.
-    pub(super) hung: Option<RunningDump>,
+    pub(super) hung: Option<Box<RunningDump>>,
 }
 
 impl From<Failure> for Undumped {
@@ -170,7 +170,10 @@ fn dump(criu: WarmCriu, request: &DumpRequest) -> Result<Duration, Undumped> {
         Waited::Done(_) => {}
         Waited::Overdue => {
             let message = format!("CRIU had not finished after {} s; a stopped process?", DUMP_LIMIT.as_secs());
-            return Err(Undumped { failure: retryable(FailureReason::DumpFailed, message), hung: Some(running) });
+            return Err(Undumped {
+                failure: retryable(FailureReason::DumpFailed, message),
+                hung: Some(Box::new(running)),
+            });
         }
     }
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;

@@ -178,3 +178,22 @@ async fn a_peer_with_nothing_to_say_is_not_taken_for_lost() {
     assert!(matches!(receiver.next().await, Ok(Incoming::Message(FromSource::Abort { .. }))));
     drop(sender);
 }
+
+#[tokio::test]
+async fn a_cut_lands_apart_and_takes_no_room_from_the_last_round() {
+    let mut wire = wire(3);
+    let send = async |source: &LinkSender<FromSource>, rehearsal: bool| {
+        let begun = if rehearsal { send::begin_rehearsal(source, 1).await } else { send::begin(source, 2, true).await };
+        let mut round = begun.expect("begin");
+        let bytes = if rehearsal { b"cut" } else { b"all" };
+        round.part(image("pages-1.img"), Cursor::new(bytes.to_vec())).await.expect("part");
+        round.end().await.expect("end")
+    };
+    let (_, cut) = tokio::join!(send(&wire.source, true), wire.landing.round(&mut wire.target));
+    assert_eq!(cut.expect("landed").kind, RoundKind::Rehearsal, "so that nothing is staged by it");
+    let (_, last) = tokio::join!(send(&wire.source, false), wire.landing.round(&mut wire.target));
+    assert_eq!(last.expect("landed").kind, RoundKind::Last);
+    let at = |name: &str| std::fs::read(wire.directory.path().join("1").join(name)).expect("read");
+    assert_eq!(at("rehearsal/images/pages-1.img"), b"cut");
+    assert_eq!(at("images/pages-1.img"), b"all");
+}
