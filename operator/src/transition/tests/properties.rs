@@ -299,7 +299,9 @@ impl World {
             PodRole::Source => {
                 assert_eq!(status.verdict(), Verdict::Committed, "the source is deleted before the commit");
                 let resumed = status.target_now().is_some_and(|report| report.step == TargetStep::Resumed);
-                let lost = status.replacement.is_some() && observed.replacements.is_empty();
+                // Another pod that came later does not bring the recorded one back.
+                let recorded = status.replacement.as_ref();
+                let lost = recorded.is_some_and(|pod| observed.replacements.iter().all(|there| there.uid != pod.uid));
                 let first = status.strategy == Some(Strategy::DeleteFirst);
                 // A report is the agent's word; the model's agents may take theirs back.
                 let in_time = first || resumed || lost || self.target_ran || is_given_up(&status);
@@ -632,4 +634,20 @@ fn where_nothing_goes_wrong_the_model_moves_the_pod() {
         assert_eq!(world.status().phase, Phase::Succeeded, "bare: {bare}, {:?}", world.status().message);
         assert!(world.target_runs);
     }
+}
+
+/// Found by chance: a decision taken while the recorded replacement was lost is carried out when another one has come.
+#[test]
+fn a_second_replacement_does_not_bring_the_first_back() {
+    let mut world = World::new(false);
+    (0..6).for_each(|_| world.happen(Event::GoodRound));
+    world.happen(Event::Decide);
+    world.happen(Event::Decide);
+    world.happen(Event::GoodRound);
+    world.happen(Event::Decide);
+    world.happen(Event::ReplacementGoes);
+    world.happen(Event::ReplacementComes);
+    world.happen(Event::CarryOut { which: 0, actions: 0 });
+    (0..3).for_each(|_| world.happen(Event::GoodRound));
+    world.check();
 }
