@@ -180,7 +180,7 @@ async fn a_peer_with_nothing_to_say_is_not_taken_for_lost() {
 }
 
 #[tokio::test]
-async fn a_cut_lands_apart_and_takes_no_room_from_the_last_round() {
+async fn a_cut_lands_apart_from_what_counts() {
     let mut wire = wire(3);
     let send = async |source: &LinkSender<FromSource>, rehearsal: bool| {
         let begun = if rehearsal { send::begin_rehearsal(source, 1).await } else { send::begin(source, 2, true).await };
@@ -196,4 +196,8 @@ async fn a_cut_lands_apart_and_takes_no_room_from_the_last_round() {
     let at = |name: &str| std::fs::read(wire.directory.path().join("1").join(name)).expect("read");
     assert_eq!(at("rehearsal/images/pages-1.img"), b"cut");
     assert_eq!(at("images/pages-1.img"), b"all");
+    let attempt = wire.directory.path().join("1");
+    for directory in [attempt.join("rehearsal"), attempt] {
+        stored::verify(&directory).expect("each has a manifest of its own");
+    }
 }
