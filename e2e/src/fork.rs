@@ -1,4 +1,4 @@
-//! The two things that need `unsafe`: forking, and running code between fork and exec.
+//! What needs `unsafe`: forking, and running code between fork and exec.
 //!
 //! Owns nothing else. Callers keep the conditions named here.
 
@@ -60,4 +60,20 @@ pub fn with_fresh_signals(command: &mut Command) -> &mut Command {
     // SAFETY: the closure runs between fork and exec and only makes the system calls sigprocmask and setsid, which are
     // async-signal-safe; it neither allocates nor takes a lock.
     unsafe { command.pre_exec(fresh) }
+}
+
+/// Makes `command` start with its three standard streams and no other descriptor: a machine outlives whoever started it
+/// and must not hold that one's locks and pipes open.
+pub fn with_standard_streams_only(command: &mut Command) -> &mut Command {
+    const FIRST: libc::c_uint = 3;
+    let alone = || {
+        // SAFETY: marks descriptors of the new process, all of which end with it or with its exec; none is closed here.
+        match unsafe { libc::close_range(FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure runs between fork and exec and only makes the system call close_range, which is
+    // async-signal-safe; it neither allocates nor takes a lock.
+    unsafe { command.pre_exec(alone) }
 }

@@ -119,7 +119,7 @@ pub fn launch(layout: &Layout, machine: &str, spec: &MachineSpec) -> Result<(), 
     let mut launcher = command::program(layout.program(), ["machine-launch"]);
     // Standard error is the way back for a sentence; the first process changes to the console.
     launcher.arg(&path).arg(layout.record(machine)).stdin(Stdio::null()).stdout(console);
-    command::run(&mut launcher)
+    command::run(fork::with_standard_streams_only(&mut launcher))
         .map(drop)
         .map_err(|source| LaunchError::Launcher { machine: machine.to_owned(), source })
 }
