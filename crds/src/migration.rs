@@ -238,6 +238,9 @@ pub struct MigrationStatus {
     /// UID of the controller (ReplicaSet, StatefulSet, Job) that owns the source; admission knows the replacement by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller_uid: Option<String>,
+    /// Container of the pod whose processes move. Init containers run on the target as at every start of a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// The pod that holds the room on the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservation: Option<ObjectRef>,

@@ -67,6 +67,11 @@ impl Fixture {
         })
     }
 
+    /// Name of the container that moves.
+    pub fn container(self, name: &str) -> Self {
+        self.status(|status| status.container = Some(name.into()))
+    }
+
     /// Rehearsal pod, by UID.
     pub fn rehearsal(self, uid: &str) -> Self {
         self.status(|status| {

@@ -77,6 +77,16 @@ spec:
     )
 }
 
+/// `manifest` of a pod or Deployment, with a container that runs to its end before the others are created.
+pub fn with_init_container(manifest: &str) -> String {
+    const INIT: &str = "{name: prepare, image: 'lab/probe:1', imagePullPolicy: IfNotPresent, args: [--help]}";
+    let lines = manifest.lines().map(|line| match line.split_once("containers:") {
+        Some((indent, "")) if indent.trim().is_empty() => format!("{indent}initContainers: [{INIT}]\n{line}\n"),
+        _ => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
 /// What a ticker holds and does.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticker {
@@ -136,5 +146,21 @@ spec:
 ",
             self.pod_spec(2)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_init_container_is_put_beside_the_containers() {
+        let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
+        for (manifest, depth) in [(ticker.pod("a"), 2), (ticker.deployment("a"), 6)] {
+            let with = with_init_container(&manifest);
+            let added: Vec<_> = with.lines().filter(|line| !manifest.lines().any(|before| before == *line)).collect();
+            assert_eq!(added.len(), 1, "{with}");
+            assert!(added[0].starts_with(&format!("{:depth$}initContainers: [{{name: prepare", "")), "{with}");
+        }
     }
 }

@@ -48,7 +48,8 @@ fn a_drain_moves_a_pod_that_nothing_owns_under_the_same_name() -> Result<()> {
     let sandbox = Sandbox::new(cluster.kube(), "drain-bare")?;
     let collector = Collector::listen(cluster.host_address())?;
     sandbox.apply(&manifests::policy("bare", "bare", ""))?;
-    sandbox.apply(&Ticker { mib: 16, collector: collector.address() }.pod("bare"))?;
+    let ticker = Ticker { mib: 16, collector: collector.address() };
+    sandbox.apply(&manifests::with_init_container(&ticker.pod("bare")))?;
     let before = sandbox.ready_pod("bare")?;
     let ticks = until("ticks", LIMIT, || Ok(Some(collector.account().newest).filter(|&newest| newest > 100)))?;
 
@@ -82,7 +83,9 @@ fn memory_clock_files_and_output_go_on_after_the_move() -> Result<()> {
     let sandbox = Sandbox::new(cluster.kube(), "drain-ticker")?;
     let collector = Collector::listen(cluster.host_address())?;
     sandbox.apply(&manifests::policy("ticker", "ticker", ""))?;
-    sandbox.apply(&Ticker { mib: 32, collector: collector.address() }.deployment("ticker"))?;
+    let ticker = Ticker { mib: 32, collector: collector.address() };
+    // kubelet runs this in the replacement too, before it creates the container that the state goes into.
+    sandbox.apply(&manifests::with_init_container(&ticker.deployment("ticker")))?;
     let before = sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 1_500)))?;
 

@@ -28,6 +28,7 @@ pub fn source_seen(pod: &Pod, claims: &ClaimModes, claim: Claim) -> SourceSeen {
     let label = |name: &str| pod.metadata.labels.as_ref().and_then(|labels| labels.get(name)).cloned();
     SourceSeen {
         pod: pod_seen(pod),
+        container: only_container(pod),
         obstacles: obstacles(pod, claims),
         rehearsal_obstacle: rehearsal::obstacle(pod),
         claim,
@@ -35,6 +36,13 @@ pub fn source_seen(pod: &Pod, claims: &ClaimModes, claim: Claim) -> SourceSeen {
         template_hash: label(names::POD_TEMPLATE_HASH),
         original_template_hash: annotation(pod, names::ORIGINAL_TEMPLATE_HASH).map(str::to_owned),
         manifest: manifest::again(pod),
+    }
+}
+
+fn only_container(pod: &Pod) -> Option<String> {
+    match pod.spec.as_ref()?.containers.as_slice() {
+        [container] => Some(container.name.clone()),
+        _ => None,
     }
 }
 

@@ -75,6 +75,8 @@ impl RunState {
 pub struct SourceSeen {
     /// As any pod.
     pub pod: PodSeen,
+    /// Name of its one container; none where it has several.
+    pub container: Option<String>,
     /// What stands in the way of moving it.
     pub obstacles: Vec<Obstacle>,
     /// Why its restore can't be rehearsed, if it can't.

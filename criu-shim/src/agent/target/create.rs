@@ -116,6 +116,9 @@ pub fn start(create: &Create, migration: &Migration, node: &str) -> Start {
         }
         Verdict::Aborted => Start::Refuse(format!("the Migration {name} was rolled back: the pod runs on its source")),
         _ if status.phase.is_terminal() => Start::Refuse(format!("the Migration {name} is over")),
+        // An init container: its processes ended long ago on the source, and kubelet wants to see it end here before it
+        // creates the one that moves.
+        _ if status.container.as_ref().is_some_and(|moves| *moves != create.container_name) => Start::Cold,
         Verdict::Open | Verdict::Committed => {
             Start::Restore { uid: migration.metadata.uid.clone().unwrap_or_default() }
         }
@@ -154,6 +157,20 @@ mod tests {
         let mut sandbox = create("new");
         sandbox.container_type = ContainerType::Sandbox;
         assert_eq!(start(&sandbox, &open.build(), "b"), Start::Cold);
+    }
+
+    #[test]
+    fn the_state_goes_into_the_container_it_came_from_and_into_no_other() {
+        let init = Create { container_name: "init".into(), ..stamped("new") };
+        let open = migration().attempt(1).phase(Phase::Handover).replacement("new").container("app");
+        let committed = open.clone().phase(Phase::Committing).owner("b", 1);
+        for fixture in [open, committed] {
+            assert_eq!(start(&stamped("new"), &fixture.build(), "b"), Start::Restore { uid: "u".into() });
+            assert_eq!(start(&init, &fixture.build(), "b"), Start::Cold);
+        }
+        let aborted =
+            migration().attempt(1).phase(Phase::RollingBack).owner("a", 1).replacement("new").container("app");
+        assert!(matches!(start(&init, &aborted.build(), "b"), Start::Refuse(_)), "nothing of it is wanted any more");
     }
 
     #[test]
