@@ -292,7 +292,15 @@ pub enum Verdict {
     Aborted,
 }
 
+/// Condition of a Migration: `True` once the state of a committed move was given up.
+pub const GIVEN_UP: &str = "GivenUp";
+
 impl MigrationStatus {
+    /// Whether the state of a committed move was given up: the application starts cold, and no restored copy may run.
+    pub fn is_given_up(&self) -> bool {
+        self.conditions.iter().any(|condition| condition.type_ == GIVEN_UP && condition.status == "True")
+    }
+
     /// How the current attempt was decided. A commit of any attempt is final.
     pub fn verdict(&self) -> Verdict {
         let (Some(owner), Some(source)) = (&self.owner, self.source_pod.as_ref().and_then(|pod| pod.node.as_ref()))

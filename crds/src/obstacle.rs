@@ -32,6 +32,8 @@ pub enum ObstacleReason {
     SeveralContainers,
     /// An init container that goes on running beside the pod.
     Sidecar,
+    /// An init container mounts a claim: on the target it would change what the application uses.
+    InitContainer,
     /// An ephemeral debug container is attached.
     EphemeralContainer,
     /// The pod holds a device: its state is outside of the process.

@@ -103,7 +103,8 @@ fn a_node_that_was_the_target_of_an_earlier_attempt_cleans_up() {
 
 #[test]
 fn a_state_that_was_given_up_after_the_commit_is_destroyed_and_never_resumed() {
-    let given_up = migration().attempt(1).phase(Phase::Failed).owner("b", 1).build();
+    let committed = migration().attempt(1).phase(Phase::Committing).owner("b", 1);
+    let given_up = committed.given_up().build();
     let held = TargetLocal { staged: true, waiting: true, released: true, held: true, ..listening() };
     assert_eq!(target_duty(&given_up, "b", held), TargetDuty::Destroy(1));
     let waiting = TargetLocal { released: false, held: false, ..held };

@@ -1,5 +1,7 @@
 //! Migrations for tests, built by chained calls: source node `a`, source pod `old`, target node `b`, UID `u`.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use tideover_crds::migration::GIVEN_UP;
 use tideover_crds::{
     Migration, MigrationReason, MigrationSpec, MigrationStatus, ObjectRef, Owner, Phase, PodRef, SourceReport,
     SourceStep, Strategy, TargetReport, TargetStep,
@@ -72,6 +74,20 @@ impl Fixture {
         self.status(|status| status.container = Some(name.into()))
     }
 
+    /// Its state was given up after the commit.
+    pub fn given_up(self) -> Self {
+        self.status(|status| {
+            status.conditions.push(Condition {
+                type_: GIVEN_UP.into(),
+                status: "True".into(),
+                reason: "TargetGone".into(),
+                message: String::new(),
+                observed_generation: None,
+                last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+            });
+        })
+    }
+
     /// Rehearsal pod, by UID.
     pub fn rehearsal(self, uid: &str) -> Self {
         self.status(|status| {
@@ -97,7 +113,7 @@ impl Fixture {
 
     /// Somebody has deleted it; the finalizer keeps it.
     pub fn deleted(mut self) -> Self {
-        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH);
+        let now = Time(jiff::Timestamp::UNIX_EPOCH);
         self.0.metadata.deletion_timestamp = Some(now);
         self
     }

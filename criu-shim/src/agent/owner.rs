@@ -133,6 +133,19 @@ impl Ownership {
         Ok(self.read().await?.status.as_ref().and_then(|status| decision_in(status, attempt)))
     }
 
+    /// The right to let the processes of `attempt` run: it was committed, and its state was not given up since.
+    ///
+    /// # Errors
+    /// As [`Ownership::read`].
+    pub async fn right_to_run(&self, attempt: u32) -> Result<Option<Committed>, OwnerError> {
+        let migration = self.read().await?;
+        let status = migration.status.as_ref().filter(|status| !status.is_given_up());
+        Ok(match status.and_then(|status| decision_in(status, attempt)) {
+            Some(Decision::Committed(proof)) => Some(proof),
+            _ => None,
+        })
+    }
+
     /// Takes the attempt for the source. Tries until it is known how the attempt was decided, for ever if need be:
     /// whoever is frozen stays frozen while nobody knows.
     ///

@@ -2,8 +2,7 @@
 //! waits for it. Pure.
 
 use crate::pod::{manifest, seen};
-use crate::transition::GIVEN_UP;
-use crate::{condition, policy};
+use crate::policy;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use tideover_crds::migration::Verdict;
@@ -38,7 +37,7 @@ pub(super) fn expected_by<'a>(
 
 /// The state will not be restored any more: the next pod starts cold, and on any node.
 fn is_given_up(status: &MigrationStatus) -> bool {
-    condition::true_since(&status.conditions, GIVEN_UP).is_some()
+    status.is_given_up()
 }
 
 /// What becomes of the pod; none where it stays as it is.
@@ -57,8 +56,9 @@ pub(super) fn admitted(pod: &Pod, policies: &[ProtectedWorkload], expected_by: O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::condition::Says;
+    use crate::condition::{self, Says};
     use serde_json::{Value, json};
+    use tideover_crds::migration::GIVEN_UP;
     use tideover_crds::names;
 
     fn pod(name: &str, kind: &str, controller: &str) -> Pod {

@@ -74,6 +74,11 @@ fn containers(spec: &PodSpec, found: &mut Vec<Obstacle>) {
         let message = format!("the init container {} goes on running beside the pod", sidecar.name);
         push(found, ObstacleReason::Sidecar, message);
     }
+    for (init, claim) in init_containers_with_claims(spec) {
+        let message =
+            format!("the init container {init} would run again on the claim {claim} while the application uses it");
+        push(found, ObstacleReason::InitContainer, message);
+    }
     for one in spec.ephemeral_containers.iter().flatten() {
         let message = format!("the debug container {} is attached", one.name);
         push(found, ObstacleReason::EphemeralContainer, message);
@@ -89,6 +94,18 @@ fn containers(spec: &PodSpec, found: &mut Vec<Obstacle>) {
             push(found, ObstacleReason::Privileged, message);
         }
     }
+}
+
+/// Init containers that mount a PersistentVolumeClaim, each with the claim.
+fn init_containers_with_claims(spec: &PodSpec) -> impl Iterator<Item = (&str, &str)> {
+    let claim_of = |name: &str| {
+        let volume = spec.volumes.iter().flatten().find(|volume| volume.name == name)?;
+        Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str())
+    };
+    spec.init_containers.iter().flatten().filter_map(move |init| {
+        let claim = init.volume_mounts.iter().flatten().find_map(|mount| claim_of(&mount.name))?;
+        Some((init.name.as_str(), claim))
+    })
 }
 
 fn devices(spec: &PodSpec, found: &mut Vec<Obstacle>) {
@@ -200,6 +217,21 @@ mod tests {
         assert_eq!(obstacles(&pod(spec.clone()), &modes("ReadWriteMany")), []);
         assert_eq!(obstacles(&pod(spec.clone()), &modes("ReadWriteOnce")).len(), 1);
         assert_eq!(obstacles(&pod(spec), &ClaimModes::new()).len(), 1);
+    }
+
+    #[test]
+    fn an_init_container_is_in_the_way_where_it_mounts_a_claim() {
+        let spec = |mounts: serde_json::Value| {
+            json!({ "initContainers": [{ "name": "prepare", "volumeMounts": mounts }],
+                "volumes": [{ "name": "data", "persistentVolumeClaim": { "claimName": "shared" } }] })
+        };
+        let shared = ClaimModes::from([("shared".to_owned(), vec!["ReadWriteMany".to_owned()])]);
+        assert_eq!(obstacles(&pod(spec(json!([]))), &shared), []);
+        let found = obstacles(&pod(spec(json!([{ "name": "data", "mountPath": "/data" }]))), &shared);
+        let reasons: Vec<_> = found.iter().map(|obstacle| obstacle.reason).collect();
+        assert_eq!(reasons, [ObstacleReason::InitContainer]);
+        let message = "the init container prepare would run again on the claim shared while the application uses it";
+        assert_eq!(found[0].message, message);
     }
 
     #[test]

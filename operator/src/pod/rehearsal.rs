@@ -19,8 +19,13 @@ const HOSTNAME_MAX: usize = 63;
 /// would get in its way.
 pub fn obstacle(pod: &Pod) -> Option<String> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let claim = volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref()).next()?;
-    Some(format!("an early copy must not touch the PersistentVolumeClaim {}", claim.claim_name))
+    if let Some(claim) = volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref()).next() {
+        return Some(format!("an early copy must not touch the PersistentVolumeClaim {}", claim.claim_name));
+    }
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let mut mounts = containers.flat_map(|container| container.volume_mounts.iter().flatten());
+    let named = mounts.find(|mount| mount.sub_path_expr.is_some())?;
+    Some(format!("the mount {} is named after the pod, and a rehearsal has another name", named.mount_path))
 }
 
 /// Builds the rehearsal `name` of `source` on the node `target`. `owner` is the Migration: with it, the rehearsal goes.

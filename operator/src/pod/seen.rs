@@ -68,14 +68,10 @@ pub fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
 }
 
 fn run_state(status: &PodStatus) -> RunState {
-    let started = || {
-        let containers = status.container_statuses.iter().flatten();
-        containers.into_iter().any(|one| one.container_id.as_deref().is_some_and(|id| !id.is_empty()))
-    };
     match status.phase.as_deref() {
         // kubelet also calls a pod so whose container could not be started and will be tried again.
         Some("Running") if has_run(status) => RunState::Running,
-        Some("Failed") if !started() => RunState::TurnedAway,
+        Some("Failed") if !has_run(status) => RunState::TurnedAway,
         Some("Succeeded" | "Failed") => RunState::Ended,
         _ => RunState::Pending,
     }
@@ -115,7 +111,8 @@ mod tests {
     #[test]
     fn a_pod_whose_container_failed_has_ended() {
         let containers = json!([{ "name": "c", "containerID": "containerd://1", "image": "", "imageID": "",
-            "ready": false, "restartCount": 0 }]);
+            "ready": false, "restartCount": 0,
+            "state": { "terminated": { "exitCode": 1, "startedAt": "2026-01-01T00:00:00Z" } } }]);
         let seen = pod_seen(&pod(json!({ "phase": "Failed", "containerStatuses": containers })));
         assert_eq!(seen.state, RunState::Ended);
     }

@@ -38,8 +38,8 @@ pub(super) fn follow(step: &mut Step<'_>) {
         return succeed(step);
     }
     if let Some(reason) = given_up::reason(step) {
-        given_up::decide(step, reason);
-        return given_up::follow(step);
+        // What follows from it is decided on an object that says so, and says as well whether the target was quicker.
+        return given_up::decide(step, reason);
     }
     wait(step);
     if step.status.strategy != Some(Strategy::ReplaceFirst) {
@@ -75,7 +75,7 @@ fn delete_first(step: &mut Step<'_>) {
     step.clear_away();
     match step.observed.replacements.iter().find(|pod| !pod.terminating) {
         // Nothing of it has run, and the state is still there: once more. A full disk makes kubelet evict it, for one.
-        Some(pod) if pod.state == RunState::TurnedAway || (pod.state.is_over() && is_failing(step)) => {
+        Some(pod) if pod.state == RunState::TurnedAway => {
             step.status.replacement = None;
             step.delete(PodRole::Replacement, pod, 0);
             step.say("kubelet has given the replacement up; another one is made");
@@ -107,7 +107,7 @@ fn replace(step: &mut Step<'_>) {
     }
 }
 
-fn resumed(step: &Step<'_>) -> bool {
+pub(super) fn resumed(step: &Step<'_>) -> bool {
     step.status.target_now().is_some_and(|report| report.step == TargetStep::Resumed)
 }
 

@@ -1,9 +1,7 @@
 //! Succeeded, Failed, Cancelled: nothing leads out; what is left of the move is tidied away.
 
 use super::decision::Action;
-use super::given_up;
 use super::observed::Claim;
-use super::preparing::PAUSE;
 use super::step::Step;
 
 /// `True` once the Migration is over.
@@ -14,9 +12,6 @@ pub(super) fn tidy(step: &mut Step<'_>) {
     let ours = step.observed.source.as_ref().filter(|source| source.claim == Claim::Ours);
     if let Some(source) = ours {
         return step.act(Action::ReleasePod { name: source.pod.name.clone(), uid: source.pod.uid.clone() });
-    }
-    if given_up::is_asked_for(step) {
-        return step.wake_in(PAUSE);
     }
     if step.has_finalizer() {
         step.act(Action::RemoveFinalizer);

@@ -2,24 +2,24 @@
 //!
 //! That is decided once, in the condition [`GIVEN_UP`], which is written before anything follows from it: a target that
 //! comes back too late finds the state given up, and admission leaves the pods that a controller makes from then on
-//! alone. The source's object goes first, and a cold copy comes only where no restored one can: a replacement that is
-//! still there is the one that starts cold, in its place.
+//! alone. The source's object goes first, then every replacement that has not run, and a cold copy comes only once those
+//! are gone: it starts wherever there is room, and not where the state could not be restored.
 
 use super::decision::{Action, PodRole};
 use super::handover::reference;
 use super::observed::{PodSeen, RunState};
 use super::step::Step;
 use super::{committed, stop};
-use crate::condition;
 use std::time::Duration;
+use tideover_crds::migration::GIVEN_UP;
 use tideover_crds::{Failure, FailureReason, Phase, Strategy};
-
-/// `True` once the state of a committed move was given up.
-pub(crate) const GIVEN_UP: &str = "GivenUp";
 
 /// How long the application has to run after the commit before deleting the Migration gives its state up. Who deletes one
 /// earlier means to abort the move, and comes too late for that: the restore is then about to succeed.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Seconds that a replacement gets to end.
+const GRACE: u32 = 1;
 
 /// Why the state of a committed move is given up.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(super) struct Reason {
 }
 
 pub(super) fn is_decided(step: &Step<'_>) -> bool {
-    condition::true_since(&step.status.conditions, GIVEN_UP).is_some()
+    step.status.is_given_up()
 }
 
 /// Whether there is a reason to give up a move that is committed and does not run yet.
@@ -75,11 +75,7 @@ pub(super) fn follow(step: &mut Step<'_>) {
     if let Some(pod) = &step.observed.reservation {
         step.delete(PodRole::Reservation, pod, 0);
     }
-    let hopeless: Vec<&PodSeen> = step.observed.replacements.iter().filter(|pod| is_hopeless(step, pod)).collect();
-    for pod in hopeless {
-        step.delete(PodRole::Replacement, pod, 0);
-    }
-    if step.source().is_some() {
+    if !clear_replacements(step) || step.source().is_some() {
         return;
     }
     match step.status.strategy {
@@ -88,15 +84,27 @@ pub(super) fn follow(step: &mut Step<'_>) {
     }
 }
 
-/// A replacement of which no container will ever start.
-fn is_hopeless(step: &Step<'_>, pod: &PodSeen) -> bool {
-    step.target_is_gone() || pod.state.is_over()
+/// Deletes every replacement that has not run. True once none of them can stand beside a cold copy any more.
+fn clear_replacements(step: &mut Step<'_>) -> bool {
+    // The target may have been quicker than the decision, and kubelet is slower than both.
+    let runs = step.replacement().filter(|_| committed::resumed(step)).map(|pod| &pod.uid);
+    let waits = |pod: &&PodSeen| pod.state != RunState::Running && Some(&pod.uid) != runs;
+    let waiting = step.observed.replacements.iter().filter(waits);
+    let mut clear = true;
+    for pod in waiting {
+        // kubelet ends what may be under way there, and the object stays until it has. Where there is no kubelet any more,
+        // nobody would say so.
+        let nobody_there = step.target_is_gone() || pod.state.is_over() || pod.node.is_none();
+        step.delete(PodRole::Replacement, pod, if nobody_there { 0 } else { GRACE });
+        // A ReplicaSet makes another pod as soon as this one is about to go.
+        clear &= step.status.strategy == Some(Strategy::ReplaceFirst) && pod.terminating;
+    }
+    clear
 }
 
-/// The name is free, or a pod has it that will start cold, or that is going.
+/// The name is free, or a pod has it that has run.
 fn put_back(step: &mut Step<'_>) {
-    let starts_cold = step.observed.replacements.iter().find(|pod| !pod.terminating && !is_hopeless(step, pod));
-    if let Some(pod) = starts_cold {
+    if let Some(pod) = step.observed.replacements.iter().find(|pod| !pod.terminating) {
         step.status.replacement = Some(reference(pod));
         return end(step);
     }
@@ -125,10 +133,4 @@ fn put_back(step: &mut Step<'_>) {
 fn end(step: &mut Step<'_>) {
     let message = step.status.failures.last().map(|failure| failure.message.clone()).unwrap_or_default();
     step.end(Phase::Failed, message);
-}
-
-/// Whether a pod that is to start cold has still to be told so: it asks for its Migration by name, and must find it.
-pub(super) fn is_asked_for(step: &Step<'_>) -> bool {
-    let waits = |pod: &PodSeen| !pod.terminating && pod.state == RunState::Pending;
-    is_decided(step) && step.observed.replacements.iter().any(waits)
 }

@@ -29,7 +29,6 @@ mod tests;
 pub use decision::{Action, Announcement, Decision, PodRole, RehearsalWish, ReservationWish};
 pub use observed::{Claim, Controller, NodeSeen, Observed, PodSeen, Room, RunState, SourceSeen};
 
-pub(crate) use given_up::GIVEN_UP;
 pub(crate) use step::{rehearsal_name, reservation_name};
 
 use jiff::Timestamp;

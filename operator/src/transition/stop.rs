@@ -64,18 +64,21 @@ fn lost(step: &Step<'_>) -> Option<Failure> {
         return failure(FailureReason::NoTarget, format!("the node {} is gone", step.target_node()));
     }
     match step.status.phase {
-        Phase::Preparing | Phase::PreCopying => lost_reservation(step),
+        Phase::Preparing | Phase::PreCopying => refused_reservation(step).or_else(|| lost_reservation(step)),
         Phase::Rehearsing => lost_rehearsal(step).or_else(|| lost_reservation(step)),
         Phase::Handover | Phase::Freezing | Phase::Transferring | Phase::Restoring => lost_replacement(step),
         _ => None,
     }
 }
 
+fn refused_reservation(step: &Step<'_>) -> Option<Failure> {
+    let why = step.observed.refused.as_ref()?;
+    let message = format!("the reservation was refused: {why}");
+    Some(Failure { reason: FailureReason::NoTarget, message, retryable: true })
+}
+
 fn lost_reservation(step: &Step<'_>) -> Option<Failure> {
     let failure = |message| Some(Failure { reason: FailureReason::NoTarget, message, retryable: true });
-    if let Some(why) = &step.observed.refused {
-        return failure(format!("the reservation was refused: {why}"));
-    }
     match &step.observed.reservation {
         Some(pod) if pod.state.is_over() => failure(format!("{} turned the reservation away", place(pod))),
         Some(pod) if pod.terminating => failure(format!("the reservation on {} was deleted", place(pod))),
@@ -86,9 +89,6 @@ fn lost_reservation(step: &Step<'_>) -> Option<Failure> {
 
 fn lost_rehearsal(step: &Step<'_>) -> Option<Failure> {
     let failure = |message| Some(Failure { reason: FailureReason::ReplacementMissing, message, retryable: true });
-    if let Some(why) = &step.observed.refused {
-        return failure(format!("the rehearsal was refused: {why}"));
-    }
     if rehearsing::is_rehearsed(step) {
         return None;
     }
@@ -103,7 +103,9 @@ fn lost_rehearsal(step: &Step<'_>) -> Option<Failure> {
 
 fn lost_replacement(step: &Step<'_>) -> Option<Failure> {
     let failure = |message| Some(Failure { reason: FailureReason::ReplacementMissing, message, retryable: true });
-    if let Some(why) = &step.observed.refused {
+    // From then on nothing is created before the verdict.
+    let refused = step.observed.refused.as_ref().filter(|_| step.status.phase == Phase::Handover);
+    if let Some(why) = refused {
         return failure(format!("the replacement would not come up: {why}"));
     }
     let recorded = step.status.replacement.as_ref()?;

@@ -16,6 +16,10 @@ use tideover_crds::{Failure, FailureReason};
 /// How long the target may take to take the reason of a failure.
 const WORD_LIMIT: Duration = Duration::from_millis(100);
 
+/// How long the application may stand still for a cut. A move that can't take it in this time is not worth more: a probe of
+/// kubelet's would soon end what is to be kept.
+const PAUSE_LIMIT: Duration = Duration::from_secs(10);
+
 /// Proof that a pod was frozen for a cut only. A target commits nothing but an attempt whose last round has landed, and while
 /// the cut is taken the connection is in [`CutLink`], which can't send one. So nobody can win what would keep the pod frozen.
 #[derive(Debug)]
@@ -59,7 +63,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let Connected { attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round } = connected;
     let request = round::dump_request(&inspected, bundle, &directory, news);
     let (link, proof) = CutLink::take(sender);
-    let mut watching = Watching::new(news, attempt);
+    let mut watching = Watching::within(news, attempt, PAUSE_LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
     let since = Instant::now();
     let (pod, froze) = round::freeze(inspected.container.freezer.clone()).await;
@@ -77,6 +81,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     // Without a verdict: see OnlyCut.
     settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)), proof).await;
     let paused = since.elapsed();
+    line.watching.extend();
     let sent = match dumped {
         Ok(Dumped { round: sending, .. }) => {
             let directories = [directory.join(IMAGES), directory.join(EARLY)];

@@ -153,7 +153,7 @@ impl Line<'_> {
                 Ok(())
             }
             Incoming::Message(FromTarget::Verified { .. }) => {
-                Err(retryable(FailureReason::Corrupted, "the target computed another digest over what it received"))
+                Err(retryable(FailureReason::Corrupted, "the target has another digest over what has landed"))
             }
             Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
             other => Err(retryable(FailureReason::TransferFailed, format!("the target answered {other:?}"))),

@@ -14,6 +14,8 @@ const SEND_LIMIT: Duration = Duration::from_secs(95);
 pub(super) struct Watching<'a> {
     news: &'a mut News,
     attempt: u32,
+    /// What `deadline` was made of.
+    limit: Duration,
     /// When everything must be verified.
     deadline: tokio::time::Instant,
 }
@@ -21,7 +23,18 @@ pub(super) struct Watching<'a> {
 impl<'a> Watching<'a> {
     /// For attempt `attempt`, from now on.
     pub(super) fn new(news: &'a mut News, attempt: u32) -> Self {
-        Self { news, attempt, deadline: tokio::time::Instant::now() + SEND_LIMIT }
+        Self::within(news, attempt, SEND_LIMIT)
+    }
+
+    /// For attempt `attempt`, with `limit` for what has to be sent first.
+    pub(super) fn within(news: &'a mut News, attempt: u32, limit: Duration) -> Self {
+        Self { news, attempt, limit, deadline: tokio::time::Instant::now() + limit }
+    }
+
+    /// Gives what is left to send the time that a whole attempt has.
+    pub(super) fn extend(&mut self) {
+        self.limit = SEND_LIMIT;
+        self.deadline = tokio::time::Instant::now() + SEND_LIMIT;
     }
 
     /// Ends once the object shows that the attempt was decided.
@@ -41,11 +54,11 @@ impl<'a> Watching<'a> {
 
     /// Ends only with a reason to stop before everything is verified: an abort, or the time.
     pub(super) async fn called_off(&mut self) -> Failure {
-        let deadline = self.deadline;
+        let (deadline, limit) = (self.deadline, self.limit);
         tokio::select! {
             () = self.shown(&[Verdict::Aborted]) => retryable(FailureReason::TransferFailed, "aborted before all was sent"),
             () = tokio::time::sleep_until(deadline) => {
-                let message = format!("not everything was sent and verified within {} s", SEND_LIMIT.as_secs());
+                let message = format!("not everything was sent and verified within {} s", limit.as_secs());
                 retryable(FailureReason::TransferFailed, message)
             }
         }

@@ -4,11 +4,8 @@
 //! carried out later, in part, twice, or by another operator; agents follow the owner field and report what they like.
 
 use super::fixture::{Scene, failure, pod, source_report, target_report};
-use crate::condition;
 use crate::migration::status_patch;
-use crate::transition::{
-    Action, Claim, Decision, GIVEN_UP, NodeSeen, Observed, PodRole, PodSeen, RunState, transition,
-};
+use crate::transition::{Action, Claim, Decision, NodeSeen, Observed, PodRole, PodSeen, RunState, transition};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -318,7 +315,10 @@ impl World {
                 observed.rehearsal.take_if(|pod| pod.uid == uid);
             }
             PodRole::Replacement => {
-                assert!(!self.target_runs, "a running replacement is deleted");
+                let there = observed.replacements.iter().any(|pod| pod.uid == uid);
+                assert!(!(there && self.target_runs) || is_given_up(&status), "a running replacement is deleted");
+                // kubelet ends what runs in a pod before its object goes.
+                self.target_runs &= !there;
                 observed.replacements.retain(|pod| pod.uid != uid);
             }
         }
@@ -451,10 +451,13 @@ impl World {
                 }
             }
             TargetDoes::Resumes => {
+                // What is restored is decided by the recorded UID alone.
+                let recorded = status.replacement.as_ref().map(|pod| pod.uid.as_str());
+                let is_there = self.scene.observed.replacements.iter().any(|pod| Some(pod.uid.as_str()) == recorded);
                 let there = status.strategy == Some(Strategy::ReplaceFirst)
-                    || (!self.scene.observed.replacements.is_empty() && self.scene.observed.source.is_none());
-                // A move that has failed is over for its target too.
-                if status.verdict() == Verdict::Committed && there && status.phase != Phase::Failed {
+                    || (is_there && self.scene.observed.source.is_none());
+                // The agent reads the object before it lets them run.
+                if status.verdict() == Verdict::Committed && there && !status.is_given_up() {
                     self.target_runs = true;
                     self.target_ran = true;
                     status.target = Some(target_report(status.attempt, TargetStep::Resumed));
@@ -474,7 +477,7 @@ impl World {
 }
 
 fn is_given_up(status: &MigrationStatus) -> bool {
-    condition::true_since(&status.conditions, GIVEN_UP).is_some()
+    status.is_given_up()
 }
 
 fn source_steps() -> impl Strategy_<Value = SourceStep> {

@@ -60,11 +60,16 @@ fn a_rehearsal_that_does_not_come_up_ends_the_attempt_with_a_sentence() {
         let told = scene.decide().does(&["abort 1 for a at 0"]).failed_with(FailureReason::ReplacementMissing);
         told.says(&format!("giving up attempt 1: {message}"));
     };
-    let refused = rehearsing().with(|scene| scene.observed.refused = Some("over quota".into()));
-    check(refused, "the rehearsal was refused: over quota");
     check(rehearsing().rehearsed_in(RunState::TurnedAway), "b turned the rehearsal away");
     let deleted = rehearsing().rehearsed_in(RunState::Pending).with(|scene| scene.observed.rehearsal = None);
     check(deleted, "the rehearsal was deleted");
+}
+
+#[test]
+fn a_pod_whose_rehearsal_is_refused_moves_without_one() {
+    let refused = rehearsing().with(|scene| scene.observed.refused = Some("over quota".into()));
+    let told = refused.decide().phase(Phase::Freezing).does(&[]);
+    told.says("the pod is frozen and its last state is dumped; without a rehearsal: it was refused: over quota");
 }
 
 #[test]

@@ -47,11 +47,10 @@ impl TargetDriver {
     }
 
     pub(super) async fn resume_decided(&mut self, attempt: u32) {
-        match self.context.ownership(&self.key).decision(attempt).await {
-            Ok(Some(Decision::Committed(proof))) if proof.node() == self.context.settings.node_name => {
-                self.resume(proof).await;
-            }
-            Ok(_) => {}
+        match self.context.ownership(&self.key).right_to_run(attempt).await {
+            Ok(Some(proof)) if proof.node() == self.context.settings.node_name => self.resume(proof).await,
+            // The watch is behind: it will show what became of it.
+            Ok(_) => tokio::time::sleep(AGAIN).await,
             Err(error) => {
                 warn!(migration = self.key.name, error = %chain(&error), "whether to resume is unknown");
                 tokio::time::sleep(AGAIN).await;
