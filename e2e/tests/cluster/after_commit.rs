@@ -79,10 +79,13 @@ fn deleting_the_migration_of_a_restore_that_fails_starts_the_application_cold() 
     let cluster = Cluster::ready()?;
     let Stuck { sandbox, collector, changed, target } = Stuck::new("restore-given-up")?;
     sandbox.run(&["delete", "migration", MOVE, "--wait=false"])?;
-    let ended = migration::ended(&sandbox, "ticker", LIMIT)?;
-    ensure!(ended["status"]["phase"] == "Failed", "the move is {}", ended["status"]["phase"]);
-    ensure!(condition(&ended, "GivenUp").as_deref() == Some("True"), "{}", ended["status"]["conditions"]);
-    ensure!(migration::message(&ended).contains("starts cold"), "{}", migration::message(&ended));
+    // It stays until the replacement is gone, and not a moment longer: it was deleted.
+    let given_up = until("the state to be given up", LIMIT, || {
+        let object = sandbox.get(&["migration", MOVE])?.context("the Migration is gone without a word")?;
+        Ok(Some(object).filter(|object| condition(object, "GivenUp").as_deref() == Some("True")))
+    })?;
+    ensure!(migration::message(&given_up).contains("starts cold"), "{}", migration::message(&given_up));
+    until("the Migration to be gone", LIMIT, || Ok(sandbox.get(&["migration", MOVE])?.is_none().then_some(())))?;
     let node = cluster.node(&target)?;
     until("the images to be removed", LIMIT, || {
         let left = node.exec(["find", "/var/lib/tideover/images", "-mindepth", "1"])?.stdout;
@@ -93,7 +96,6 @@ fn deleting_the_migration_of_a_restore_that_fails_starts_the_application_cold() 
         Ok(Some(collector.account()).filter(|account| account.starts.len() == 2 && account.newest > 100))
     })?;
     ensure!(account.repeated == 0, "{account:?}");
-    until("the Migration to be gone", LIMIT, || Ok(sandbox.get(&["migration", MOVE])?.is_none().then_some(())))?;
     ensure!(sandbox.pods("ticker")?.len() == 1, "one pod");
     Ok(())
 }
