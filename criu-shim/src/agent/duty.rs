@@ -201,8 +201,12 @@ pub fn target_duty(migration: &Migration, node: &str, local: TargetLocal) -> Tar
             }
         }
         // Given up: the application starts cold, here or elsewhere, and no restored copy may run beside it.
-        Verdict::Committed if status.is_given_up() || status.phase == Phase::Failed => {
-            if local.listening && !local.destroyed { TargetDuty::Destroy(attempt) } else { TargetDuty::None }
+        Verdict::Committed if status.is_given_up() => {
+            if local.listening && !local.destroyed {
+                TargetDuty::Destroy(attempt)
+            } else {
+                TargetDuty::None
+            }
         }
         Verdict::Committed if local.held => TargetDuty::Resume(attempt),
         Verdict::Committed if local.staged && local.waiting && !local.released => TargetDuty::Release(attempt),

@@ -1,7 +1,7 @@
 //! The table of duties, and the two rules that hold for every sequence of objects.
 
 use super::*;
-use crate::agent::fixture::migration;
+use crate::agent::fixture::{PHASES, migration};
 use proptest::prelude::{any, prop, prop_assert, proptest};
 use tideover_crds::Owner;
 
@@ -116,22 +116,7 @@ fn a_state_that_was_given_up_after_the_commit_is_destroyed_and_never_resumed() {
 }
 
 fn any_phase() -> impl proptest::strategy::Strategy<Value = Phase> {
-    prop::sample::select(vec![
-        Phase::Pending,
-        Phase::Preparing,
-        Phase::PreCopying,
-        Phase::Rehearsing,
-        Phase::Handover,
-        Phase::Freezing,
-        Phase::Transferring,
-        Phase::Restoring,
-        Phase::Committing,
-        Phase::RollingBack,
-        Phase::BackingOff,
-        Phase::Succeeded,
-        Phase::Failed,
-        Phase::Cancelled,
-    ])
+    prop::sample::select(&PHASES[..])
 }
 
 proptest! {
@@ -161,24 +146,25 @@ proptest! {
     #[test]
     fn no_resume_without_a_commit_to_this_node(
         attempt in 0_u32..4, local_attempt in 0_u32..4, phase in any_phase(), owner in "[abc]", decided in 0_u32..4,
-        flags in proptest::collection::vec(any::<bool>(), 8), delete_first: bool,
+        flags in proptest::collection::vec(any::<bool>(), 8), delete_first: bool, given_up: bool,
     ) {
         let mut fixture = migration().attempt(attempt).phase(phase).owner(&owner, decided);
+        if given_up { fixture = fixture.given_up(); }
         if delete_first { fixture = fixture.strategy(Strategy::DeleteFirst); }
         let local = TargetLocal {
             attempt: local_attempt, listening: flags[0], staged: flags[1], waiting: flags[2], released: flags[3],
             held: flags[4], resumed: flags[5], failed: flags[6], destroyed: flags[7],
         };
         match target_duty(&fixture.build(), "b", local) {
-            TargetDuty::Resume(_) => prop_assert!(owner == "b" && local.held && phase != Phase::Failed),
+            TargetDuty::Resume(_) => prop_assert!(owner == "b" && local.held && !given_up),
             TargetDuty::Commit(n) => {
                 prop_assert!(owner == "a" && decided < n && n == local.attempt && !local.failed);
                 let complete = if delete_first { local.staged } else { local.held };
                 prop_assert!(complete);
             }
-            TargetDuty::Release(n) => prop_assert!((owner == "b" && phase != Phase::Failed) || (owner == "a" && decided < n)),
+            TargetDuty::Release(n) => prop_assert!((owner == "b" && !given_up) || (owner == "a" && decided < n)),
             TargetDuty::Destroy(n) => {
-                let given_up = owner == "b" && phase == Phase::Failed && !local.resumed;
+                let given_up = owner == "b" && given_up && !local.resumed;
                 prop_assert!(given_up || (owner == "a" && decided >= n));
             }
             TargetDuty::Clean(_) => prop_assert!(owner == "b" && local.resumed),

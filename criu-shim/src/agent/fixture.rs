@@ -7,6 +7,24 @@ use tideover_crds::{
     SourceStep, Strategy, TargetReport, TargetStep,
 };
 
+/// Every phase.
+pub const PHASES: [Phase; 14] = [
+    Phase::Pending,
+    Phase::Preparing,
+    Phase::PreCopying,
+    Phase::Rehearsing,
+    Phase::Handover,
+    Phase::Freezing,
+    Phase::Transferring,
+    Phase::Restoring,
+    Phase::Committing,
+    Phase::RollingBack,
+    Phase::BackingOff,
+    Phase::Succeeded,
+    Phase::Failed,
+    Phase::Cancelled,
+];
+
 /// A Migration under construction.
 #[derive(Clone, Debug)]
 pub struct Fixture(Migration);

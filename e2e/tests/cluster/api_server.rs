@@ -54,13 +54,13 @@ fn a_pod_stays_frozen_while_the_api_server_does_not_answer() -> Result<()> {
     let hung = hung.context("the dump was never seen")??;
     let signs = under_way.signs();
     ensure!(!signs.disks.restoring, "the API server hung too late: the commit may have been made: {signs:?}");
-    // The source is frozen by now, and its last ticks have arrived when no more come.
+    // What is restored was dumped, so the source is frozen by then; its last ticks have arrived when no more come.
+    until("the restore to begin", LIMIT, || Ok(Some(()).filter(|()| under_way.signs().disks.restoring)))?;
+    let mut before = None;
     let frozen_at = until("the last tick", LIMIT, || {
         let newest = collector.account().newest;
-        std::thread::sleep(Duration::from_millis(50));
-        Ok(Some(newest).filter(|newest| *newest == collector.account().newest))
+        Ok(Some(newest).filter(|newest| before.replace(*newest) == Some(*newest)))
     })?;
-    until("the restore to begin", LIMIT, || Ok(Some(()).filter(|()| under_way.signs().disks.restoring)))?;
     // How long nobody answers is what is tested.
     std::thread::sleep(OUTAGE);
     let signs = under_way.signs();

@@ -6,7 +6,7 @@ use crate::policy;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use tideover_crds::migration::Verdict;
-use tideover_crds::{Migration, MigrationStatus, Phase, ProtectedWorkload, Strategy};
+use tideover_crds::{Migration, Phase, ProtectedWorkload, Strategy};
 
 /// The Migration that waits for a pod of this controller, if there is one. `is_there` says of a Migration whether the
 /// replacement that it has recorded exists: a second one is wanted only where the first is gone, and then it has to be
@@ -26,18 +26,13 @@ pub(super) fn expected_by<'a>(
             (Some(Strategy::ReplaceFirst), Verdict::Open) => {
                 (Phase::Handover..=Phase::Restoring).contains(&status.phase)
             }
-            (Some(Strategy::DeleteFirst), Verdict::Committed) => !status.phase.is_terminal() && !is_given_up(status),
+            (Some(Strategy::DeleteFirst), Verdict::Committed) => !status.phase.is_terminal() && !status.is_given_up(),
             _ => false,
         };
         // A StatefulSet may be making another of its pods at the same time.
         let same_name = controller.kind != "StatefulSet" || pod.name_any() == migration.spec.pod.name;
         waits && same_name && !is_there(migration)
     })
-}
-
-/// The state will not be restored any more: the next pod starts cold, and on any node.
-fn is_given_up(status: &MigrationStatus) -> bool {
-    status.is_given_up()
 }
 
 /// What becomes of the pod; none where it stays as it is.

@@ -30,7 +30,7 @@ pub(super) fn follow(step: &mut Step<'_>) {
         step.announce(false, "Committed");
     }
     step.wake_in(PAUSE);
-    if given_up::is_decided(step) {
+    if step.status.is_given_up() {
         return given_up::follow(step);
     }
     if resumed(step) {

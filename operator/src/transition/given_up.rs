@@ -7,7 +7,7 @@
 
 use super::decision::{Action, PodRole};
 use super::handover::reference;
-use super::observed::{PodSeen, RunState};
+use super::observed::PodSeen;
 use super::step::Step;
 use super::{committed, stop};
 use std::time::Duration;
@@ -28,10 +28,6 @@ pub(super) struct Reason {
     word: &'static str,
     /// What has happened.
     because: String,
-}
-
-pub(super) fn is_decided(step: &Step<'_>) -> bool {
-    step.status.is_given_up()
 }
 
 /// Whether there is a reason to give up a move that is committed and does not run yet.
@@ -88,7 +84,7 @@ pub(super) fn follow(step: &mut Step<'_>) {
 fn clear_replacements(step: &mut Step<'_>) -> bool {
     // The target may have been quicker than the decision, and kubelet is slower than both.
     let runs = step.replacement().filter(|_| committed::resumed(step)).map(|pod| &pod.uid);
-    let waits = |pod: &&PodSeen| pod.state != RunState::Running && Some(&pod.uid) != runs;
+    let waits = |pod: &&PodSeen| !pod.state.has_run() && Some(&pod.uid) != runs;
     let waiting = step.observed.replacements.iter().filter(waits);
     let mut clear = true;
     for pod in waiting {

@@ -64,6 +64,11 @@ pub enum RunState {
 }
 
 impl RunState {
+    /// True of a pod whose containers run or have run.
+    pub fn has_run(self) -> bool {
+        matches!(self, Self::Running | Self::Ended)
+    }
+
     /// True of a pod that runs nothing any more and never will.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Ended | Self::TurnedAway)

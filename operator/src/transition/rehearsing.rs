@@ -38,13 +38,14 @@ pub(super) fn drive(step: &mut Step<'_>) {
         }
         // It was there and is not any more; stop::reason has seen to it.
         (None, false) if step.status.rehearsal.is_some() => {}
-        // It asks for nothing that the reservation does not hold already: a quota that counts it all the same is no reason to
-        // keep a pod from being moved.
-        (None, false) if step.observed.refused.is_some() => {
-            let why = step.observed.refused.as_deref().unwrap_or_default();
-            step.enter(Phase::Freezing, format!("{FROZEN}; without a rehearsal: it was refused: {why}"));
-        }
-        (None, false) => step.act(Action::CreateRehearsal(step.rehearsal_wish())),
+        (None, false) => match &step.observed.refused {
+            None => step.act(Action::CreateRehearsal(step.rehearsal_wish())),
+            // It asks for nothing that the reservation does not hold already: a quota that counts it all the same is no reason
+            // to keep a pod from being moved.
+            Some(why) => {
+                step.enter(Phase::Freezing, format!("{FROZEN}; without a rehearsal: it was refused: {why}"));
+            }
+        },
     }
 }
 

@@ -128,7 +128,7 @@ pub fn start(create: &Create, migration: &Migration, node: &str) -> Start {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::fixture::migration;
+    use crate::agent::fixture::{PHASES, migration};
     use tideover_crds::Phase;
 
     fn create(pod_uid: &str) -> Create {
@@ -235,23 +235,6 @@ mod tests {
         let recorded = migration().attempt(2).phase(Phase::Rehearsing).owner("a", 1).rehearsal("practice").build();
         assert!(matches!(start_rehearsal(&create, Some(&recorded), "c"), Start::Refuse(_)), "not the target");
     }
-
-    const PHASES: [Phase; 14] = [
-        Phase::Pending,
-        Phase::Preparing,
-        Phase::PreCopying,
-        Phase::Rehearsing,
-        Phase::Handover,
-        Phase::Freezing,
-        Phase::Transferring,
-        Phase::Restoring,
-        Phase::Committing,
-        Phase::RollingBack,
-        Phase::BackingOff,
-        Phase::Succeeded,
-        Phase::Failed,
-        Phase::Cancelled,
-    ];
 
     #[test]
     fn a_source_never_comes_back_after_the_commit() {
