@@ -27,7 +27,7 @@ pub enum HealthError {
     Serve(#[source] std::io::Error),
 }
 
-/// Serves the probes until `stop`. `ready` says whether there is a certificate to serve webhooks with.
+/// Serves the probes until `stop`. `ready` says whether the API server reaches the webhooks.
 ///
 /// # Errors
 /// As [`HealthError`] says.

@@ -1,6 +1,6 @@
 //! Puts the parts together, and takes them apart when the process is told to stop.
 
-use crate::admission::{self, Admission, ServeError};
+use crate::admission::{self, Admission, Endpoint, ServeError};
 use crate::certificates::{self, CertificateError, ServingCertificate, StoreError};
 use crate::health::{self, HealthError};
 use crate::leadership;
@@ -34,7 +34,7 @@ pub enum RunError {
     /// The probes ended.
     #[error("serve the probes")]
     Health(#[source] HealthError),
-    /// The webhooks ended.
+    /// The webhooks can't be served.
     #[error("serve the webhooks")]
     Webhooks(#[source] ServeError),
 }
@@ -57,10 +57,12 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         let authority = Arc::new(authority);
         let certificate = ServingCertificate::make(&authority, &settings.webhook_service, &settings.namespace);
         let certificate = Arc::new(certificate.map_err(RunError::Certificate)?);
+        let endpoint = Endpoint::open(settings.webhook_address, certificate.clone()).await;
+        let endpoint = endpoint.map_err(RunError::Webhooks)?;
         ready.store(true, Ordering::Relaxed);
 
         let router = Admission::new(client.clone(), recorder.clone(), settings.operator_user()).router();
-        let webhooks = admission::serve(settings.webhook_address, certificate.clone(), router, stop.clone());
+        let webhooks = admission::serve(endpoint, router, stop.clone());
         let published = certificates::keep_published(
             client.clone(),
             &settings.namespace,
@@ -81,9 +83,9 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
                 );
             }
         });
-        let until_stopped = async { tokio::join!(webhooks, leading).0.map_err(RunError::Webhooks) };
+        let until_stopped = async { tokio::join!(webhooks, leading) };
         tokio::select! {
-            ended = until_stopped => ended,
+            ((), ()) = until_stopped => Ok(()),
             () = published => Ok(()),
             () = certificate.keep_fresh(&authority) => Ok(()),
         }

@@ -76,6 +76,7 @@ fn side_by_side(cluster: &Cluster, mib: usize, runs: usize) -> Result<(Vec<f64>,
     for account in [ours.account(), theirs.account()] {
         ensure!(account.starts.len() == 1 && account.repeated == 0, "a program did not go on: {account:?}");
     }
+    sandbox.passed()?;
     Ok((tideover, runc))
 }
 

@@ -56,7 +56,7 @@ fn run() -> Result<()> {
         column.set_cell_alignment(CellAlignment::Right);
     }
     println!("{table}\n\n`make lab-down` removes the cluster.");
-    Ok(())
+    sandbox.passed()
 }
 
 fn comparison(before: &Identity, from: &str, after: &Identity, to: &str) -> Table {

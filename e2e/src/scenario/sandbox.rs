@@ -5,17 +5,19 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::cluster::NAMESPACE;
 use super::kube::Kube;
 use super::wait::{until, until_true};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A namespace that is removed, with everything in it, at the end of the scenario; the nodes are uncordoned too. After
-/// a panic what is known of the scenario is printed first.
+/// A namespace that is removed, with everything in it, at the end of the scenario; the nodes are uncordoned too. Unless
+/// the scenario says that it [`passed`](Sandbox::passed), what is known of it is printed first.
 #[derive(Debug)]
 pub struct Sandbox {
     kube: Kube,
     namespace: String,
+    passed: bool,
 }
 
 impl Sandbox {
@@ -24,7 +26,7 @@ impl Sandbox {
     /// # Errors
     /// When the API server refuses.
     pub fn new(kube: Kube, name: &str) -> Result<Self> {
-        let sandbox = Self { kube, namespace: format!("e2e-{name}") };
+        let sandbox = Self { kube, namespace: format!("e2e-{name}"), passed: false };
         sandbox.remove()?;
         sandbox.kube.run(&["create", "namespace", &sandbox.namespace])?;
         until_true("the namespace's service account", LIMIT, || {
@@ -102,6 +104,15 @@ impl Sandbox {
         self.run(&["logs", pod])
     }
 
+    /// The last word of a scenario in which all was as it should be: removes the namespace.
+    ///
+    /// # Errors
+    /// When something is left.
+    pub fn passed(mut self) -> Result<()> {
+        self.passed = true;
+        self.remove().with_context(|| format!("remove the namespace {}", self.namespace))
+    }
+
     fn with_namespace<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
         ["--namespace", &self.namespace].into_iter().chain(args.iter().copied()).collect()
     }
@@ -134,36 +145,37 @@ impl Sandbox {
             &["get", "mig", "--output=yaml"],
             &["get", "events", "--sort-by=.lastTimestamp"],
         ] {
-            match self.run(args) {
-                Ok(text) => eprintln!("--- kubectl {}\n{text}", args.join(" ")),
-                Err(error) => eprintln!("--- {error:#}"),
-            }
+            print(args, self.run(args));
         }
-        for component in ["operator", "agent"] {
-            let selector = format!("app.kubernetes.io/component={component}");
-            match self.kube.run(&[
-                "--namespace=tideover-system",
-                "logs",
-                "--selector",
-                &selector,
-                "--tail=60",
-                "--prefix",
-            ]) {
-                Ok(text) => eprintln!("--- logs of the {component}\n{text}"),
-                Err(error) => eprintln!("--- {error:#}"),
-            }
+        for args in [
+            &["get", "pods,endpointslices", "--output=wide"][..],
+            &["get", "events", "--sort-by=.lastTimestamp"],
+            &["logs", "--selector=app.kubernetes.io/component=operator", "--tail=60", "--prefix"],
+            &["logs", "--selector=app.kubernetes.io/component=operator", "--tail=20", "--prefix", "--previous"],
+            &["logs", "--selector=app.kubernetes.io/component=agent", "--tail=60", "--prefix"],
+        ] {
+            let args: Vec<_> = ["--namespace", NAMESPACE].iter().chain(args).copied().collect();
+            print(&args, self.kube.run(&args));
         }
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.describe();
+        if self.passed {
+            return;
         }
+        self.describe();
         if let Err(error) = self.remove() {
             eprintln!("namespace {} is left: {error:#}", self.namespace);
         }
+    }
+}
+
+fn print(args: &[&str], said: Result<String>) {
+    match said {
+        Ok(text) => eprintln!("--- kubectl {}\n{text}", args.join(" ")),
+        Err(error) => eprintln!("--- {error:#}"),
     }
 }
 

@@ -34,7 +34,7 @@ fn policies_that_make_no_sense_are_refused_with_a_sentence() -> Result<()> {
     ] {
         refused(&sandbox, &policy(spec), sentence)?;
     }
-    Ok(())
+    sandbox.passed()
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_migration_is_immutable() -> Result<()> {
         sandbox.run(&["patch", "migration", "m", "--type=merge", "--patch={\"spec\":{\"pod\":{\"name\":\"two\"}}}"]);
     let said = format!("{:#}", said.err().map_or_else(String::new, |error| error.to_string()));
     ensure!(said.contains("a Migration's spec can't be changed"), "{said}");
-    Ok(())
+    sandbox.passed()
 }
 
 #[test]
@@ -67,5 +67,5 @@ spec: {containers: [{name: probe, image: 'lab/probe:1', imagePullPolicy: IfNotPr
     let said = sandbox.run(&["annotate", "pod", "forged", "tideover.dev/claimed-by=me"]);
     ensure!(said.is_err_and(|error| format!("{error:#}").contains("tideover.dev/")), "the annotation was accepted");
     sandbox.run(&["annotate", "pod", "forged", "example.org/mine=1"])?;
-    Ok(())
+    sandbox.passed()
 }

@@ -71,7 +71,7 @@ fn a_restore_whose_cause_is_mended_goes_on_with_the_state() -> Result<()> {
         Ok(Some(collector.account()).filter(|account| account.newest > newest + 500))
     })?;
     ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
-    Ok(())
+    sandbox.passed()
 }
 
 #[test]
@@ -97,5 +97,5 @@ fn deleting_the_migration_of_a_restore_that_fails_starts_the_application_cold() 
     })?;
     ensure!(account.repeated == 0, "{account:?}");
     ensure!(sandbox.pods("ticker")?.len() == 1, "one pod");
-    Ok(())
+    sandbox.passed()
 }

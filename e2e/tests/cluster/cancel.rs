@@ -34,7 +34,7 @@ fn uncordon_before_the_freeze_cancels_the_move() -> Result<()> {
     let reservations = sandbox.get(&["pods", "--selector=tideover.dev/reservation-for"])?.unwrap_or_default();
     ensure!(reservations["items"].as_array().is_none_or(Vec::is_empty), "a reservation is left: {reservations}");
     ensure!(collector.account().starts.len() == 1, "the program went on");
-    Ok(())
+    sandbox.passed()
 }
 
 #[test]
@@ -54,5 +54,6 @@ fn deleting_the_migration_before_the_freeze_aborts_it() -> Result<()> {
     until("the reservation to go", LIMIT, || {
         let left = sandbox.get(&["pods", "--selector=tideover.dev/reservation-for"])?.unwrap_or_default();
         Ok(left["items"].as_array().is_none_or(Vec::is_empty).then_some(()))
-    })
+    })?;
+    sandbox.passed()
 }

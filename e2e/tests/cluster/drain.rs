@@ -39,7 +39,7 @@ fn a_drain_moves_a_store_under_load_and_loses_nothing() -> Result<()> {
     let log = String::from_utf8_lossy(&log);
     ensure!(log.matches("Server initialized").count() == 1, "the log moved and shows one start: {log}");
     migration::succeeded(&sandbox, &store.pod.name, LIMIT)?;
-    Ok(())
+    sandbox.passed()
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_drain_moves_a_pod_that_nothing_owns_under_the_same_name() -> Result<()> {
     println!("paused for the cut: {paused:.1} ms");
     let pods = sandbox.get(&["pods"])?.unwrap_or_default();
     ensure!(pods["items"].as_array().is_some_and(|pods| pods.len() == 1), "more than the pod is left: {pods}");
-    Ok(())
+    sandbox.passed()
 }
 
 #[test]
@@ -106,5 +106,5 @@ fn memory_clock_files_and_output_go_on_after_the_move() -> Result<()> {
         "output goes on in the new pod's log: {first} .. {last}"
     );
     ensure!(!log.contains("start "), "the output before the move is not repeated: {first}");
-    Ok(())
+    sandbox.passed()
 }

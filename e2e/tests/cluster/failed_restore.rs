@@ -76,6 +76,7 @@ fn source_goes_on(
     ensure!(message.contains(words), "the Migration does not say why: {message}");
 
     goes_on(&sandbox, &collector, &pod)?;
+    sandbox.passed()?;
     Ok(ended)
 }
 
@@ -168,7 +169,8 @@ fn a_flipped_bit_is_named(name: &str, manifest: impl Fn(Ticker) -> String) -> Re
         let reason = &ended["status"]["failures"][0]["reason"];
         ensure!(reason == "Corrupted", "the reason is {reason}");
         ensure!(drained.code != Some(0) && drained.said.contains(said), "the drain does not say why: {}", drained.said);
-        return goes_on(&sandbox, &collector, &pod);
+        goes_on(&sandbox, &collector, &pod)?;
+        return sandbox.passed();
     }
     bail!("no bit was flipped in time in {TRIES} moves")
 }
@@ -218,7 +220,7 @@ fn a_bit_that_changes_after_the_commit_keeps_the_state_until_it_is_mended() -> R
             Ok(Some(collector.account()).filter(|account| account.newest > newest + 500))
         })?;
         ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
-        return Ok(());
+        return sandbox.passed();
     }
     bail!("no bit was flipped in time in {TRIES} moves")
 }

@@ -29,7 +29,8 @@ fn uninstall_leaves_pods_running_and_nodes_clean() -> Result<()> {
     });
     // The tests that follow need it again, also when this one has failed.
     cluster.helm_install()?;
-    checked.and(nothing_left)
+    checked.and(nothing_left)?;
+    sandbox.passed()
 }
 
 fn still_running_and_clean(

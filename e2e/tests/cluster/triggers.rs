@@ -35,7 +35,8 @@ fn a_cordon_alone_moves_the_pod_where_the_policy_says_so() -> Result<()> {
     let collector = Collector::listen(cluster.host_address())?;
     let pod = ticker(&sandbox, &collector, "  onMaintenance: {onCordon: true}\n")?;
     sandbox.kube().run(&["cordon", &pod.node])?;
-    moved_once(&sandbox, &collector, &pod)
+    moved_once(&sandbox, &collector, &pod)?;
+    sandbox.passed()
 }
 
 #[test]
@@ -65,7 +66,7 @@ spec: {{node: {}, reason: kernel update}}
     outcome?;
     let node = sandbox.kube().get(&["node", &pod.node])?.unwrap_or_default();
     ensure!(node["spec"]["unschedulable"] != true, "{} is still cordoned", pod.node);
-    Ok(())
+    sandbox.passed()
 }
 
 #[test]
@@ -77,5 +78,6 @@ fn a_person_can_move_a_pod_by_hand_also_one_without_a_policy() -> Result<()> {
     let pod = sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
     sandbox.create(&migration::manifest("by-hand", &pod.name))?;
-    moved_once(&sandbox, &collector, &pod)
+    moved_once(&sandbox, &collector, &pod)?;
+    sandbox.passed()
 }

@@ -22,5 +22,5 @@ fn a_pod_without_a_policy_is_drained_as_kubernetes_always_did() -> Result<()> {
     ensure!(after.node != before.node, "the pod is still on {}", after.node);
     until("a cold start elsewhere", LIMIT, || Ok(Some(()).filter(|()| collector.account().starts.len() == 2)))?;
     ensure!(migration::all(&sandbox)?.is_empty(), "nobody asked for a move");
-    Ok(())
+    sandbox.passed()
 }

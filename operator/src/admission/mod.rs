@@ -11,4 +11,4 @@ mod review;
 mod server;
 
 pub use handlers::Admission;
-pub use server::{ServeError, serve};
+pub use server::{Endpoint, ServeError, serve};

@@ -7,6 +7,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use rustls::crypto::ring::default_provider;
+use std::fmt::{self, Debug, Formatter};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -53,25 +54,43 @@ pub enum ServeError {
     Tls(#[source] rustls::Error),
 }
 
-/// Serves `router` until a little after `stop`, then lets what is under way end.
-///
-/// # Errors
-/// As [`ServeError`] says; a connection that fails is only its own.
-pub async fn serve(
-    address: SocketAddr,
-    certificate: Arc<ServingCertificate>,
-    router: Router,
-    stop: CancellationToken,
-) -> Result<(), ServeError> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(ServeError::Tls)?
-        .with_no_client_auth()
-        .with_cert_resolver(certificate);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })?;
-    info!(%address, "webhooks are served");
+/// Where the webhooks are to be served: connections queue here from the moment it exists, so a replica that has one may
+/// call itself ready.
+pub struct Endpoint {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl Debug for Endpoint {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Endpoint").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+impl Endpoint {
+    /// Takes the address. It may be taken for a while: a predecessor in the same pod that nobody waited for still
+    /// lingers.
+    ///
+    /// # Errors
+    /// As [`ServeError`] says.
+    pub async fn open(address: SocketAddr, certificate: Arc<ServingCertificate>) -> Result<Self, ServeError> {
+        let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(ServeError::Tls)?
+            .with_no_client_auth()
+            .with_cert_resolver(certificate);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })?;
+        Ok(Self { listener, acceptor })
+    }
+}
+
+/// Serves `router` until a little after `stop`, then lets what is under way end. A connection that fails is only its
+/// own failure.
+pub async fn serve(endpoint: Endpoint, router: Router, stop: CancellationToken) {
+    let Endpoint { listener, acceptor } = endpoint;
+    info!("webhooks are served");
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let connections = TaskTracker::new();
     let closing = CancellationToken::new();
@@ -104,7 +123,6 @@ pub async fn serve(
     if timeout(FAREWELL, connections.wait()).await.is_err() {
         warn!("connections were cut off");
     }
-    Ok(())
 }
 
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router, closing: CancellationToken) {
@@ -128,5 +146,22 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router, cl
     };
     if let Err(error) = ended {
         debug!(%error, "a connection ended badly");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificates::a_serving_certificate;
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_an_error_and_not_a_replica_that_nobody_reaches() {
+        let certificate = Arc::new(a_serving_certificate());
+        let first = Endpoint::open(([127, 0, 0, 1], 0).into(), certificate.clone()).await.expect("a free port");
+        let address = first.listener.local_addr().expect("an address");
+        let second = Endpoint::open(address, certificate.clone()).await;
+        assert!(matches!(second, Err(ServeError::Bind { .. })));
+        drop(first);
+        Endpoint::open(address, certificate).await.expect("the port is free again");
     }
 }

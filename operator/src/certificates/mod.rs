@@ -11,6 +11,8 @@ pub use agents::sign_for_agents;
 pub use authority::{Authority, CertificateError};
 pub use publish::keep_published;
 pub use serving::ServingCertificate;
+#[cfg(test)]
+pub(crate) use serving::tests::serving as a_serving_certificate;
 pub use store::{StoreError, load_or_make};
 
 /// Name of the Secret and of the ConfigMap.

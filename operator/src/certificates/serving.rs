@@ -70,15 +70,20 @@ fn certify(authority: &Authority, names: &[String], now: OffsetDateTime) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::authority::AuthorityPem;
     use super::*;
 
-    #[test]
-    fn a_certificate_is_there_from_the_start() {
+    /// A certificate of an authority that only it knows.
+    pub(crate) fn serving() -> ServingCertificate {
         let pem = AuthorityPem::make(OffsetDateTime::now_utc()).expect("an authority");
         let authority = Authority::read(&pem).expect("an authority");
-        let serving = ServingCertificate::make(&authority, "hooks", "tide").expect("a certificate");
+        ServingCertificate::make(&authority, "hooks", "tide").expect("a certificate")
+    }
+
+    #[test]
+    fn a_certificate_is_there_from_the_start() {
+        let serving = serving();
         assert_eq!(serving.names[0], "hooks.tide.svc");
         assert_eq!(serving.current.read().expect("a lock").cert.len(), 1);
     }

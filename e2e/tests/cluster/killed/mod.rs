@@ -40,7 +40,7 @@ fn one_copy_goes_on(name: &str, who: Who) -> Result<()> {
             None => bail!("in {TRIES} moves {who:?} was never killed in {moment:?}"),
         }
     }
-    Ok(())
+    sandbox.passed()
 }
 
 /// One move with a strike, and one copy after it. Says whether the strike was in `moment`.

@@ -7,3 +7,4 @@ mod preparing;
 mod properties;
 mod rehearsing;
 mod rolling_back;
+mod world;
