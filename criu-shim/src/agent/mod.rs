@@ -4,6 +4,7 @@
 //! rest does it: [`source`] freezes, dumps and sends; [`target`] receives, has the processes rebuilt and holds them;
 //! [`owner`] is the one field by which exactly one of them goes on. [`journal`] is what a restarted agent reads first.
 
+pub mod alone;
 pub mod context;
 pub mod duty;
 pub mod failure;

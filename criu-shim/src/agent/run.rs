@@ -1,5 +1,6 @@
 //! The agent as it runs: everything is started in the order in which it may be relied on, and ended when it is told to.
 
+use crate::agent::alone::{Alone, AloneError, LOCK};
 use crate::agent::context::{Context, RequestError, answer};
 use crate::agent::failure::chain;
 use crate::agent::host::{self, FactsError, NodeRoot};
@@ -39,6 +40,9 @@ pub enum RunError {
     /// The cluster is not reachable by what the pod was given.
     #[error("find the API server")]
     Config(#[source] Box<kube::Error>),
+    /// Whether another agent runs here.
+    #[error("be the only agent of this node")]
+    Alone(#[from] AloneError),
     /// The journal can't be read. What may be frozen here would be forgotten.
     #[error("read the journal")]
     Journal(#[from] JournalError),
@@ -73,6 +77,8 @@ pub enum RunError {
 /// # Errors
 /// Where something that it can't do without does not work. What is frozen stays frozen; the next agent goes on.
 pub async fn run(settings: Settings) -> Result<(), RunError> {
+    let alone = tokio::task::spawn_blocking(|| Alone::wait(Path::new(LOCK))).await;
+    let _alone = alone.map_err(|_| RunError::Ended("the wait for another agent's end"))??;
     not_ready();
     let journal = Journal::open(&settings.journal())?;
     let entries = journal.entries()?;
