@@ -4,6 +4,8 @@ use super::AttachError;
 use std::os::fd::OwnedFd;
 
 #[cfg(target_arch = "x86_64")]
+mod restart;
+#[cfg(target_arch = "x86_64")]
 mod site;
 #[cfg(target_arch = "x86_64")]
 mod state;

@@ -95,11 +95,16 @@ pub fn detach(tid: pid_t) -> io::Result<()> {
 
 /// The registers of a stopped thread.
 pub fn registers(tid: pid_t) -> io::Result<Registers> {
-    let mut registers = std::mem::MaybeUninit::<Registers>::zeroed();
+    let mut registers = no_registers();
     // SAFETY: the kernel writes one struct user_regs_struct to the data.
-    unsafe { request(GET_REGISTERS, tid, 0, registers.as_mut_ptr().cast()) }?;
-    // SAFETY: all of its fields are integers, for which zeroes are a value too.
-    Ok(unsafe { registers.assume_init() })
+    unsafe { request(GET_REGISTERS, tid, 0, (&raw mut registers).cast()) }?;
+    Ok(registers)
+}
+
+/// Registers that are all zero.
+pub fn no_registers() -> Registers {
+    // SAFETY: all fields are integers, for which zeroes are a value.
+    unsafe { std::mem::zeroed() }
 }
 
 /// Gives a stopped thread these registers.

@@ -1,1 +1,6 @@
-//! x
+//! Tracking of real child processes.
+
+mod attaching;
+mod child;
+mod rounds;
+mod same;

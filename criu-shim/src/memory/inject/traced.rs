@@ -1,5 +1,6 @@
 //! A thread that is stopped, made to run system calls, and let go as it was.
 
+use super::restart::resumed;
 use super::state::State;
 use crate::memory::AttachError;
 use crate::memory::ptrace::{self, Registers, Stop};
@@ -43,6 +44,7 @@ impl Traced {
             wait_interrupted(pid)?;
             let stopped = |source| AttachError::Inject { pid, source };
             let registers = ptrace::registers(pid).map_err(stopped)?;
+            let registers = resumed(registers);
             let mask = ptrace::signal_mask(pid).map_err(stopped)?;
             let traced = Self { pid, registers, mask, foreign: false, released: false, stop_again: false };
             if registers.cs != CODE_64 {
