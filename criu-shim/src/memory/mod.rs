@@ -18,7 +18,9 @@ mod tracker;
 mod uffd;
 mod vma;
 
+// Elsewhere attaching is refused.
 #[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod tests;
 
 pub use error::{AttachError, ReadError, TrackError};

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// can't be said of is not covered by the last look.
 ///
 /// # Assumptions
-/// The process has its descriptors to itself, and every page table of its mappings is its own. After fork(2) only the
+/// Its threads share one table of descriptors, and no other process runs in its address space. After fork(2) only the
 /// parent is tracked.
 ///
 /// Dropping it ends the tracking, which takes 19 ms for 1 GiB that was tracked (measured) and holds up the process'
@@ -58,7 +58,9 @@ impl Tracker {
     /// Starts to track process `pid`, as the caller's `/proc` names it. Its first thread is stopped for less than a
     /// millisecond and made to call userfaultfd(2); afterwards the process is as before.
     ///
-    /// If the caller is killed within that time, the process goes on with the wrong registers.
+    /// Calls that return early whenever they are interrupted do so (a long getrandom(2), say); those that would return
+    /// EINTR go on, with their time limit begun anew. If the caller is killed within that time, the process goes on with
+    /// the wrong registers.
     ///
     /// # Errors
     /// Each says why this process, or this kernel, can't be tracked. The process runs on as before.

@@ -1,6 +1,8 @@
 use super::child::{Child, MIB, PAGE, wait_for};
 use crate::memory::{LastLook, Range, TrackError, Tracker};
 
+const NONE: [u64; 0] = [];
+
 /// What of `ranges` lies in `area`, as numbers of its pages.
 fn pages(ranges: &[Range], area: Range) -> Vec<u64> {
     ranges
@@ -27,10 +29,10 @@ fn the_first_round_returns_what_has_content_and_the_next_nothing() {
     }
     let mut tracker = Tracker::attach(child.pid).unwrap();
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [0, 1, 7, 511]);
-    assert_eq!(pages(&tracker.take_written().unwrap(), area), []);
+    assert_eq!(pages(&tracker.take_written().unwrap(), area), NONE);
     let look = tracker.last_look().unwrap();
     assert!(is_covered(&look, area));
-    assert_eq!(pages(&look.written, area), []);
+    assert_eq!(pages(&look.written, area), NONE);
     assert_eq!(pages(&look.present, area), [0, 1, 7, 511]);
 }
 
@@ -43,7 +45,7 @@ fn a_page_that_is_written_is_returned_once_and_no_other() {
     assert_eq!(pages(&tracker.take_written().unwrap(), area), all(area));
     child.store(area.start + 5 * PAGE + 9, 2);
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [5]);
-    assert_eq!(pages(&tracker.take_written().unwrap(), area), []);
+    assert_eq!(pages(&tracker.take_written().unwrap(), area), NONE);
     child.store(area.start + 6 * PAGE, 2);
     // The last look takes nothing away.
     assert_eq!(pages(&tracker.last_look().unwrap().written, area), [6]);
@@ -199,7 +201,7 @@ fn huge_pages_are_tracked_page_by_page_once_written() {
     child.store(aligned.start, 1);
     let mut tracker = Tracker::attach(child.pid).unwrap();
     assert!(pages(&tracker.take_written().unwrap(), aligned).contains(&0));
-    assert_eq!(pages(&tracker.take_written().unwrap(), aligned), []);
+    assert_eq!(pages(&tracker.take_written().unwrap(), aligned), NONE);
     child.store(aligned.start + 9 * PAGE, 2);
     assert!(pages(&tracker.last_look().unwrap().written, aligned).contains(&9));
     assert!(pages(&tracker.take_written().unwrap(), aligned).contains(&9));
@@ -222,7 +224,7 @@ fn a_fork_is_not_tracked_and_does_not_disturb() {
     let status = format!("/proc/{grandchild}/stat");
     wait_for(|| std::fs::read_to_string(&status).unwrap().contains(") Z "));
     assert_eq!(child.good(libc::SYS_wait4, &[grandchild.cast_unsigned(), 0, 0, 0]), grandchild.cast_unsigned());
-    assert_eq!(pages(&tracker.take_written().unwrap(), area), []);
+    assert_eq!(pages(&tracker.take_written().unwrap(), area), NONE);
     child.store(area.start + PAGE, 2);
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [1]);
     assert!(is_covered(&tracker.last_look().unwrap(), area));
