@@ -1,0 +1,31 @@
+//! Which pages of a running process are written, found out from outside: what pre-copy sends.
+//!
+//! Owns the tracking of one process ([`Tracker`]) and reading its memory ([`MemoryReader`]). The kernel write-protects
+//! pages and takes the protection off at the first write, so that the difference between two looks is what was written
+//! between them. That takes a userfaultfd, which can only be made inside the process: one thread is stopped for a moment
+//! and made to call it. It never writes to the process' memory, never freezes or thaws, and never decides how many
+//! rounds are enough.
+
+mod error;
+mod inject;
+mod obstacle;
+mod pagemap;
+#[cfg(target_arch = "x86_64")]
+mod ptrace;
+mod range;
+mod read;
+mod tracker;
+mod uffd;
+mod vma;
+
+// Elsewhere attaching is refused.
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
+mod tests;
+
+pub use error::{AttachError, ReadError, TrackError};
+pub use obstacle::Obstacle;
+pub use range::Range;
+pub use read::{CHUNK, MemoryReader, Piece};
+pub use tracker::{LastLook, Tracker};
+pub use vma::{MIN_LENGTH, Reason, Vma, tracking};

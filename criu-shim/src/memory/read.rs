@@ -1,0 +1,70 @@
+//! Reading the memory of a process while it runs, or while it is frozen.
+
+use super::{Range, ReadError};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+/// Most that is read at once, bytes. More is not faster, and the buffer stays in the processor's cache.
+pub const CHUNK: usize = 1 << 20;
+
+/// The smallest page there is on the machines that are supported, bytes.
+const PAGE: u64 = 4096;
+
+/// What became of the start of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// These bytes are at the start of the buffer now.
+    Read(Range),
+    /// These can't be read: unmapped meanwhile, or a guard page. During pre-copy that is no error. For pages that the
+    /// last look called written it is a doubt about their mapping, which must be dumped in the plain way then.
+    Unreadable(Range),
+}
+
+/// The memory of the address space that a process had when this was made: what it executes later is not read.
+#[derive(Debug)]
+pub struct MemoryReader {
+    pid: i32,
+    memory: File,
+}
+
+impl MemoryReader {
+    /// Opens the memory of process `pid`.
+    ///
+    /// # Errors
+    /// [`ReadError::Open`], also for a process that has ended.
+    pub fn open(pid: i32) -> Result<Self, ReadError> {
+        let path = PathBuf::from(format!("/proc/{pid}/mem"));
+        match File::open(&path) {
+            Ok(memory) => Ok(Self { pid, memory }),
+            Err(source) => Err(ReadError::Open { path, source }),
+        }
+    }
+
+    /// Reads the start of `rest` into `buffer`, as much as fits and at most [`CHUNK`], and takes what it dealt with off
+    /// `rest`. None when nothing is left of it.
+    ///
+    /// `buffer` must hold a page.
+    ///
+    /// # Errors
+    /// [`ReadError::Gone`] when the process has ended or executed another program.
+    pub fn read_next(&self, rest: &mut Range, buffer: &mut [u8]) -> Result<Option<Piece>, ReadError> {
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let start = rest.start;
+        let length = buffer.len().min(CHUNK).min(usize::try_from(rest.len()).unwrap_or(CHUNK));
+        let buffer = buffer.get_mut(..length).unwrap_or_default();
+        let piece = match self.memory.read_at(buffer, start) {
+            Ok(0) => return Err(ReadError::Gone { pid: self.pid }),
+            Ok(count) => Piece::Read(Range { start, end: start + count as u64 }),
+            Err(error) if [Some(libc::EIO), Some(libc::EFAULT)].contains(&error.raw_os_error()) => {
+                Piece::Unreadable(Range { start, end: rest.end.min((start / PAGE + 1) * PAGE) })
+            }
+            Err(source) => return Err(ReadError::Read { pid: self.pid, address: start, length, source }),
+        };
+        let (Piece::Read(done) | Piece::Unreadable(done)) = piece;
+        rest.start = done.end;
+        Ok(Some(piece))
+    }
+}

@@ -1,0 +1,6 @@
+//! Tracking of real child processes.
+
+mod attaching;
+mod child;
+mod rounds;
+mod same;
