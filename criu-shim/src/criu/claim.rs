@@ -14,7 +14,7 @@
 use super::error::ClaimError;
 use super::image;
 use super::pagemap::{PAGEMAP_MAGIC, PRESENT, PagemapEntry, PagemapHead, pagemap_file};
-use super::ranges::{self, PAGE};
+use super::ranges;
 use prost::Message;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -167,6 +167,7 @@ fn pagemap(claim: &Claim, pages_id: u32) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ranges::PAGE;
     use super::*;
 
     const UPTIME: Duration = Duration::from_millis(1_234_560);

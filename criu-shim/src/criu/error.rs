@@ -76,6 +76,9 @@ pub enum CriuError {
     /// CRIU did not answer in time to what takes no time.
     #[error("CRIU did not answer within {0:?}")]
     Silent(std::time::Duration),
+    /// CRIU can't tell what the kernel has.
+    #[error("CRIU could not examine the kernel")]
+    Examine,
     /// A directory of the dump could not be opened.
     #[error("open {path}")]
     Directory {

@@ -138,13 +138,15 @@ pub struct PrivateKdat {
 impl PrivateKdat {
     /// Makes the copy in `directory`, which the caller owns and removes when no CRIU is to start with the copy any more.
     ///
-    /// A plain CRIU is started first, in `place`. It writes the node's file where there is none, and writes it again where
-    /// another build has written it; a CRIU that found another build's under the private mount could do neither.
+    /// A plain CRIU is started first, in the caller's own network. It writes the node's file where there is none, and again
+    /// where another build has written it; a CRIU that found another build's under the private mount could do neither. Not
+    /// in the container's: where a network namespace has no route, CRIU gives up examining the kernel.
     ///
     /// # Errors
     /// [`KdatError`]; [`KdatError::Refused`] if no dump may leave out memory here.
     pub fn make(program: &CriuProgram, place: &Place, version: Version, directory: &Path) -> Result<Self, KdatError> {
-        let plain = Place { private_kdat: None, ..place.clone() };
+        let own = std::process::id().cast_signed();
+        let plain = Place { namespaces_of: own, node_root: place.node_root.clone(), private_kdat: None };
         WarmCriu::start(program, &plain).map_err(KdatError::Examine)?;
         let path = place.node_root.join(PATH.to_string_lossy().trim_start_matches('/'));
         let mut kdat = Vec::new();

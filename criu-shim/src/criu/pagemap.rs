@@ -6,6 +6,9 @@
 //! CRIU leaves the pages of a claim to the parent, which has no bytes. Of those, what the target has by then is called
 //! lazy: a page daemon brings it after the restore. Everything else is read from the frozen process and goes where CRIU
 //! would have put it. Also what was copied, but belongs to a mapping that no daemon is asked for ([`super::lazy`]).
+//!
+//! CRIU calls pages that it did write lazy as well, where they could be, and a lazy restore then passes over them: it
+//! expects a page daemon that reads the images. Ours does not, so in the end a page is lazy or in the images, never both.
 
 use super::error::PagemapError;
 use super::image::{self, ImageError};
@@ -131,7 +134,9 @@ pub fn in_parent(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapErro
 /// a restore can take it lazily. Everything else is read from `memory`, which is `/proc/PID/mem` of the process, still
 /// frozen. Each file is replaced atomically, and one that stays the same is not written.
 ///
-/// After success no page is left to the parent. After an error the images are of no use.
+/// A process that was dumped in full is settled with a claim to no ranges.
+///
+/// After success every page is either lazy or in the images. After an error the images are of no use.
 ///
 /// # Errors
 /// [`PagemapError`].
@@ -143,7 +148,7 @@ pub fn settle(images: &Path, claim: &Claim, copied: &[Range<u64>], memory: &File
     let path = images.join(pagemap_file(pid));
     let image = read(&path)?;
     let pagemap = parse(&image).map_err(|source| PagemapError::Image { path: path.clone(), source })?;
-    if pagemap.entries.iter().all(|(_, flags, _)| *flags != PARENT) {
+    if pagemap.entries.iter().all(|(_, flags, _)| matches!(*flags, PRESENT | LAZY)) {
         return Ok(Settled::default());
     }
     let lazy = ranges::intersection(copied, &lazy::lazy_ranges(images, pid)?);
@@ -176,14 +181,15 @@ fn parse(image: &[u8]) -> Result<Pagemap<'_>, ImageError> {
     Ok(Pagemap { pages_id, head, entries })
 }
 
-/// Pure. What is not left to the parent stays as it is, byte for byte and in its order.
+/// Pure. What is neither left to the parent nor both lazy and present stays as it is, byte for byte and in its order.
 fn plan(pagemap: &Pagemap<'_>, claim: &Claim, lazy: &[Range<u64>]) -> Result<Plan, PagemapError> {
     let mut entries = vec![pagemap.head.to_vec()];
     let mut pages: Vec<Piece> = Vec::new();
     let mut settled = Settled::default();
     for (range, flags, bytes) in &pagemap.entries {
         if *flags != PARENT {
-            entries.push(bytes.to_vec());
+            let both = flags & (LAZY | PRESENT) == LAZY | PRESENT;
+            entries.push(if both { PagemapEntry::new(range, PRESENT).encode_to_vec() } else { bytes.to_vec() });
             let length = if flags & PRESENT != 0 { range.end - range.start } else { 0 };
             match pages.last_mut() {
                 _ if length == 0 => {}
