@@ -302,6 +302,10 @@ fn enter_the_container() {
     for number in open.into_iter().filter(|number| *number > 2) {
         let _ = nix::unistd::close(number);
     }
+    // The kernel writes the number of the processor into a thread's memory (rseq) whenever it changes, also under CRIU.
+    let mut first = nix::sched::CpuSet::new();
+    first.set(0).unwrap();
+    nix::sched::sched_setaffinity(Pid::from_raw(0), &first).unwrap();
     const NONE: Option<&str> = None;
     mount(Some(&rootfs), &rootfs, NONE, MsFlags::MS_BIND, NONE).unwrap();
     nix::unistd::chdir(&rootfs).unwrap();
