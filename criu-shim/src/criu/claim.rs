@@ -166,6 +166,7 @@ fn pagemap(claim: &Claim, pages_id: u32) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
 mod tests {
     use super::super::ranges::PAGE;
     use super::*;

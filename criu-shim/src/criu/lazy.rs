@@ -67,6 +67,7 @@ fn ranges_of(image: &[u8]) -> Result<Vec<Range<u64>>, ImageError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
 pub(super) mod tests {
     use super::super::ranges::PAGE;
     use super::*;

@@ -273,5 +273,6 @@ fn write_error(path: &Path, source: std::io::Error) -> PagemapError {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
 #[path = "pagemap_tests.rs"]
 mod tests;

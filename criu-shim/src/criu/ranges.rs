@@ -52,6 +52,7 @@ pub fn cut(range: &Range<u64>, list: &[Range<u64>]) -> Vec<(Range<u64>, bool)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
 pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
