@@ -1,5 +1,7 @@
 //! A dump without memory, by a real CRIU, of a real process in a container made for it.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
+
 use criu_shim::criu::{
     Bundle, Claim, ClaimedParent, CriuProgram, DumpOptions, DumpRequest, Memory, Place, PrivateKdat, Waited, WarmCriu,
     image, pagemap, version, wire,
