@@ -1,6 +1,7 @@
 //! What is asked of CRIU in a dump.
 
 use super::bundle::Bundle;
+use super::claim::ClaimedParent;
 use super::mounts::{self, Mount};
 use super::prepared::{self, Entry, Kind};
 use super::rpc::{CgroupMode, ExternalMount, NetworkLock, Options};
@@ -17,7 +18,7 @@ pub(super) const LOG_FILE: &str = "dump.log";
 /// task on the v1 freezer can't be seized at all.
 const SEIZE_SECONDS: u32 = 10;
 
-/// One dump of one container's processes: all of their memory, into a directory of images.
+/// One dump of one container's processes into a directory of images.
 ///
 /// The cgroup must be frozen when the dump is asked for, and stays frozen whatever comes of it.
 #[derive(Clone, Debug)]
@@ -48,11 +49,31 @@ pub struct DumpOptions {
     /// Mounts that are not dumped beyond those of the specification: mount point to name in the image. The restore needs
     /// a path for each name ([`crate::local::ReleaseOptions::external_mounts`]).
     pub external_mounts: BTreeMap<PathBuf, String>,
+    /// How much of the processes' memory goes into the images.
+    pub memory: Memory,
+}
+
+/// How much of the processes' memory goes into the images of a dump.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// All of it.
+    #[default]
+    All,
+    /// All but private memory that the parent claims. The CRIU must run with kernel facts of its own
+    /// ([`super::Place::private_kdat`]), or says that it can't track memory; what it left out must be accounted for before
+    /// a restore ([`super::pagemap::settle`]). Shared memory is in the images all the same.
+    Except(ClaimedParent),
 }
 
 impl Default for DumpOptions {
     fn default() -> Self {
-        Self { ghost_limit: 64 << 20, log_level: 2, inotify_paths: Vec::new(), external_mounts: BTreeMap::new() }
+        Self {
+            ghost_limit: 64 << 20,
+            log_level: 2,
+            inotify_paths: Vec::new(),
+            external_mounts: BTreeMap::new(),
+            memory: Memory::All,
+        }
     }
 }
 
@@ -73,6 +94,10 @@ impl DumpRequest {
             key: mount_point.to_string_lossy().into_owned(),
             val: name.clone(),
         }));
+        let parent_img = match &self.options.memory {
+            Memory::All => None,
+            Memory::Except(parent) => Some(parent.link().to_owned()),
+        };
         Options {
             images_dir_fd: images.as_raw_fd(),
             work_dir_fd: Some(work.as_raw_fd()),
@@ -81,6 +106,8 @@ impl DumpRequest {
             log_file: Some(LOG_FILE.to_owned()),
             notify_scripts: Some(true),
             root: Some(self.bundle.rootfs.to_string_lossy().into_owned()),
+            track_mem: parent_img.is_some().then_some(true),
+            parent_img,
             ext_mnt,
             freeze_cgroup: Some(self.freeze_cgroup.to_string_lossy().into_owned()),
             timeout: Some(SEIZE_SECONDS),
@@ -184,6 +211,18 @@ mod tests {
         let mut request = request();
         request.options.inotify_paths = vec!["/etc".to_owned()];
         assert_eq!(options(&request).force_irmap, Some(true));
+    }
+
+    #[test]
+    fn memory_is_tracked_only_when_there_is_a_parent() {
+        let mut request = request();
+        assert_eq!((options(&request).track_mem, options(&request).parent_img), (None, None));
+        let root = tempfile::tempdir().unwrap();
+        let uptime = std::time::Duration::from_secs(1);
+        let parent = ClaimedParent::write(&root.path().join("i"), vec![], uptime).unwrap();
+        request.options.memory = Memory::Except(parent);
+        assert_eq!(options(&request).track_mem, Some(true));
+        assert_eq!(options(&request).parent_img.as_deref(), Some("../i.claimed"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What can go wrong with CRIU.
 
+use super::image::ImageError;
+use super::kdat;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -30,7 +32,16 @@ pub enum CriuError {
         #[source]
         source: std::io::Error,
     },
-    /// CRIU could not be executed, or could not enter its cgroups or namespaces.
+    /// The edited copy of CRIU's kernel facts could not be made ready to be mounted.
+    #[error("prepare a mount of {path}")]
+    PrivateKdat {
+        /// The copy.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// CRIU could not be executed, or could not enter its cgroups or namespaces, or not be given kernel facts of its own.
     #[error("start {program}")]
     Start {
         /// The program.
@@ -65,6 +76,9 @@ pub enum CriuError {
     /// CRIU did not answer in time to what takes no time.
     #[error("CRIU did not answer within {0:?}")]
     Silent(std::time::Duration),
+    /// CRIU can't tell what the kernel has.
+    #[error("CRIU could not examine the kernel")]
+    Examine,
     /// A directory of the dump could not be opened.
     #[error("open {path}")]
     Directory {
@@ -108,4 +122,141 @@ pub enum CriuError {
 
 fn render(log: &[String]) -> String {
     if log.is_empty() { String::new() } else { format!("; its log: {}", log.join(" | ")) }
+}
+
+/// Why CRIU could not be given kernel facts of its own.
+#[derive(Debug, Error)]
+pub enum KdatError {
+    /// The CRIU that should examine the kernel first did not.
+    #[error("have CRIU examine the kernel")]
+    Examine(#[source] CriuError),
+    /// The facts could not be read.
+    #[error("read {path}")]
+    Read {
+        /// The node's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A dump may not leave out memory here.
+    #[error("a dump may not leave out memory")]
+    Refused(#[from] kdat::Reason),
+    /// The edited copy could not be written.
+    #[error("write {path}")]
+    Write {
+        /// The copy.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why the parent of a dump without memory could not be made or removed.
+#[derive(Debug, Error)]
+pub enum ClaimError {
+    /// The directory of images has no name to put another one beside it.
+    #[error("no name for a directory beside {path}")]
+    Name {
+        /// The directory of images.
+        path: PathBuf,
+    },
+    /// No process id, or one with two claims.
+    #[error("claim to process {pid}, which is none or has one already")]
+    Pid {
+        /// The process.
+        pid: i32,
+    },
+    /// The ranges are none, not sorted, overlap, are not of whole pages, or reach beyond all user addresses.
+    #[error("ranges of the claim to process {pid}")]
+    Ranges {
+        /// The process.
+        pid: i32,
+    },
+    /// A file or directory of the parent could not be written.
+    #[error("write {path}")]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The parent could not be removed.
+    #[error("remove {path}")]
+    Remove {
+        /// The link or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why the memory that a dump left out could not be accounted for. The images are not fit for a restore then.
+#[derive(Debug, Error)]
+pub enum PagemapError {
+    /// An image could not be read, or is longer than any real one.
+    #[error("read {path}")]
+    Read {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An image is no image of its kind.
+    #[error("parse {path}")]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ImageError,
+    },
+    /// CRIU left out memory that it was not told to leave out.
+    #[error("the dump left out {start:#x}..{end:#x} of process {pid}, which was not claimed")]
+    Unclaimed {
+        /// The process.
+        pid: i32,
+        /// First address.
+        start: u64,
+        /// First address behind.
+        end: u64,
+    },
+    /// The ranges of what was copied are not sorted, overlap, or are not of whole pages.
+    #[error("ranges of what was copied of process {pid}")]
+    Copied {
+        /// The process.
+        pid: i32,
+    },
+    /// The memory of the process could not be read.
+    #[error("read {start:#x}..{end:#x} of process {pid}")]
+    Memory {
+        /// The process.
+        pid: i32,
+        /// First address.
+        start: u64,
+        /// First address behind.
+        end: u64,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The pages file is shorter than the entries say.
+    #[error("{path} ends before its pagemap does")]
+    PagesCutOff {
+        /// The pages file.
+        path: PathBuf,
+    },
+    /// An image could not be put in place.
+    #[error("write {path}")]
+    Write {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
 }

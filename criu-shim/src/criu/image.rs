@@ -3,6 +3,10 @@
 //! A file is u32 0x54564319, u32 magic of its kind, then entries of u32 length and a protobuf message, all little
 //! endian. (`inventory.img` has one magic only and is not read here.)
 
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use thiserror::Error;
 
 /// Magic of an image that belongs to all tasks (`IMG_COMMON_MAGIC`).
@@ -30,6 +34,23 @@ pub enum ImageError {
     /// The file ends inside of an entry.
     #[error("cut off at byte {0}")]
     CutOff(usize),
+    /// The entry is not the message that this kind of image holds, or contradicts itself.
+    #[error("bad entry {0}")]
+    Entry(usize),
+    /// The file has fewer or more entries than its kind has.
+    #[error("{0} entries")]
+    Count(usize),
+}
+
+/// Reads an image whole, if it has no more than [`MAX_IMAGE`] bytes; follows no link.
+///
+/// # Errors
+/// As reading a file; [`ErrorKind::FileTooLarge`].
+pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let mut image = Vec::new();
+    file.take(MAX_IMAGE + 1).read_to_end(&mut image)?;
+    if image.len() as u64 > MAX_IMAGE { Err(ErrorKind::FileTooLarge.into()) } else { Ok(image) }
 }
 
 /// The entries of an image of kind `magic`, as slices of `image`.

@@ -1,25 +1,30 @@
 //! CRIU from the agent's side: a prost client of its RPC, and what must be known before and mended after a dump.
 //!
 //! Owns starting `criu swrk` warm, asking for one dump, reading why one failed, and the image files that Tideover
-//! itself reads or writes. It never freezes or thaws anything and never ends CRIU: a CRIU that is killed half way
+//! itself reads or writes: also those of a dump without memory ([`claim`], [`kdat`], [`pagemap`]). It never freezes or thaws anything and never ends CRIU: a CRIU that is killed half way
 //! leaves its parasite in the tasks.
 //!
 //! Restores are not asked for here: `runc restore` does that, through the relay ([`crate::relay`]).
 
 pub mod bundle;
 pub mod capability;
+pub mod claim;
 pub mod descriptors;
 mod dump;
 mod error;
 pub mod image;
+pub mod kdat;
+pub mod lazy;
 mod log;
 pub mod mend;
 pub mod mounts;
+pub mod pagemap;
 mod place;
 pub mod preflight;
 pub mod prepared;
 mod process;
 mod program;
+pub mod ranges;
 pub mod rpc;
 mod spawn;
 mod swrk;
@@ -27,8 +32,10 @@ pub mod version;
 pub mod wire;
 
 pub use bundle::Bundle;
-pub use dump::{DumpOptions, DumpRequest};
-pub use error::CriuError;
+pub use claim::{Claim, ClaimedParent};
+pub use dump::{DumpOptions, DumpRequest, Memory};
+pub use error::{ClaimError, CriuError, KdatError, PagemapError};
+pub use kdat::PrivateKdat;
 pub use log::{first_error, last_errors};
 pub use place::{Place, own_cgroups};
 pub use process::ProcessId;

@@ -33,7 +33,8 @@ impl CriuProgram {
         Self { criu: criu.to_owned(), loader: None, preload: None }
     }
 
-    fn below(root: &Path) -> Self {
+    /// CRIU in `criu/criu` below `root`, started by the loader in `criu/lib` where there is one, and without preload.
+    pub fn below(root: &Path) -> Self {
         let libraries = root.join("criu/lib");
         let loader = ["ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"]
             .map(|name| libraries.join(name))

@@ -1,9 +1,13 @@
 //! Starting CRIU in its place: the one module of the client with `unsafe` in it.
 
 use super::place::OpenPlace;
-use super::{CriuError, CriuProgram};
+use super::{CriuError, CriuProgram, kdat};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sched::setns;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, move_mount};
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -13,6 +17,11 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// CRIU's fault strategy 130: no hardware breakpoints in the tasks. They bring nothing here and cost some 10 ms of freeze
 /// for each process. Source: CRIU's `criu/include/fault-injection.h` (`FI_NO_BREAKPOINTS`, among those that are not fatal).
+///
+/// To stop a task behind the parasite (dump) or the restorer (restore), CRIU lets it run into a hardware breakpoint at the
+/// place of `rt_sigreturn`. Without, it steps from system call to system call until it sees that one, which is what it
+/// does by itself where breakpoints don't work (`compel_stop_pie` in `compel/src/lib/infect.c`). Nothing else changes, and
+/// only one strategy can be set.
 const NO_BREAKPOINTS: (&str, &str) = ("CRIU_FAULT", "130");
 
 /// Starts `criu swrk` on `socket`, which is CRIU's end of a pair.
@@ -32,14 +41,29 @@ pub(super) fn swrk(program: &CriuProgram, place: Option<OpenPlace>, socket: Owne
             for (namespace, kind) in &place.namespaces {
                 setns(namespace, *kind)?;
             }
+            if let Some(kdat) = &place.private_kdat {
+                mount_privately(kdat)?;
+            }
         }
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes write, setns and fcntl system calls only, on descriptors opened
-    // before the fork. It neither allocates nor takes a lock, so it is safe in a child of a process with threads.
+    // SAFETY: between fork and exec the closure makes write, setns, unshare, mount, move_mount and fcntl system calls only,
+    // on descriptors opened before the fork and constant paths. It neither allocates nor takes a lock, so it is safe in a
+    // child of a process with threads.
     unsafe { command.pre_exec(enter) };
     // The closure owns the parent's copy of CRIU's end; it is closed with `command` at the end of this function, so
     // that the end of CRIU is seen as the end of the connection.
     command.spawn().map_err(|source| CriuError::Start { program: executable, source })
+}
+
+/// Leaves the node's mount namespace for a copy of it and puts `kdat` over CRIU's kernel facts there. Runs between fork and
+/// exec: no allocation, no lock.
+fn mount_privately(kdat: &OwnedFd) -> std::io::Result<()> {
+    const NONE: Option<&CStr> = None;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // The copy shares its mounts with the node's namespace at first, and the node would see what is mounted. As a slave it
+    // still sees what the node mounts.
+    mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)?;
+    Ok(move_mount(kdat, c"", CWD, kdat::PATH, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }

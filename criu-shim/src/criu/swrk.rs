@@ -125,7 +125,10 @@ impl WarmCriu {
             keep_open: Some(true),
             ..Default::default()
         };
-        swrk.exchange(&check, RequestType::FeatureCheck)?;
+        // "No" is the answer of a CRIU that could not examine the kernel. It would say the same in the freeze.
+        if !swrk.exchange(&check, RequestType::FeatureCheck)?.success {
+            return Err(CriuError::Examine);
+        }
         Ok(Self { swrk, process })
     }
 

@@ -155,7 +155,7 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result
     for (part, root, kind) in trees(context, inspected).map_err(|error| failed(&error))? {
         packing.push((part, Packing::start(&root, kind).map_err(|error| failed(&error))?));
     }
-    let place = Place { namespaces_of: container.pid, node_root: context.node.root().to_owned() };
+    let place = Place { namespaces_of: container.pid, node_root: context.node.root().to_owned(), private_kdat: None };
     let criu = WarmCriu::start(&context.criu, &place).map_err(|error| failed(&error))?;
     Ok(Warm { bundle, criu, packing })
 }

@@ -1,0 +1,278 @@
+//! The memory that a dump left out: where it is, and what the images say of it in the end.
+//!
+//! Owns `pagemap-PID.img` and `pages-ID.img` of the processes that a [`super::Claim`] was made for, after the dump and
+//! before anybody reads them. It never touches shared memory (`pagemap-shmem-*.img`), which no claim covers.
+//!
+//! CRIU leaves the pages of a claim to the parent, which has no bytes. Of those, what the target has by then is called
+//! lazy: a page daemon brings it after the restore. Everything else is read from the frozen process and goes where CRIU
+//! would have put it. Also what was copied, but belongs to a mapping that no daemon is asked for ([`super::lazy`]).
+//!
+//! CRIU calls pages that it did write lazy as well, where they could be, and a lazy restore then passes over them: it
+//! expects a page daemon that reads the images. Ours does not, so in the end a page is lazy or in the images, never both.
+
+use super::error::PagemapError;
+use super::image::{self, ImageError};
+use super::ranges::{self, PAGE};
+use super::{Claim, lazy};
+use prost::Message;
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// `PAGEMAP_MAGIC`. Source: CRIU's `criu/include/magic.h`.
+pub(super) const PAGEMAP_MAGIC: u32 = 0x5608_4025;
+
+/// `PE_PARENT`: the parent has the pages. Source of the three: CRIU's `criu/include/pagemap.h`.
+const PARENT: u32 = 1;
+
+/// `PE_LAZY`: the pages may come after the restore.
+const LAZY: u32 = 2;
+
+/// `PE_PRESENT`: the pages are in the pages file.
+pub(super) const PRESENT: u32 = 4;
+
+/// How much of a process is read at once, bytes.
+const CHUNK: u64 = 1 << 20;
+
+/// `pagemap_head`: the first entry of a pagemap image. Source: CRIU's `images/pagemap.proto`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct PagemapHead {
+    /// Number in the name of the pages file.
+    #[prost(uint32, required, tag = "1")]
+    pub pages_id: u32,
+}
+
+/// `pagemap_entry`: the other entries. Source: the same.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct PagemapEntry {
+    /// First address.
+    #[prost(uint64, required, tag = "1")]
+    pub vaddr: u64,
+    /// Length in pages, before `nr_pages` came.
+    #[prost(uint32, required, tag = "2")]
+    pub compat_nr_pages: u32,
+    /// What [`PARENT`] was, before `flags` came.
+    #[prost(bool, optional, tag = "3")]
+    pub in_parent: Option<bool>,
+    /// [`PARENT`], [`LAZY`], [`PRESENT`].
+    #[prost(uint32, optional, tag = "4")]
+    pub flags: Option<u32>,
+    /// Length in pages.
+    #[prost(uint64, optional, tag = "5")]
+    pub nr_pages: Option<u64>,
+}
+
+impl PagemapEntry {
+    pub(super) fn new(range: &Range<u64>, flags: u32) -> Self {
+        let nr_pages = Some((range.end - range.start) / PAGE);
+        Self { vaddr: range.start, compat_nr_pages: 0, in_parent: None, flags: Some(flags), nr_pages }
+    }
+
+    /// The addresses; none if they are none.
+    fn range(&self) -> Option<Range<u64>> {
+        let length = self.nr_pages.unwrap_or_else(|| self.compat_nr_pages.into()).checked_mul(PAGE)?;
+        let range = self.vaddr..self.vaddr.checked_add(length)?;
+        ranges::is_sorted(std::slice::from_ref(&range)).then_some(range)
+    }
+}
+
+/// Name of the pagemap image of a process.
+pub(super) fn pagemap_file(pid: i32) -> String {
+    format!("pagemap-{pid}.img")
+}
+
+/// What came of the memory that a dump left out of one process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// What the page daemon has to bring: sorted.
+    pub lazy: Vec<Range<u64>>,
+    /// What was read from the process and is in the images now: sorted.
+    pub filled: Vec<Range<u64>>,
+}
+
+/// An image, taken apart.
+struct Pagemap<'a> {
+    pages_id: u32,
+    head: &'a [u8],
+    /// Each entry's range and flags, and its bytes.
+    entries: Vec<(Range<u64>, u32, &'a [u8])>,
+}
+
+/// What to write, so that nothing is left to the parent.
+#[derive(Debug, PartialEq)]
+struct Plan {
+    image: Vec<u8>,
+    pages: Vec<Piece>,
+    settled: Settled,
+}
+
+/// A part of the pages file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    /// So many bytes of the old one.
+    Kept(u64),
+    /// Memory of the process.
+    Filled(Range<u64>),
+}
+
+/// The memory of one process that a dump left to the parent, by its `pagemap-PID.img`: sorted.
+///
+/// # Errors
+/// [`PagemapError`].
+pub fn in_parent(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapError> {
+    let path = images.join(pagemap_file(pid));
+    let image = read(&path)?;
+    let pagemap = parse(&image).map_err(|source| PagemapError::Image { path, source })?;
+    Ok(pagemap.entries.into_iter().filter(|(_, flags, _)| *flags == PARENT).map(|(range, ..)| range).collect())
+}
+
+/// Settles what the dump left out of the process of `claim`, in its images.
+///
+/// `copied` is what the target has, or will have before the restore: sorted, apart, of whole pages. It becomes lazy, where
+/// a restore can take it lazily. Everything else is read from `memory`, which is `/proc/PID/mem` of the process, still
+/// frozen. Each file is replaced atomically, and one that stays the same is not written.
+///
+/// A process that was dumped in full is settled with a claim to no ranges.
+///
+/// After success every page is either lazy or in the images. After an error the images are of no use.
+///
+/// # Errors
+/// [`PagemapError`].
+pub fn settle(images: &Path, claim: &Claim, copied: &[Range<u64>], memory: &File) -> Result<Settled, PagemapError> {
+    let pid = claim.pid;
+    if !ranges::is_sorted(copied) {
+        return Err(PagemapError::Copied { pid });
+    }
+    let path = images.join(pagemap_file(pid));
+    let image = read(&path)?;
+    let pagemap = parse(&image).map_err(|source| PagemapError::Image { path: path.clone(), source })?;
+    if pagemap.entries.iter().all(|(_, flags, _)| matches!(*flags, PRESENT | LAZY)) {
+        return Ok(Settled::default());
+    }
+    let lazy = ranges::intersection(copied, &lazy::lazy_ranges(images, pid)?);
+    let plan = plan(&pagemap, claim, &lazy)?;
+    if !plan.settled.filled.is_empty() {
+        let pages = images.join(format!("pages-{}.img", pagemap.pages_id));
+        rebuild(&pages, &plan.pages, pid, memory)?;
+    }
+    replace(&path, |file| file.write_all(&plan.image).map_err(|source| write_error(&path, source)))?;
+    Ok(plan.settled)
+}
+
+fn parse(image: &[u8]) -> Result<Pagemap<'_>, ImageError> {
+    let all = image::entries(image, PAGEMAP_MAGIC)?;
+    let (head, rest) = all.split_first().ok_or(ImageError::Count(0))?;
+    let pages_id = PagemapHead::decode(*head).map_err(|_| ImageError::Entry(0))?.pages_id;
+    let mut entries: Vec<(Range<u64>, u32, &[u8])> = Vec::with_capacity(rest.len());
+    for (number, bytes) in (1..).zip(rest) {
+        let bad = ImageError::Entry(number);
+        let entry = PagemapEntry::decode(*bytes).map_err(|_| bad)?;
+        let range = entry.range().ok_or(bad)?;
+        let flags = entry.flags.unwrap_or(if entry.in_parent == Some(true) { PARENT } else { PRESENT });
+        let overlaps = entries.last().is_some_and(|(last, ..)| last.end > range.start);
+        // What is left to the parent is neither here nor lazy.
+        if overlaps || (flags & PARENT != 0 && flags != PARENT) {
+            return Err(bad);
+        }
+        entries.push((range, flags, bytes));
+    }
+    Ok(Pagemap { pages_id, head, entries })
+}
+
+/// Pure. What is neither left to the parent nor both lazy and present stays as it is, byte for byte and in its order.
+fn plan(pagemap: &Pagemap<'_>, claim: &Claim, lazy: &[Range<u64>]) -> Result<Plan, PagemapError> {
+    let mut entries = vec![pagemap.head.to_vec()];
+    let mut pages: Vec<Piece> = Vec::new();
+    let mut settled = Settled::default();
+    for (range, flags, bytes) in &pagemap.entries {
+        if *flags != PARENT {
+            let both = flags & (LAZY | PRESENT) == LAZY | PRESENT;
+            entries.push(if both { PagemapEntry::new(range, PRESENT).encode_to_vec() } else { bytes.to_vec() });
+            let length = if flags & PRESENT != 0 { range.end - range.start } else { 0 };
+            match pages.last_mut() {
+                _ if length == 0 => {}
+                Some(Piece::Kept(kept)) => *kept += length,
+                _ => pages.push(Piece::Kept(length)),
+            }
+            continue;
+        }
+        if let Some((unclaimed, _)) = ranges::cut(range, &claim.ranges).into_iter().find(|(_, claimed)| !claimed) {
+            return Err(PagemapError::Unclaimed { pid: claim.pid, start: unclaimed.start, end: unclaimed.end });
+        }
+        for (piece, is_lazy) in ranges::cut(range, lazy) {
+            entries.push(PagemapEntry::new(&piece, if is_lazy { LAZY } else { PRESENT }).encode_to_vec());
+            if is_lazy {
+                settled.lazy.push(piece);
+            } else {
+                pages.push(Piece::Filled(piece.clone()));
+                settled.filled.push(piece);
+            }
+        }
+    }
+    Ok(Plan { image: image::assemble(PAGEMAP_MAGIC, entries), pages, settled })
+}
+
+/// Writes the pages file again, with memory of the process where it belongs. Pages are in the order of their entries, so
+/// nothing can be appended.
+fn rebuild(path: &Path, pieces: &[Piece], pid: i32, memory: &File) -> Result<(), PagemapError> {
+    let read_error = |source| PagemapError::Read { path: path.to_owned(), source };
+    let mut old = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Ok(file) => Some(file),
+        // CRIU makes no pages file where it has no page to write.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(source) => return Err(read_error(source)),
+    };
+    replace(path, |file| {
+        let mut new = BufWriter::with_capacity(CHUNK as usize, file);
+        let mut chunk = vec![0; CHUNK as usize];
+        for piece in pieces {
+            match piece {
+                Piece::Kept(length) => {
+                    let copied = match &mut old {
+                        Some(old) => std::io::copy(&mut old.take(*length), &mut new).map_err(read_error)?,
+                        None => 0,
+                    };
+                    if copied != *length {
+                        return Err(PagemapError::PagesCutOff { path: path.to_owned() });
+                    }
+                }
+                Piece::Filled(range) => {
+                    for start in (range.start..range.end).step_by(CHUNK as usize) {
+                        let end = range.end.min(start + CHUNK);
+                        let part = &mut chunk[..(end - start) as usize];
+                        memory.read_exact_at(part, start).map_err(|source| PagemapError::Memory {
+                            pid,
+                            start,
+                            end,
+                            source,
+                        })?;
+                        new.write_all(part).map_err(|source| write_error(path, source))?;
+                    }
+                }
+            }
+        }
+        new.flush().map_err(|source| write_error(path, source))
+    })
+}
+
+fn replace(path: &Path, fill: impl FnOnce(&mut File) -> Result<(), PagemapError>) -> Result<(), PagemapError> {
+    let beside: PathBuf = path.with_extension("img.settled");
+    let open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside);
+    fill(&mut open.map_err(|source| write_error(path, source))?)?;
+    std::fs::rename(&beside, path).map_err(|source| write_error(path, source))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, PagemapError> {
+    image::read(path).map_err(|source| PagemapError::Read { path: path.to_owned(), source })
+}
+
+fn write_error(path: &Path, source: std::io::Error) -> PagemapError {
+    PagemapError::Write { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
+#[path = "pagemap_tests.rs"]
+mod tests;
