@@ -9,5 +9,6 @@ pub mod agent;
 pub mod criu;
 pub mod freezer;
 pub mod local;
+pub mod pages;
 pub mod relay;
 pub mod shim;
