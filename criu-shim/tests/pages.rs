@@ -115,7 +115,7 @@ fn stale_pages_are_never_served() {
 
 #[test]
 fn the_store_shrinks_while_it_is_used_up() {
-    let machine = Machine::on_tmpfs().with_store(17, 32 * PAGES);
+    let machine = Machine::on_tmpfs().with_store(17, 8 * PAGES);
     let full = machine.blocks(17);
     let data = machine.data_file(17);
     let mut between = 0;
@@ -200,7 +200,7 @@ fn memory_that_criu_did_not_register_is_a_failure() {
 #[ignore = "a measurement"]
 fn measure_256_mib() {
     for scenario in [Scenario::Untouched, Scenario::Measured] {
-        let machine = Machine::on_tmpfs().with_store(17, 65536);
+        let machine = Machine::on_tmpfs().with_plain_store(17, 65536);
         let begin = Instant::now();
         machine.serve_to_the_end(&[17], scenario);
         println!("{scenario:?}: {:?} with both processes' start", begin.elapsed());

@@ -41,6 +41,16 @@ impl Machine {
         self
     }
 
+    /// A store of `count` pages in one piece, of any content.
+    pub fn with_plain_store(self, pid: i32, count: u64) -> Self {
+        let mut writer = StoreWriter::create(self.directory.path(), pid).unwrap();
+        for first in (0..count).step_by(PIECE as usize) {
+            writer.write(BASE + first * PAGE, &[first as u8 | 1; (PIECE * PAGE) as usize]).unwrap();
+        }
+        writer.finish(&[PageRange::new(BASE, count * PAGE).unwrap()]).unwrap();
+        self
+    }
+
     /// As [`Machine::with_store`], but every third piece is not lazy in the image any more.
     pub fn with_stale_store(self, pid: i32, count: u64) -> Self {
         let mut writer = StoreWriter::create(self.directory.path(), pid).unwrap();

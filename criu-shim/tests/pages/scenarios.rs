@@ -65,8 +65,10 @@ pub fn play() {
             let begin = Instant::now();
             criu.finish();
             complete(&work);
-            println!("{} MiB filled in after {:?}", count * PAGE >> 20, begin.elapsed());
-            is_right(PID, 0..count);
+            println!("{} MiB filled in after {:?}", (count * PAGE) >> 20, begin.elapsed());
+            if count < 65536 {
+                is_right(PID, 0..count);
+            }
         }
         () if is(Scenario::ThrownAway) => thrown_away(&mut criu, &work),
         () if is(Scenario::ThrownAwayDuringTheFill) => thrown_away_during_the_fill(&mut criu, &work),
