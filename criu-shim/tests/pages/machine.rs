@@ -6,6 +6,7 @@ use criu_shim::pages::daemon::{STATUS, Status};
 use criu_shim::pages::store::StoreWriter;
 use criu_shim::pages::{PAGE, PageRange};
 use std::fs::File;
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -13,6 +14,31 @@ use tempfile::TempDir;
 
 /// Pages that come in one piece.
 const PIECE: u64 = 64;
+
+/// A process that does not outlive its test.
+pub struct Process(Child);
+
+impl Deref for Process {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Process {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both do nothing where the test has waited for its end.
+        self.kill().ok();
+        self.wait().ok();
+    }
+}
 
 pub struct Machine {
     directory: TempDir,
@@ -66,22 +92,22 @@ impl Machine {
     }
 
     /// A daemon that listens.
-    pub fn daemon(&self, pids: &[i32]) -> Child {
+    pub fn daemon(&self, pids: &[i32]) -> Process {
         // What a former daemon said must not be taken for this one's word.
         std::fs::remove_file(self.directory.path().join(STATUS)).ok();
         let mut command = Command::new(env!("CARGO_BIN_EXE_criu-pages"));
         command.arg("--store").arg(self.directory.path()).arg("--work").arg(self.directory.path());
-        let child = command.arg("--pid").args(pids.iter().map(i32::to_string)).spawn().unwrap();
+        let child = Process(command.arg("--pid").args(pids.iter().map(i32::to_string)).spawn().unwrap());
         self.wait_for(&Status::Listening);
         child
     }
 
     /// This program again, as the process that plays CRIU.
-    pub fn application(&self, scenario: Scenario) -> Child {
+    pub fn application(&self, scenario: Scenario) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "plays_criu", "--ignored", "--nocapture", "--quiet"]);
         command.env(ROLE, format!("{scenario:?}")).env(WORK, self.directory.path());
-        command.spawn().unwrap()
+        Process(command.spawn().unwrap())
     }
 
     /// Serves `scenario`: everything is right, complete, given back and removed.

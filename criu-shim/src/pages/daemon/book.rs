@@ -184,8 +184,10 @@ mod tests {
         put(&mut book, parent, 10, 2);
         assert_eq!(book.free(17, 8 * PAGE, PAGE), Some(0..2 * PAGE));
         let child = book.fork(parent).unwrap();
-        put(&mut book, parent, 12, 6);
-        assert_eq!(book.free(17, 8 * PAGE, PAGE), None);
+        put(&mut book, parent, 12, 2);
+        assert_eq!(book.free(17, 8 * PAGE, PAGE), None, "the parent is ahead of the child");
+        put(&mut book, parent, 14, 4);
+        assert_eq!(book.free(17, 8 * PAGE, PAGE), None, "the parent has everything");
         assert_eq!(book.close(parent), None, "the child still needs the store");
         put(&mut book, child, 12, 3);
         assert_eq!(book.free(17, 8 * PAGE, 4 * PAGE), None, "less than it is worth");
