@@ -10,5 +10,6 @@ pub mod criu;
 pub mod freezer;
 pub mod local;
 pub mod memory;
+pub mod pages;
 pub mod relay;
 pub mod shim;

@@ -1,0 +1,25 @@
+//! The page daemon: serves CRIU's lazy restore from the page store of its own node.
+//!
+//! Owns the userfaultfds of the restored processes, from the moment CRIU hands them over until every page is where it
+//! belongs; the order in which pages are put; and the giving back of the store's memory behind them. It decides nothing
+//! about the move. It never lets go of a userfaultfd while pages are missing and all is well: the kernel would show
+//! zeros in their place, to a process that has no way of noticing.
+//!
+//! [`book`] and [`missing`] know what is to be done and make no system call; [`userfault`] makes them; [`serve`] brings
+//! the two together. What became of it stands in [`Status`], beside the exit code.
+
+mod book;
+mod error;
+mod link;
+mod live;
+mod missing;
+mod run;
+mod serve;
+mod status;
+mod userfault;
+
+pub use error::DaemonError;
+pub use link::SOCKET;
+pub use run::main;
+pub use serve::{Settings, serve};
+pub use status::{STATUS, Status};

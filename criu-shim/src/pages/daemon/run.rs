@@ -1,0 +1,37 @@
+//! The page daemon as a process.
+
+use super::serve::{Settings, serve};
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(name = "criu-pages", version, about = "Serves CRIU's lazy restore from the page store of this node")]
+struct Arguments {
+    /// Directory of the page store.
+    #[arg(long)]
+    store: PathBuf,
+    /// CRIU's work directory: for its socket and the status.
+    #[arg(long)]
+    work: PathBuf,
+    /// Pid in the images of a process that has memory; once for each.
+    #[arg(long = "pid", required = true, num_args = 1.., value_parser = clap::value_parser!(i32).range(1..))]
+    pids: Vec<i32>,
+}
+
+/// The program `criu-pages`.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // The end of a terminal or of a reader of standard error is not the end of a process's memory. Rust ignores SIGPIPE.
+    if let Err(errno) = SigSet::from(Signal::SIGHUP).thread_block() {
+        eprintln!("criu-pages: ignore SIGHUP: {errno}");
+        return ExitCode::FAILURE;
+    }
+    let Arguments { store, work, pids } = arguments;
+    match serve(&Settings { store, work, pids: pids.into_iter().collect() }) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Said, where it happened, before any process was let go of.
+        Err(_) => ExitCode::FAILURE,
+    }
+}

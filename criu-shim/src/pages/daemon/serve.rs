@@ -1,0 +1,369 @@
+//! The daemon's loop.
+
+use super::book::{Book, SpaceId};
+use super::error::DaemonError;
+use super::link::{Heard, Link, listen};
+use super::live::{Live, Outcome};
+use super::status::Status;
+use super::userfault::{Message, Userfault};
+use crate::agent::chain;
+use crate::pages::PAGE;
+use crate::pages::store::{Store, StoreError};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Bytes that the background fill puts between two looks at who waits.
+const FILL: u64 = 64 << 10;
+/// Bytes around a fault that are put together with its page.
+const WINDOW: u64 = 16 * PAGE;
+/// Bytes of the store that are given back at once.
+const FREE: u64 = 1 << 20;
+/// How long the kernel may say that there is no memory. It has killed somebody for it by then, or will not.
+const NO_MEMORY_LIMIT: Duration = Duration::from_secs(10);
+/// Pause, in milliseconds, before memory is asked for again.
+const NO_MEMORY_PAUSE: u16 = 5;
+/// How often it is looked whether the processes that were given up are gone.
+const HOLD_PAUSE: Duration = Duration::from_millis(50);
+
+const LISTENER: u64 = u64::MAX;
+const LINK: u64 = u64::MAX - 1;
+
+/// Whom to serve, and from where.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Directory of the page store.
+    pub store: PathBuf,
+    /// CRIU's work directory, for the socket and the status.
+    pub work: PathBuf,
+    /// Pids in the images of every process that has memory. Each has a store, even if that is empty.
+    pub pids: BTreeSet<i32>,
+}
+
+/// Serves one restore until every process has all its pages, or is gone.
+///
+/// Until CRIU says that it has finished, nothing of a store is used up, and the restore can be tried again with another
+/// daemon. After success nothing is missing anywhere, the stores are removed, and the status is [`Status::Complete`]. After a
+/// failure the status is [`Status::Failed`], and was so before any userfaultfd was let go of: the processes that lack
+/// pages stand still at the first one they need until somebody has ended them, and only then does this return.
+///
+/// A store is opened when CRIU sends its process: the daemon may be started before the store is finished.
+///
+/// # Errors
+/// Any [`DaemonError`]: the restored processes must not go on.
+pub fn serve(settings: &Settings) -> Result<(), DaemonError> {
+    let mut daemon = Daemon::new(settings).inspect_err(|error| say_failed(settings, error))?;
+    match daemon.run() {
+        Ok(()) => say(settings, &Status::Complete).inspect_err(|error| say_failed(settings, error)),
+        Err(error) => {
+            say_failed(settings, &error);
+            daemon.hold();
+            Err(error)
+        }
+    }
+}
+
+fn say(settings: &Settings, status: &Status) -> Result<(), DaemonError> {
+    status.write(&settings.work).map_err(|source| DaemonError::Status { path: settings.work.clone(), source })
+}
+
+fn say_failed(settings: &Settings, error: &DaemonError) {
+    let why = chain(error);
+    eprintln!("criu-pages: {why}");
+    if let Err(error) = say(settings, &Status::Failed(why)) {
+        eprintln!("criu-pages: {}", chain(&error));
+    }
+}
+
+struct Daemon<'a> {
+    settings: &'a Settings,
+    epoll: Epoll,
+    listener: Option<UnixListener>,
+    link: Option<Link>,
+    /// Who was announced and has not come yet.
+    expected: BTreeSet<i32>,
+    /// Whether CRIU has restored everything.
+    finished: bool,
+    stores: BTreeMap<i32, Store>,
+    live: BTreeMap<SpaceId, Live>,
+    book: Book,
+    /// Since when there has been no memory.
+    no_memory_since: Option<Instant>,
+    /// Whether the file system gives memory back.
+    frees: bool,
+}
+
+impl<'a> Daemon<'a> {
+    fn new(settings: &'a Settings) -> Result<Self, DaemonError> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| DaemonError::Wait(errno.into()))?;
+        Ok(Self {
+            settings,
+            epoll,
+            listener: None,
+            link: None,
+            expected: settings.pids.clone(),
+            finished: false,
+            stores: BTreeMap::new(),
+            live: BTreeMap::new(),
+            book: Book::default(),
+            no_memory_since: None,
+            frees: true,
+        })
+    }
+
+    fn run(&mut self) -> Result<(), DaemonError> {
+        self.listen()?;
+        loop {
+            self.hear()?;
+            self.answer_faults()?;
+            if self.finished {
+                self.fill()?;
+                self.give_back();
+                self.let_go_of_full()?;
+                if self.live.is_empty() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn listen(&mut self) -> Result<(), DaemonError> {
+        let listener = listen(&self.settings.work)?;
+        self.watch(&listener, LISTENER)?;
+        self.listener = Some(listener);
+        say(self.settings, &Status::Listening)
+    }
+
+    /// Takes in what CRIU, the processes and their threads say. Waits for it only if there is nothing else to do.
+    fn hear(&mut self) -> Result<(), DaemonError> {
+        let waiting = self.live.values().any(|live| !live.faults.is_empty());
+        let timeout = match (waiting || (self.finished && self.book.has_work()), self.no_memory_since) {
+            (true, Some(_)) => EpollTimeout::from(NO_MEMORY_PAUSE),
+            (true, None) => EpollTimeout::ZERO,
+            (false, _) => EpollTimeout::NONE,
+        };
+        let mut events = [EpollEvent::empty(); 64];
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(DaemonError::Wait(errno.into())),
+        };
+        for event in events.iter().take(count) {
+            match event.data() {
+                LISTENER => self.accept()?,
+                LINK => self.hear_criu()?,
+                number => self.hear_process(SpaceId(number))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// There is one connection in the life of a daemon.
+    fn accept(&mut self) -> Result<(), DaemonError> {
+        if let Some(listener) = self.listener.take() {
+            self.unwatch(&listener);
+            let link = Link::accept(&listener)?;
+            self.watch(&link, LINK)?;
+            self.link = Some(link);
+        }
+        Ok(())
+    }
+
+    fn hear_criu(&mut self) -> Result<(), DaemonError> {
+        while let Some(link) = &mut self.link {
+            match link.hear()? {
+                None => break,
+                Some(Heard::Process { pid, userfault }) => {
+                    let userfault = Userfault::new(userfault).map_err(|source| DaemonError::Read { pid, source })?;
+                    self.add(pid, userfault)?;
+                }
+                Some(Heard::Zombie { pid }) => {
+                    self.expected.remove(&pid);
+                }
+                Some(Heard::Finished) => {
+                    if let Some(pid) = self.expected.first() {
+                        return Err(DaemonError::LeftOut { pid: *pid });
+                    }
+                    self.finished = true;
+                    self.close_link();
+                }
+                Some(Heard::Closed) => return Err(DaemonError::HungUp),
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, pid: i32, userfault: Userfault) -> Result<(), DaemonError> {
+        let store = if self.expected.remove(&pid) {
+            Store::open(&self.settings.store, pid).map_err(|source| DaemonError::Store { pid, source })
+        } else {
+            Err(DaemonError::Unannounced { pid })
+        };
+        let id = self.book.add(pid, store.as_ref().map_or(&[], Store::extents));
+        self.watch(&userfault, id.0)?;
+        // Before anything is refused: a process whose userfaultfd is not held sees zeros.
+        self.live.insert(id, Live::new(pid, userfault));
+        self.stores.insert(pid, store?);
+        if self.live.len() == 1 { say(self.settings, &Status::Serving) } else { Ok(()) }
+    }
+
+    /// Reads all that an address space has to say before any of it is acted on: a fault may be older than a change.
+    fn hear_process(&mut self, id: SpaceId) -> Result<(), DaemonError> {
+        loop {
+            let Some(live) = self.live.get_mut(&id) else { return Ok(()) };
+            let pid = live.pid;
+            let messages = live.userfault.read().map_err(|source| DaemonError::Read { pid, source })?;
+            if messages.is_empty() {
+                return Ok(());
+            }
+            let mut children = Vec::new();
+            for message in messages {
+                match message {
+                    Message::Fault(address) => live.faults.push_back(address),
+                    Message::Changed(change) => self.book.change(id, change),
+                    Message::Forked(userfault) => children.extend(self.book.fork(id).map(|child| (child, userfault))),
+                }
+            }
+            for (child, userfault) in children {
+                let watched = self.watch(&userfault, child.0);
+                self.live.insert(child, Live::new(pid, userfault));
+                watched?;
+            }
+        }
+    }
+
+    /// Puts the pages that threads wait for. What can't be put yet is tried again after the next look at the events.
+    fn answer_faults(&mut self) -> Result<(), DaemonError> {
+        let waited_for: Vec<SpaceId> =
+            self.live.iter().filter(|(_, live)| !live.faults.is_empty()).map(|(id, _)| *id).collect();
+        for id in waited_for {
+            let Some(live) = self.live.get_mut(&id) else { continue };
+            for address in std::mem::take(&mut live.faults) {
+                let outcome = match (self.book.around(id, address, WINDOW), self.stores.get(&live.pid)) {
+                    (Some(chunk), Some(store)) => live.put(id, chunk, store, &mut self.book)?,
+                    _ => live.zero(address)?,
+                };
+                match outcome {
+                    Outcome::Done => self.no_memory_since = None,
+                    Outcome::Changing => live.faults.push_back(address),
+                    Outcome::NoMemory(page) => {
+                        live.faults.push_back(address);
+                        be_patient(&mut self.no_memory_since, live.pid, page)?;
+                    }
+                    Outcome::Gone => {
+                        self.let_go(id)?;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the next pages that nobody waits for yet.
+    fn fill(&mut self) -> Result<(), DaemonError> {
+        let Some((id, chunk)) = self.book.next(FILL) else { return Ok(()) };
+        let Some(live) = self.live.get(&id) else { return Ok(()) };
+        let Some(store) = self.stores.get(&live.pid) else { return Ok(()) };
+        match live.put(id, chunk, store, &mut self.book)? {
+            Outcome::Done => self.no_memory_since = None,
+            // The next look at the events brings the reason.
+            Outcome::Changing => {}
+            Outcome::NoMemory(page) => be_patient(&mut self.no_memory_since, live.pid, page)?,
+            Outcome::Gone => self.let_go(id)?,
+        }
+        Ok(())
+    }
+
+    /// Gives back the memory of what no process needs any more, so that it is not used twice for longer than it must.
+    fn give_back(&mut self) {
+        for (pid, store) in &self.stores {
+            let Some(range) = self.book.free(*pid, store.length(), FREE) else { continue };
+            if !self.frees {
+                continue;
+            }
+            if let Err(error) = store.free(range) {
+                eprintln!("criu-pages: memory is used twice until all is served: {}", chain(&error));
+                self.frees = false;
+            }
+        }
+    }
+
+    /// The only place where a userfaultfd is closed and all is well: nothing is missing behind it.
+    fn let_go_of_full(&mut self) -> Result<(), DaemonError> {
+        let full: Vec<SpaceId> = self
+            .live
+            .iter()
+            .filter(|(id, live)| live.faults.is_empty() && self.book.is_full(**id))
+            .map(|(id, _)| *id)
+            .collect();
+        full.into_iter().try_for_each(|id| self.let_go(id))
+    }
+
+    /// Closes the userfaultfd of an address space that lacks nothing, or is gone; and its store after the last of them.
+    fn let_go(&mut self, id: SpaceId) -> Result<(), DaemonError> {
+        if let Some(live) = self.live.remove(&id) {
+            self.unwatch(&live.userfault);
+        }
+        let Some(pid) = self.book.close(id) else { return Ok(()) };
+        let Some(store) = self.stores.remove(&pid) else { return Ok(()) };
+        // A restore that is refused before it was finished may be tried again, from the same store.
+        if !self.finished {
+            return Ok(());
+        }
+        if self.frees
+            && store.length() > 0
+            && let Err(error) = store.free(0..store.length())
+        {
+            eprintln!("criu-pages: {}", chain(&error));
+        }
+        match store.remove() {
+            // No page is lost by that, and whoever made the directory removes it.
+            Err(error @ StoreError::Remove { .. }) => eprintln!("criu-pages: {}", chain(&error)),
+            other => other.map_err(|source| DaemonError::Store { pid, source })?,
+        }
+        Ok(())
+    }
+
+    /// After a failure: keeps every userfaultfd whose process may lack pages until that process is gone. What the
+    /// process lacks stays missing, so that it stands still there.
+    fn hold(&mut self) {
+        self.listener = None;
+        self.close_link();
+        loop {
+            let (book, finished) = (&self.book, self.finished);
+            self.live.retain(|id, live| !(live.userfault.is_gone() || finished && book.is_full(*id)));
+            if self.live.is_empty() {
+                return;
+            }
+            std::thread::sleep(HOLD_PAUSE);
+        }
+    }
+
+    fn close_link(&mut self) {
+        if let Some(link) = self.link.take() {
+            self.unwatch(&link);
+        }
+    }
+
+    fn watch(&self, descriptor: &impl AsFd, number: u64) -> Result<(), DaemonError> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
+        self.epoll.add(descriptor, event).map_err(|errno| DaemonError::Wait(errno.into()))
+    }
+
+    /// Said in so many words, because others may have the same open file.
+    fn unwatch(&self, descriptor: &impl AsFd) {
+        self.epoll.delete(descriptor).ok();
+    }
+}
+
+fn be_patient(since: &mut Option<Instant>, pid: i32, address: u64) -> Result<(), DaemonError> {
+    if since.get_or_insert_with(Instant::now).elapsed() < NO_MEMORY_LIMIT {
+        return Ok(());
+    }
+    Err(DaemonError::NoMemory { pid, address, limit: NO_MEMORY_LIMIT })
+}

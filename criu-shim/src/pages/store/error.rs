@@ -1,0 +1,106 @@
+//! What can go wrong with a page store.
+
+use super::super::RangeError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why a page store could not be written, finished or read.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// A file of the store could not be made. One that is there already belongs to somebody else.
+    #[error("create {path}")]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What was given is not a number of whole pages.
+    #[error("take pages into {path}")]
+    Pages {
+        /// The data file.
+        path: PathBuf,
+        /// What was given.
+        #[source]
+        source: RangeError,
+    },
+    /// Pages or the index could not be written.
+    #[error("write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A page is lazy in CRIU's image and is not in the store. A restore would lose it.
+    #[error("the store of process {pid} has no page at {address:#x}, which the image calls lazy")]
+    Missing {
+        /// Pid in the images.
+        pid: i32,
+        /// Address of the first page that is missing.
+        address: u64,
+    },
+    /// More extents than an index may have.
+    #[error("the store of process {pid} is in {extents} pieces, more than an index holds")]
+    TooScattered {
+        /// Pid in the images.
+        pid: i32,
+        /// Number of extents.
+        extents: usize,
+    },
+    /// A file of the store could not be opened.
+    #[error("open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The index could not be read.
+    #[error("read {path}")]
+    Read {
+        /// The index.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The index is none, or is damaged, or is not that of this data file.
+    #[error("{path} is no index of this store: {reason}")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The data file could not be mapped.
+    #[error("map {path}")]
+    Map {
+        /// The data file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Pages that are not needed any more could not be given back.
+    #[error("free a part of {path}")]
+    Free {
+        /// The data file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file of a store that is used up could not be removed.
+    #[error("remove {path}")]
+    Remove {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}

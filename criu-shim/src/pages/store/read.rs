@@ -1,0 +1,93 @@
+//! Giving pages out.
+
+use super::index::{Index, MAX_LENGTH};
+use super::mapping::{Bytes, Mapping};
+use super::write::punch;
+use super::{Extent, StoreError, data_path, index_path};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// The finished store of one process.
+#[derive(Debug)]
+pub struct Store {
+    data_path: PathBuf,
+    index_path: PathBuf,
+    file: File,
+    mapping: Mapping,
+    length: u64,
+    extents: Vec<Extent>,
+}
+
+impl Store {
+    /// Opens the store of the process that the images call `pid`.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] if there is none, or none that was finished; [`StoreError::Read`], [`StoreError::Index`],
+    /// [`StoreError::Map`].
+    pub fn open(directory: &Path, pid: i32) -> Result<Self, StoreError> {
+        let (index_path, data_path) = (index_path(directory, pid), data_path(directory, pid));
+        let index = read_index(&index_path)?;
+        let refuse = |reason| StoreError::Index { path: index_path.clone(), reason };
+        if index.pid != pid {
+            return Err(refuse("it is that of another process"));
+        }
+        // Writable, because it is emptied as it is used up.
+        let file = OpenOptions::new().read(true).write(true).open(&data_path);
+        let file = file.map_err(|source| StoreError::Open { path: data_path.clone(), source })?;
+        let length = file.metadata().map_err(|source| StoreError::Open { path: data_path.clone(), source })?.len();
+        if length != index.data_length {
+            return Err(refuse("the data file has another length"));
+        }
+        let mapping =
+            Mapping::of(&file, length).map_err(|source| StoreError::Map { path: data_path.clone(), source })?;
+        Ok(Self { data_path, index_path, file, mapping, length, extents: index.extents })
+    }
+
+    /// Where which pages lie, by ascending address. A page in none of them reads as zero.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// `length` bytes at `offset` of the data file, for the kernel to copy; nothing if it is not that long.
+    pub fn bytes(&self, offset: u64, length: u64) -> Option<Bytes<'_>> {
+        self.mapping.bytes(offset, length)
+    }
+
+    /// Length of the data file, bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Gives back the memory of a part of the data file, which nobody needs any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Free`] on a file system that can't; the pages are then kept until [`Store::remove`].
+    pub fn free(&self, range: Range<u64>) -> Result<(), StoreError> {
+        punch(&self.file, range).map_err(|source| StoreError::Free { path: self.data_path.clone(), source })
+    }
+
+    /// Removes the files of the store.
+    ///
+    /// # Errors
+    /// [`StoreError::Remove`].
+    pub fn remove(self) -> Result<(), StoreError> {
+        // The index first: without it the data can't be served.
+        for path in [self.index_path, self.data_path] {
+            std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source })?;
+        }
+        Ok(())
+    }
+}
+
+fn read_index(path: &Path) -> Result<Index, StoreError> {
+    let file = File::open(path).map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_LENGTH as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|source| StoreError::Read { path: path.to_owned(), source })?;
+    if bytes.len() > MAX_LENGTH {
+        return Err(StoreError::Index { path: path.to_owned(), reason: "it is too long" });
+    }
+    Index::decode(&bytes).map_err(|reason| StoreError::Index { path: path.to_owned(), reason })
+}

@@ -1,0 +1,177 @@
+//! Tests of the page store on a real file system.
+
+use super::super::{PAGE, PageRange};
+use super::*;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use tempfile::TempDir;
+
+const PID: i32 = 17;
+
+fn range(first: u64, count: u64) -> PageRange {
+    PageRange::new(first * PAGE, count * PAGE).unwrap()
+}
+
+fn page(letter: u8) -> Vec<u8> {
+    vec![letter; PAGE as usize]
+}
+
+/// A store that takes a letter for each page.
+struct Fixture {
+    directory: TempDir,
+    writer: StoreWriter,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let writer = StoreWriter::create(directory.path(), PID).unwrap();
+        Self { directory, writer }
+    }
+
+    fn with(mut self, first: u64, letters: &str) -> Self {
+        let bytes: Vec<u8> = letters.bytes().flat_map(page).collect();
+        self.writer.write(first * PAGE, &bytes).unwrap();
+        self
+    }
+
+    fn with_zeros(mut self, first: u64, count: u64) -> Self {
+        self.writer.zero(first * PAGE, count * PAGE).unwrap();
+        self
+    }
+
+    fn finish(self, present: &[PageRange]) -> Result<(Finished, Stored), StoreError> {
+        let stored = self.writer.finish(present)?;
+        Ok((Finished { directory: self.directory }, stored))
+    }
+}
+
+struct Finished {
+    directory: TempDir,
+}
+
+impl Finished {
+    fn store(&self) -> Store {
+        Store::open(self.directory.path(), PID).unwrap()
+    }
+
+    /// What is at these pages; a dot for what is not in the store.
+    fn letters(&self, first: u64, count: u64) -> String {
+        let store = self.store();
+        let data = std::fs::File::open(data_path(self.directory.path(), PID)).unwrap();
+        let letter = |address: u64| {
+            let holds = |extent: &&Extent| (extent.address..extent.address + extent.length).contains(&address);
+            let Some(extent) = store.extents().iter().find(holds) else { return '.' };
+            let mut bytes = page(0);
+            data.read_exact_at(&mut bytes, extent.offset + (address - extent.address)).unwrap();
+            assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a page is whole");
+            bytes[0] as char
+        };
+        (first..first + count).map(|page| letter(page * PAGE)).collect()
+    }
+
+    fn blocks(&self) -> u64 {
+        std::fs::metadata(data_path(self.directory.path(), PID)).unwrap().blocks()
+    }
+}
+
+#[test]
+fn a_page_that_comes_again_takes_the_place_of_the_former_one() {
+    let fixture = Fixture::new().with(10, "abcd").with(11, "BC").with(13, "Def").with(8, "y");
+    let (finished, stored) = fixture.finish(&[range(8, 1), range(10, 6)]).unwrap();
+    assert_eq!(finished.letters(8, 9), "y.aBCDef.");
+    assert_eq!(stored, Stored { data: 7 * PAGE, zero: 0, stale: 0 });
+    assert_eq!(finished.store().length(), 7 * PAGE, "nothing lies in the file twice");
+    assert_eq!(finished.store().extents().len(), 2);
+}
+
+#[test]
+fn zeros_need_no_room_and_may_become_data_again() {
+    let fixture = Fixture::new().with(0, "abcdef").with_zeros(1, 4).with(3, "D").with_zeros(9, 100);
+    let (finished, stored) = fixture.finish(&[range(0, 6), range(9, 100)]).unwrap();
+    assert_eq!(finished.letters(0, 10), "a..D.f....");
+    assert_eq!(stored, Stored { data: 3 * PAGE, zero: 103 * PAGE, stale: 0 });
+    assert_eq!(finished.blocks() * 512, 3 * PAGE);
+}
+
+#[test]
+fn a_page_that_the_image_calls_lazy_and_nobody_sent_is_refused_by_its_address() {
+    let fixture = || Fixture::new().with(4, "abc").with_zeros(7, 2);
+    let missing = |present: &[PageRange]| match fixture().finish(present) {
+        Err(StoreError::Missing { pid: PID, address }) => Some(address / PAGE),
+        Err(error) => panic!("{error}"),
+        Ok(_) => None,
+    };
+    assert_eq!(missing(&[range(4, 5)]), None);
+    assert_eq!(missing(&[range(4, 6)]), Some(9));
+    assert_eq!(missing(&[range(5, 1), range(2, 1), range(3, 3)]), Some(2));
+    assert_eq!(missing(&[range(20, 1), range(4, 1)]), Some(20));
+}
+
+#[test]
+fn what_was_refused_has_no_index() {
+    let directory = tempfile::tempdir().unwrap();
+    let writer = StoreWriter::create(directory.path(), PID).unwrap();
+    writer.finish(&[range(0, 1)]).unwrap_err();
+    assert!(matches!(Store::open(directory.path(), PID), Err(StoreError::Open { .. })));
+}
+
+#[test]
+fn a_page_that_the_image_does_not_call_lazy_is_in_no_index_and_its_memory_is_given_back() {
+    let fixture = Fixture::new().with(0, "abcdefgh").with(20, "stale").with_zeros(40, 8);
+    let (finished, stored) = fixture.finish(&[range(2, 3), range(7, 1), range(41, 1)]).unwrap();
+    assert_eq!(finished.letters(0, 30), "..cde..h......................");
+    assert_eq!(stored, Stored { data: 4 * PAGE, zero: PAGE, stale: 9 * PAGE });
+    assert_eq!(finished.blocks() * 512, 4 * PAGE);
+}
+
+#[test]
+fn an_empty_store_is_a_store() {
+    let (finished, stored) = Fixture::new().finish(&[]).unwrap();
+    assert_eq!(stored, Stored { data: 0, zero: 0, stale: 0 });
+    assert!(finished.store().extents().is_empty());
+    finished.store().remove().unwrap();
+    assert_eq!(std::fs::read_dir(finished.directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn only_whole_pages_are_taken() {
+    let mut fixture = Fixture::new();
+    for (address, length) in [(1, PAGE), (0, 100), (0, 0)] {
+        let written = fixture.writer.write(address, &vec![0; length as usize]);
+        assert!(matches!(written, Err(StoreError::Pages { .. })));
+        assert!(matches!(fixture.writer.zero(address, length), Err(StoreError::Pages { .. })));
+    }
+}
+
+#[test]
+fn a_store_is_never_made_over_another() {
+    let fixture = Fixture::new();
+    let again = StoreWriter::create(fixture.directory.path(), PID);
+    assert!(matches!(again, Err(StoreError::Create { .. })));
+}
+
+#[test]
+fn an_index_of_another_process_or_of_other_data_is_refused() {
+    let (finished, _) = Fixture::new().with(0, "ab").finish(&[range(0, 2)]).unwrap();
+    let directory = finished.directory.path();
+    std::fs::copy(index_path(directory, PID), index_path(directory, 18)).unwrap();
+    std::fs::copy(data_path(directory, PID), data_path(directory, 18)).unwrap();
+    let reason = |pid| match Store::open(directory, pid) {
+        Err(StoreError::Index { reason, .. }) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(reason(18), "it is that of another process");
+    std::fs::OpenOptions::new().write(true).open(data_path(directory, PID)).unwrap().set_len(PAGE).unwrap();
+    assert_eq!(reason(PID), "the data file has another length");
+}
+
+#[test]
+fn memory_is_given_back_piece_by_piece() {
+    let (finished, _) = Fixture::new().with(0, "abcd").finish(&[range(0, 4)]).unwrap();
+    let store = finished.store();
+    store.free(0..2 * PAGE).unwrap();
+    assert_eq!(finished.blocks() * 512, 2 * PAGE);
+    assert_eq!(store.length(), 4 * PAGE);
+    assert!(store.bytes(3 * PAGE, PAGE).is_some());
+    assert!(store.bytes(3 * PAGE, 2 * PAGE).is_none() && store.bytes(u64::MAX, PAGE).is_none());
+}

@@ -1,0 +1,192 @@
+//! A store, a work directory, and the processes at work on them.
+
+use super::application::{BASE, Content};
+use super::scenarios::{ROLE, Scenario, WORK};
+use criu_shim::pages::daemon::{STATUS, Status};
+use criu_shim::pages::store::StoreWriter;
+use criu_shim::pages::{PAGE, PageRange};
+use std::fs::File;
+use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::MetadataExt;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Pages that come in one piece.
+const PIECE: u64 = 64;
+
+/// A process that does not outlive its test.
+pub struct Process(Child);
+
+impl Deref for Process {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Process {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both do nothing where the test has waited for its end.
+        self.kill().ok();
+        self.wait().ok();
+    }
+}
+
+pub struct Machine {
+    directory: TempDir,
+}
+
+impl Machine {
+    pub fn on_tmpfs() -> Self {
+        Self { directory: tempfile::tempdir_in("/dev/shm").unwrap() }
+    }
+
+    pub fn on_disk() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// A store of `count` pages from [`BASE`] on. They come out of order and some come twice, so that the order in the
+    /// file is not that of the addresses.
+    pub fn with_store(self, pid: i32, count: u64) -> Self {
+        let mut writer = StoreWriter::create(self.directory.path(), pid).unwrap();
+        let pieces: Vec<u64> = (0..count).step_by(PIECE as usize).collect();
+        let odd = pieces.iter().skip(1).step_by(2);
+        for first in pieces.iter().skip(2).step_by(2).chain(odd).chain(pieces.iter().step_by(2)) {
+            write(&mut writer, pid, *first, PIECE.min(count - first));
+        }
+        let all = PageRange::new(BASE, count * PAGE);
+        writer.finish(&all.into_iter().collect::<Vec<_>>()).unwrap();
+        self
+    }
+
+    /// A store of `count` pages in one piece, of any content.
+    pub fn with_plain_store(self, pid: i32, count: u64) -> Self {
+        let mut writer = StoreWriter::create(self.directory.path(), pid).unwrap();
+        for first in (0..count).step_by(PIECE as usize) {
+            writer.write(BASE + first * PAGE, &[first as u8 | 1; (PIECE * PAGE) as usize]).unwrap();
+        }
+        writer.finish(&[PageRange::new(BASE, count * PAGE).unwrap()]).unwrap();
+        self
+    }
+
+    /// As [`Machine::with_store`], but every third piece is not lazy in the image any more.
+    pub fn with_stale_store(self, pid: i32, count: u64) -> Self {
+        let mut writer = StoreWriter::create(self.directory.path(), pid).unwrap();
+        let mut present = Vec::new();
+        for first in (0..count).step_by(PIECE as usize) {
+            write(&mut writer, pid, first, PIECE);
+            if !is_stale(first) {
+                present.push(PageRange::new(BASE + first * PAGE, PIECE * PAGE).unwrap());
+            }
+        }
+        writer.finish(&present).unwrap();
+        self
+    }
+
+    /// A daemon that listens.
+    pub fn daemon(&self, pids: &[i32]) -> Process {
+        // What a former daemon said must not be taken for this one's word.
+        std::fs::remove_file(self.directory.path().join(STATUS)).ok();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_criu-pages"));
+        command.arg("--store").arg(self.directory.path()).arg("--work").arg(self.directory.path());
+        let child = Process(command.arg("--pid").args(pids.iter().map(i32::to_string)).spawn().unwrap());
+        self.wait_for(&Status::Listening);
+        child
+    }
+
+    /// This program again, as the process that plays CRIU.
+    pub fn application(&self, scenario: Scenario) -> Process {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "plays_criu", "--ignored", "--nocapture", "--quiet"]);
+        command.env(ROLE, format!("{scenario:?}")).env(WORK, self.directory.path());
+        Process(command.spawn().unwrap())
+    }
+
+    /// Serves `scenario`: everything is right, complete, given back and removed.
+    pub fn serve_to_the_end(&self, pids: &[i32], scenario: Scenario) {
+        let data: Vec<File> = pids.iter().map(|pid| self.data_file(*pid)).collect();
+        let mut daemon = self.daemon(pids);
+        assert!(self.application(scenario).wait().unwrap().success(), "{:?}", self.status());
+        assert!(daemon.wait().unwrap().success());
+        assert_eq!(self.status(), Some(Status::Complete));
+        for file in data {
+            assert_eq!(blocks(&file), 0, "the store was not given back");
+        }
+        for entry in std::fs::read_dir(self.directory.path()).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(!name.ends_with(".pages") && !name.ends_with(".index"), "{name} is left");
+        }
+    }
+
+    pub fn data_file(&self, pid: i32) -> File {
+        File::open(self.directory.path().join(format!("{pid}.pages"))).unwrap()
+    }
+
+    pub fn blocks(&self, pid: i32) -> u64 {
+        blocks(&self.data_file(pid))
+    }
+
+    pub fn status(&self) -> Option<Status> {
+        Status::read(self.directory.path()).unwrap()
+    }
+
+    pub fn wait_for(&self, status: &Status) {
+        wait(|| self.status().as_ref() == Some(status), &format!("no {status}"));
+    }
+
+    pub fn wait_for_failure(&self, part: &str) {
+        wait(|| matches!(self.status(), Some(Status::Failed(why)) if why.contains(part)), part);
+    }
+
+    /// Waits until a thread of `child` stands still in a page fault.
+    pub fn wait_until_it_sleeps(&self, child: &Child) {
+        let waits = || {
+            let threads = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+            threads
+                .filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stack")).ok())
+                .any(|stack| stack.contains("handle_userfault"))
+        };
+        wait(waits, "no thread waits for a page");
+    }
+}
+
+/// Of the file system, 512 bytes each.
+pub fn blocks(file: &File) -> u64 {
+    file.metadata().unwrap().blocks()
+}
+
+pub fn is_stale(page: u64) -> bool {
+    page / PIECE % 3 == 2
+}
+
+pub fn wait(mut until: impl FnMut() -> bool, what: &str) {
+    let begin = Instant::now();
+    while !until() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn write(writer: &mut StoreWriter, pid: i32, first: u64, count: u64) {
+    for page in first..first + count {
+        let address = BASE + page * PAGE;
+        match Content::of(pid, address) {
+            Content::Zero => writer.zero(address, PAGE).unwrap(),
+            Content::Word(word) => {
+                // Something older first, for some.
+                if page % 5 == 0 {
+                    writer.write(address, &[0xee; PAGE as usize]).unwrap();
+                }
+                writer.write(address, &word.to_ne_bytes().repeat(PAGE as usize / 8)).unwrap();
+            }
+        }
+    }
+}
