@@ -122,6 +122,9 @@ pub enum TargetStep {
 /// How memory reaches the target.
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemoryEngine {
+    /// Most of it before the freeze. What is written meanwhile is found by write protection, in rounds (userfaultfd with
+    /// `WP_ASYNC`, and `PAGEMAP_SCAN`), and the restore fetches pages from where they were put on the target.
+    WriteProtect,
     /// All of it inside the freeze.
     StopAndCopy,
 }

@@ -134,16 +134,19 @@ fn the_store_shrinks_while_it_is_used_up() {
 }
 
 #[test]
-fn a_daemon_that_was_killed_has_not_said_that_it_was_complete() {
+fn a_process_whose_daemon_was_killed_stands_still_and_sees_no_zeros() {
     let machine = Machine::on_tmpfs().with_store(17, PAGES);
     let mut daemon = machine.daemon(&[17]);
-    let mut application = machine.application(Scenario::Held);
+    let mut application = machine.application(Scenario::Orphaned);
     machine.wait_for(&Status::Serving);
     daemon.kill().unwrap();
     daemon.wait().unwrap();
-    assert_eq!(machine.status(), Some(Status::Serving));
+    machine.wait_for_failure("the page daemon was killed");
+    machine.wait_until_it_sleeps(&application);
+    assert!(application.try_wait().unwrap().is_none(), "it went on without its pages");
     application.kill().unwrap();
     application.wait().unwrap();
+    machine.wait_until_nobody_serves();
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::agent::owner::Ownership;
 use crate::agent::room::Room;
 use crate::agent::settings::Settings;
 use crate::criu::CriuProgram;
+use crate::criu::version::Version;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use std::fmt;
@@ -35,7 +36,7 @@ pub struct Context {
     /// CRIU on this node.
     pub criu: CriuProgram,
     /// Its version.
-    pub criu_version: String,
+    pub criu_version: Version,
     /// What incoming states may still take of this node's disk.
     pub room: Room,
     /// Set when the agent was told to end: nothing new is begun.
@@ -60,7 +61,7 @@ impl Context {
     /// With the failure to report.
     pub async fn facts(self: &Arc<Self>) -> Result<HostFacts, Failure> {
         let context = self.clone();
-        let facts = tokio::task::spawn_blocking(move || host::facts(&context.node, &context.criu_version)).await;
+        let facts = tokio::task::spawn_blocking(move || host::facts(&context.node, context.criu_version)).await;
         let failed = |error: &dyn std::error::Error| retryable(FailureReason::IncompatibleHost, chain(error));
         facts.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
     }

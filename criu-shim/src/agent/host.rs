@@ -1,6 +1,7 @@
 //! The node as the agent sees it: its file system, and the facts on which it depends whether an image can run here.
 
 use crate::criu::CriuProgram;
+use crate::criu::version::Version;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tideover_crds::HostFacts;
@@ -62,17 +63,17 @@ pub enum FactsError {
 ///
 /// # Errors
 /// [`FactsError::Criu`] where it can't be run, [`FactsError::Version`] where it is too old.
-pub fn criu_version(criu: &CriuProgram) -> Result<String, FactsError> {
+pub fn criu_version(criu: &CriuProgram) -> Result<Version, FactsError> {
     let version = crate::criu::version::version(criu).map_err(FactsError::Criu)?;
     version.supported().map_err(FactsError::Version)?;
-    Ok(version.to_string())
+    Ok(version)
 }
 
 /// Facts of this node as they are now: CPU features from the *node's* `/proc/cpuinfo`, kernel release, CRIU's version.
 ///
 /// # Errors
 /// Where a file can't be read.
-pub fn facts(node: &NodeRoot, criu_version: &str) -> Result<HostFacts, FactsError> {
+pub fn facts(node: &NodeRoot, criu_version: Version) -> Result<HostFacts, FactsError> {
     let read = |path: &str| {
         let path = node.path(Path::new(path));
         std::fs::read_to_string(&path).map_err(|source| FactsError::Read { path, source })
@@ -81,7 +82,7 @@ pub fn facts(node: &NodeRoot, criu_version: &str) -> Result<HostFacts, FactsErro
         architecture: std::env::consts::ARCH.to_owned(),
         cpu_features: cpu_features(&read("/proc/cpuinfo")?),
         kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-        criu: criu_version.to_owned(),
+        criu: criu_version.to_string(),
     })
 }
 

@@ -87,7 +87,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let node = NodeRoot::default();
     let criu = CriuProgram::installed();
     let criu_version = host::criu_version(&criu)?;
-    info!(node = settings.node_name, criu = criu_version, "agent");
+    info!(node = settings.node_name, criu = %criu_version, "agent");
     let (identity_sender, identity) = watch::channel(None);
     let keeping =
         identity::keep(client.clone(), settings.namespace.clone(), settings.node_name.clone(), identity_sender);

@@ -21,6 +21,10 @@ const KERNEL_AREAS: u32 = 1 << 2 | 1 << 3 | 1 << 12;
 const NEEDED: u32 = (libc::MAP_ANONYMOUS | libc::MAP_PRIVATE) as u32;
 const FORBIDDEN: u32 = (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u32;
 
+/// `MADV_WIPEONFORK`. The kernel does not tell a page daemon that a child begins with zeros there, so the child would get
+/// its parent's pages: a random number generator would repeat itself.
+const WIPED: u64 = 1 << libc::MADV_WIPEONFORK;
+
 /// `mm_entry`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Memory {
@@ -39,11 +43,15 @@ struct Mapping {
     flags: u32,
     #[prost(uint32, required, tag = "7")]
     status: u32,
+    /// One bit for each advice of madvise(2).
+    #[prost(uint64, optional, tag = "9")]
+    madv: Option<u64>,
 }
 
 impl Mapping {
     fn can_be_lazy(&self) -> bool {
-        self.flags & NEEDED == NEEDED && self.flags & FORBIDDEN == 0 && self.status & KERNEL_AREAS == 0
+        let wiped = self.madv.unwrap_or_default() & WIPED != 0;
+        self.flags & NEEDED == NEEDED && self.flags & FORBIDDEN == 0 && self.status & KERNEL_AREAS == 0 && !wiped
     }
 }
 
@@ -85,7 +93,7 @@ pub(super) mod tests {
     }
 
     fn mapping(range: Range<u64>, flags: u32, status: u32) -> Mapping {
-        Mapping { start: range.start, end: range.end, flags, status }
+        Mapping { start: range.start, end: range.end, flags, status, madv: None }
     }
 
     #[test]
@@ -99,9 +107,13 @@ pub(super) mod tests {
             mapping(page(5), 0x21, 1 | 1 << 8),
             mapping(page(6), 0x40022, REGULAR),
             mapping(page(7), ANONYMOUS | 0x100, REGULAR),
+            // What a child finds wiped.
+            Mapping { madv: Some(1 << 18), ..mapping(page(8), ANONYMOUS, REGULAR) },
+            // What is not dumped into a core file.
+            Mapping { madv: Some(1 << 16), ..mapping(page(9), ANONYMOUS, REGULAR) },
         ];
         let image = image::assemble(MM_MAGIC, [Memory { vmas }.encode_to_vec()]);
-        assert_eq!(ranges_of(&image).unwrap(), [page(1), page(7)]);
+        assert_eq!(ranges_of(&image).unwrap(), [page(1), page(7), page(9)]);
     }
 
     #[test]

@@ -40,4 +40,5 @@ pub use log::{first_error, last_errors};
 pub use place::{Place, own_cgroups};
 pub use process::ProcessId;
 pub use program::CriuProgram;
+pub(crate) use spawn::NO_BREAKPOINTS;
 pub use swrk::{DumpReport, RunningDump, Waited, WarmCriu};

@@ -83,6 +83,22 @@ pub(super) fn pagemap_file(pid: i32) -> String {
     format!("pagemap-{pid}.img")
 }
 
+/// The processes of which there is memory in `images`: sorted.
+///
+/// # Errors
+/// Where the directory can't be listed.
+pub fn processes(images: &Path) -> std::io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for entry in images.read_dir()? {
+        let name = entry?.file_name();
+        let number: Option<i32> =
+            name.to_str().and_then(|name| name.strip_prefix("pagemap-")?.strip_suffix(".img")?.parse().ok());
+        pids.extend(number);
+    }
+    pids.sort_unstable();
+    Ok(pids)
+}
+
 /// What came of the memory that a dump left out of one process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
@@ -122,10 +138,23 @@ enum Piece {
 /// # Errors
 /// [`PagemapError`].
 pub fn in_parent(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapError> {
+    with_flags(images, pid, PARENT)
+}
+
+/// The memory of one process that a restore fetches later, by its `pagemap-PID.img`: sorted. None where the images know no
+/// such process.
+///
+/// # Errors
+/// [`PagemapError`].
+pub fn lazy(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapError> {
+    if images.join(pagemap_file(pid)).exists() { with_flags(images, pid, LAZY) } else { Ok(Vec::new()) }
+}
+
+fn with_flags(images: &Path, pid: i32, wanted: u32) -> Result<Vec<Range<u64>>, PagemapError> {
     let path = images.join(pagemap_file(pid));
     let image = read(&path)?;
     let pagemap = parse(&image).map_err(|source| PagemapError::Image { path, source })?;
-    Ok(pagemap.entries.into_iter().filter(|(_, flags, _)| *flags == PARENT).map(|(range, ..)| range).collect())
+    Ok(pagemap.entries.into_iter().filter(|(_, flags, _)| *flags == wanted).map(|(range, ..)| range).collect())
 }
 
 /// Settles what the dump left out of the process of `claim`, in its images.

@@ -51,6 +51,12 @@ pub fn cut(range: &Range<u64>, list: &[Range<u64>]) -> Vec<(Range<u64>, bool)> {
     pieces
 }
 
+/// What of a sorted list is not in another one.
+pub fn without(list: &[Range<u64>], other: &[Range<u64>]) -> Vec<Range<u64>> {
+    let pieces = list.iter().flat_map(|range| cut(range, other));
+    pieces.filter(|(_, inside)| !inside).map(|(piece, _)| piece).collect()
+}
+
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
 pub(super) mod tests {
@@ -86,6 +92,13 @@ pub(super) mod tests {
             let both = intersection(&left, &right);
             prop_assert!(is_sorted(&both));
             prop_assert_eq!(pages(&both), &pages(&left) & &pages(&right));
+        }
+
+        #[test]
+        fn what_is_left_without_another_list_is_in_the_first_and_not_in_the_second(left in lists(), right in lists()) {
+            let left_over = without(&left, &right);
+            prop_assert!(is_sorted(&left_over));
+            prop_assert_eq!(pages(&left_over), &pages(&left) - &pages(&right));
         }
 
         #[test]

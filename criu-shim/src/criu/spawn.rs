@@ -22,7 +22,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// place of `rt_sigreturn`. Without, it steps from system call to system call until it sees that one, which is what it
 /// does by itself where breakpoints don't work (`compel_stop_pie` in `compel/src/lib/infect.c`). Nothing else changes, and
 /// only one strategy can be set.
-const NO_BREAKPOINTS: (&str, &str) = ("CRIU_FAULT", "130");
+pub(crate) const NO_BREAKPOINTS: (&str, &str) = ("CRIU_FAULT", "130");
 
 /// Starts `criu swrk` on `socket`, which is CRIU's end of a pair.
 pub(super) fn swrk(program: &CriuProgram, place: Option<OpenPlace>, socket: OwnedFd) -> Result<Child, CriuError> {

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 /// Version of this protocol. Shim, relay and agent of one node are installed together; a shim that was started
 /// before an upgrade may still meet the agent that came with it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The first line of every connection, from the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +182,18 @@ pub enum ToRelay {
     Heard,
 }
 
+/// Memory that comes after the restore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pages {
+    /// Directory of the page stores.
+    pub store: PathBuf,
+    /// Directory in which CRIU works, and looks for the daemon's socket.
+    pub work: PathBuf,
+    /// Processes that have a store, as the images name them.
+    pub pids: Vec<i32>,
+}
+
 /// What the agent wants in the restore request beyond what runc put there.
 ///
 /// The relay always sets what a move needs whatever the agent says: `tcp-close`, `skip-in-flight`, network lock `skip`,
@@ -197,8 +209,8 @@ pub struct ReleaseOptions {
     pub file_locks: bool,
     /// Restore names of deleted files that still had another name.
     pub link_remap: bool,
-    /// Restore pages lazily, from a daemon that listens in the work directory.
-    pub lazy_pages: bool,
+    /// Where memory is that comes after the restore, if any does: the relay starts the daemon that brings it.
+    pub pages: Option<Pages>,
     /// Mounts that were dumped as external beyond the OCI spec's own: key in the image, path on this node. Replaces
     /// runc's entry of the same key.
     pub external_mounts: BTreeMap<String, PathBuf>,

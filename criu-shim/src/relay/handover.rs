@@ -1,6 +1,6 @@
 //! Becoming CRIU: one process goes on as the real CRIU, another relays.
 
-use crate::criu::{CriuProgram, own_cgroups};
+use crate::criu::{CriuProgram, NO_BREAKPOINTS, own_cgroups};
 use crate::local::{BUNDLE_ENV, TOKEN_ENV};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
@@ -20,6 +20,7 @@ pub(super) fn become_criu(program: &CriuProgram, arguments: &[OsString]) -> Erro
         .args(leading)
         .args(arguments)
         .envs(program.environment())
+        .envs([NO_BREAKPOINTS])
         .env_remove(TOKEN_ENV)
         .env_remove(BUNDLE_ENV)
         .exec()

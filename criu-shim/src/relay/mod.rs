@@ -11,6 +11,7 @@
 mod agent;
 mod handover;
 mod mounts;
+mod pages;
 mod pass;
 mod request;
 mod run;

@@ -173,7 +173,7 @@ fn replacements(directories: Directories, release: &ReleaseOptions) -> Vec<Field
         Field::varint(field::NETWORK_LOCK, i32::from(NetworkLock::Skip) as u64),
         on(field::MANAGE_CGROUPS, true),
         Field::varint(field::MANAGE_CGROUPS_MODE, i32::from(CgroupMode::Ignore) as u64),
-        on(field::LAZY_PAGES, release.lazy_pages),
+        on(field::LAZY_PAGES, release.pages.is_some()),
     ];
     fields.extend(directories.work.map(|work| Field::varint(field::WORK_DIR_FD, work as u64)));
     if release.ghost_limit > 0 {

@@ -3,6 +3,7 @@
 use super::agent::AgentLine;
 use super::handover::{self, Side};
 use super::mounts::{self, MountsError};
+use super::pages::{self, PagesError};
 use super::pass::{self, Packet};
 use super::request::{self, Directories, RequestError, RestoreRequest};
 use super::state::{Act, Event, State};
@@ -178,7 +179,9 @@ impl Relay {
                     if let Act::End { success, reason } = act {
                         return self.end(success, reason);
                     }
-                    self.act(act);
+                    if let Err(error) = self.act(act) {
+                        return self.end(false, &sentence(&error));
+                    }
                 }
             }
         }
@@ -245,9 +248,13 @@ impl Relay {
     }
 
     /// A send that fails is no event of its own: the other side has hung up, and the next wait says so.
-    fn act(&mut self, act: Act) {
+    ///
+    /// # Errors
+    /// Where memory would be missing after the restore: CRIU was not asked for it then.
+    fn act(&mut self, act: Act) -> Result<(), PagesError> {
         let sent = match act {
             Act::Release(mut options) => {
+                options.pages.as_ref().map_or(Ok(()), pages::start)?;
                 for (name, path) in std::mem::take(&mut self.mounts) {
                     options.external_mounts.entry(name).or_insert(path);
                 }
@@ -270,6 +277,7 @@ impl Relay {
             Act::Hold | Act::End { .. } => Ok(()),
         };
         drop(sent);
+        Ok(())
     }
 
     fn end(mut self, success: bool, reason: &str) {

@@ -146,6 +146,15 @@ impl Machine {
         wait(|| matches!(self.status(), Some(Status::Failed(why)) if why.contains(part)), part);
     }
 
+    /// Waits until neither a daemon nor its guard is left.
+    pub fn wait_until_nobody_serves(&self) {
+        let work = self.directory.path().to_str().unwrap();
+        let serves = |process: std::fs::DirEntry| {
+            std::fs::read_to_string(process.path().join("cmdline")).is_ok_and(|line| line.contains(work))
+        };
+        wait(|| !std::fs::read_dir("/proc").unwrap().flatten().any(serves), "somebody still serves");
+    }
+
     /// Waits until a thread of `child` stands still in a page fault.
     pub fn wait_until_it_sleeps(&self, child: &Child) {
         let waits = || {

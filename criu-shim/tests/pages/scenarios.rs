@@ -36,6 +36,7 @@ pub enum Scenario {
     Stale,
     Held,
     GivenUp,
+    Orphaned,
     NotRegistered,
     Measured,
 }
@@ -90,8 +91,13 @@ pub fn play() {
         }
         () if is(Scenario::Held) => {
             criu.finish();
-            // In the tests with this scenario the daemon has failed by now, or is killed; nothing is looked at.
+            // In the tests with this scenario the daemon has failed by now; nothing is looked at.
             wait(|| !matches!(Status::read(&work), Ok(Some(Status::Listening))), "no status");
+            look(BASE + 9 * PAGE);
+            std::thread::sleep(Duration::MAX);
+        }
+        () if is(Scenario::Orphaned) => {
+            wait(|| matches!(Status::read(&work), Ok(Some(Status::Failed(_)))), "nobody says that the daemon is dead");
             look(BASE + 9 * PAGE);
             std::thread::sleep(Duration::MAX);
         }

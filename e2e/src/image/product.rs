@@ -187,6 +187,7 @@ fn agent(name: &str, programs: &Programs, criu: &Path) -> Result<ImageBuilder, P
     let mut image = ImageBuilder::new(name)
         .copy(inside("bin/tideover-agent"), &programs.programs.join("tideover-agent"))?
         .copy(inside("bin/criu-shim"), &programs.programs.join("criu-shim"))?
+        .copy(inside("bin/criu-pages"), &programs.programs.join("criu-pages"))?
         // Under this name, because runc starts whatever `criu` is first on its search path.
         .copy(inside("relay/criu"), &programs.programs.join("criu-relay"))?
         .copy(inside("lib/librlimit_preload.so"), &programs.preload)?

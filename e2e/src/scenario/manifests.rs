@@ -87,6 +87,17 @@ pub fn with_init_container(manifest: &str) -> String {
     lines.collect()
 }
 
+/// `manifest` of a ticker, which holds its memory where all of it is copied in the freeze: for a scenario that needs the
+/// freeze to last.
+pub fn with_shared_memory(manifest: &str) -> String {
+    manifest.replace("args: [tick,", "args: [tick, --shared,")
+}
+
+/// `manifest` of a ticker, which writes to its memory all the time and ends itself if any of it is not what it should be.
+pub fn with_checked_memory(manifest: &str) -> String {
+    manifest.replace("args: [tick,", "args: [tick, --dirty-pages=4, --check-pages=32,")
+}
+
 /// What a ticker holds and does.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticker {
@@ -152,6 +163,12 @@ spec:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ticker_is_told_to_share_its_memory() {
+        let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
+        assert!(with_shared_memory(&ticker.pod("a")).contains("args: [tick, --shared, '--mib=1'"));
+    }
 
     #[test]
     fn an_init_container_is_put_beside_the_containers() {

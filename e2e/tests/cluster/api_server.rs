@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::lab::{Node, ServiceAction};
-use e2e::scenario::manifests::Ticker;
+use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::moment::Moment;
 use e2e::scenario::under_way::UnderWay;
 use e2e::scenario::watch::Watch;
@@ -45,7 +45,8 @@ fn a_pod_stays_frozen_while_the_api_server_does_not_answer() -> Result<()> {
     let sandbox = Sandbox::new(cluster.kube(), "api-server")?;
     let collector = Collector::listen(cluster.host_address())?;
     let watch = Watch::start(&sandbox)?;
-    sandbox.apply(&Ticker { mib: MEMORY, collector: collector.address() }.deployment("ticker"))?;
+    let ticker = Ticker { mib: MEMORY, collector: collector.address() };
+    sandbox.apply(&manifests::with_shared_memory(&ticker.deployment("ticker")))?;
     let pod = sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
 

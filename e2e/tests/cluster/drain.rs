@@ -9,6 +9,8 @@ use e2e::scenario::store::{KEYS, Store};
 use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
 
 const LIMIT: Duration = Duration::from_secs(180);
+/// Memory of the ticker whose memory is looked at, MiB.
+const MEMORY: u64 = 32;
 
 #[test]
 fn a_drain_moves_a_store_under_load_and_loses_nothing() -> Result<()> {
@@ -83,9 +85,10 @@ fn memory_clock_files_and_output_go_on_after_the_move() -> Result<()> {
     let sandbox = Sandbox::new(cluster.kube(), "drain-ticker")?;
     let collector = Collector::listen(cluster.host_address())?;
     sandbox.apply(&manifests::policy("ticker", "ticker", ""))?;
-    let ticker = Ticker { mib: 32, collector: collector.address() };
+    let ticker = Ticker { mib: MEMORY as usize, collector: collector.address() };
     // kubelet runs this in the replacement too, before it creates the container that the state goes into.
-    sandbox.apply(&manifests::with_init_container(&ticker.deployment("ticker")))?;
+    let manifest = manifests::with_checked_memory(&ticker.deployment("ticker"));
+    sandbox.apply(&manifests::with_init_container(&manifest))?;
     let before = sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 1_500)))?;
 
@@ -99,6 +102,16 @@ fn memory_clock_files_and_output_go_on_after_the_move() -> Result<()> {
     })?;
     ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
     ensure!(account.monotonic_back == 0, "CLOCK_MONOTONIC went back by {} ns", account.monotonic_back);
+    let moved = migration::succeeded(&sandbox, &before.name, LIMIT)?;
+    let source = &moved["status"]["source"];
+    ensure!(source["engine"] == "WriteProtect", "memory was copied in the freeze: {}", source["notes"]);
+    let rounds = source["rounds"].as_array().cloned().unwrap_or_default();
+    ensure!(rounds.len() > 1, "rounds before the freeze: {rounds:?}");
+    let (sent, in_freeze) = (rounds[0]["bytes"].as_u64(), source["timings"]["bytes"].as_u64());
+    ensure!(
+        sent > Some(MEMORY << 20) && in_freeze < Some(MEMORY << 18),
+        "{sent:?} bytes before, {in_freeze:?} in the freeze"
+    );
     let log = sandbox.log(&after.name)?;
     let (first, last) = (log.lines().next().unwrap_or_default(), log.lines().last().unwrap_or_default());
     ensure!(

@@ -5,12 +5,13 @@ use crate::agent::failure::{chain, retryable};
 use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::files::process::Packing;
+use crate::agent::source::precopy::PreCopy;
 use crate::agent::source::preflight::Inspected;
 use crate::agent::transfer::link::{self, Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part, Preamble, VERSION};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send;
-use crate::criu::{Bundle, Place, WarmCriu, descriptors};
+use crate::criu::{Bundle, Place, PrivateKdat, WarmCriu, descriptors};
 use rustls::pki_types::ServerName;
 use std::fs::{DirBuilder, File};
 use std::net::SocketAddr;
@@ -45,8 +46,12 @@ pub struct Connected {
     pub sender: LinkSender<FromSource>,
     /// From the target.
     pub receiver: LinkReceiver<FromTarget>,
-    /// Number of the next round.
+    /// Number of the next round, where there is no pre-copy.
     pub round: u32,
+    /// Rounds of memory, where it can be followed.
+    pub precopy: Option<PreCopy>,
+    /// Why the dump can leave nothing out, if it can't.
+    pub whole: Option<String>,
 }
 
 /// Where and to whom.
@@ -83,6 +88,8 @@ pub async fn connect(
         sender,
         receiver,
         round: 1,
+        precopy: None,
+        whole: warm.whole,
     })
 }
 
@@ -132,6 +139,8 @@ pub(super) struct Warm {
     pub(super) bundle: Bundle,
     pub(super) criu: WarmCriu,
     pub(super) packing: Vec<(Part, Packing)>,
+    /// Why a dump by this CRIU can leave nothing out, if it can't.
+    pub(super) whole: Option<String>,
 }
 
 /// Starts what a freeze needs, in a directory that is made afresh.
@@ -155,9 +164,22 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result
     for (part, root, kind) in trees(context, inspected).map_err(|error| failed(&error))? {
         packing.push((part, Packing::start(&root, kind).map_err(|error| failed(&error))?));
     }
-    let place = Place { namespaces_of: container.pid, node_root: context.node.root().to_owned(), private_kdat: None };
+    let mut place =
+        Place { namespaces_of: container.pid, node_root: context.node.root().to_owned(), private_kdat: None };
+    let whole = match leave_out(context, &place, directory) {
+        Ok(kdat) => {
+            place.private_kdat = Some(kdat);
+            None
+        }
+        Err(reason) => Some(reason),
+    };
     let criu = WarmCriu::start(&context.criu, &place).map_err(|error| failed(&error))?;
-    Ok(Warm { bundle, criu, packing })
+    Ok(Warm { bundle, criu, packing, whole })
+}
+
+/// What a CRIU needs to leave memory out of its dump, or why it can't.
+fn leave_out(context: &Context, place: &Place, directory: &Path) -> Result<PrivateKdat, String> {
+    PrivateKdat::make(&context.criu, place, context.criu_version, directory).map_err(|error| chain(&error))
 }
 
 fn make_directories(directory: &Path) -> std::io::Result<()> {

@@ -3,7 +3,7 @@
 use crate::agent::context::{Context, News};
 use crate::agent::failure::{chain, retryable};
 use crate::agent::source::connect::{self, Connected, EARLY};
-use crate::agent::source::round::{self, Dumped, Line, Undumped};
+use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
 use crate::agent::source::settle::{self, LiveCriu};
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::LinkSender;
@@ -60,7 +60,9 @@ pub struct Cut {
 
 /// Takes a cut and sends it. The journal must have the freeze already.
 pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) -> Cut {
-    let Connected { attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round } = connected;
+    let Connected {
+        attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round, precopy, ..
+    } = connected;
     let request = round::dump_request(&inspected, bundle, &directory, news);
     let (link, proof) = CutLink::take(sender);
     let mut watching = Watching::within(news, attempt, PAUSE_LIMIT);
@@ -68,7 +70,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let since = Instant::now();
     let (pod, froze) = round::freeze(inspected.container.freezer.clone()).await;
     let dumped = match froze {
-        Ok(_) => line.dump(link.begin(round), request, criu, packing).await,
+        Ok(_) => line.dump(link.begin(round), request, criu, Going { packing, ..Going::default() }).await,
         Err(error) => {
             drop(criu);
             Err(retryable(FailureReason::FreezeFailed, chain(&error)).into())
@@ -98,9 +100,21 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     };
     let connected = match warm {
         Ok(warm) => {
-            let connect::Warm { bundle, criu, packing } = warm;
+            let connect::Warm { bundle, criu, packing, whole } = warm;
             let (sender, round) = (link.give_back(), round + 1);
-            Ok(Connected { attempt, directory, inspected, bundle, criu, packing, sender, receiver, round })
+            Ok(Connected {
+                attempt,
+                directory,
+                inspected,
+                bundle,
+                criu,
+                packing,
+                sender,
+                receiver,
+                round,
+                precopy,
+                whole,
+            })
         }
         Err(failure) => {
             link.give_up(&failure).await;

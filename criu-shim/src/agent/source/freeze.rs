@@ -5,17 +5,17 @@
 
 use crate::agent::context::{Context, Key, News};
 use crate::agent::failure::{chain, retryable};
-use crate::agent::files::process::Packing;
 use crate::agent::owner::{Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::frozen::FrozenPod;
-use crate::agent::source::round::{self, Line, Undumped};
+use crate::agent::source::precopy::{self, Followed, LeftOut};
+use crate::agent::source::round::{self, Going, Line, Undumped};
 use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
-use crate::agent::transfer::message::{FromSource, FromTarget, Part};
+use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send;
-use crate::criu::{DumpRequest, RunningDump, WarmCriu};
+use crate::criu::{DumpRequest, Memory, RunningDump, WarmCriu};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
@@ -32,6 +32,8 @@ const REPORT_LIMIT: Duration = Duration::from_millis(300);
 pub struct Frozen {
     /// The guard.
     pub pod: FrozenPod,
+    /// What followed its memory. Not to be dropped while it is frozen.
+    pub followed: Option<Followed>,
     /// A dump that hangs, if one does.
     pub hung: Option<RunningDump>,
     /// How the attempt was decided; none where the object is gone.
@@ -52,13 +54,18 @@ pub struct Frozen {
 pub async fn freeze(
     context: &Arc<Context>,
     key: &Key,
-    connected: Connected,
+    (connected, left_out): (Connected, Option<LeftOut>),
     news: &mut News,
     report: &mut SourceReport,
     reporter: &Reporter<SourceReport>,
 ) -> Frozen {
-    let Connected { attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round } = connected;
-    let request = round::dump_request(&inspected, bundle, &directory, news);
+    let Connected { attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round, .. } = connected;
+    let mut request = round::dump_request(&inspected, bundle, &directory, news);
+    let mut followed = None;
+    if let Some(left_out) = left_out {
+        request.options.memory = Memory::Except(left_out.parent);
+        followed = Some(left_out.followed);
+    }
     let since = Instant::now();
     let (pod, froze) = round::freeze(inspected.container.freezer).await;
     let mut attempt_state = Attempt { held: None, hung: None, report, reporter };
@@ -67,7 +74,9 @@ pub async fn freeze(
             attempt_state.frozen(took);
             let mut watching = Watching::new(news, attempt);
             let mut line = Line { receiver: &mut receiver, watching: &mut watching };
-            attempt_state.send(request, criu, packing, &sender, round, &mut line).await
+            let look = precopy::last_look(&mut followed).await;
+            let going = Going { packing, number: round, written: look.written, copied: look.copied };
+            attempt_state.send(request, criu, going, &sender, &mut line).await
         }
         Err(error) => {
             drop(criu);
@@ -88,7 +97,7 @@ pub async fn freeze(
     drop(sender);
     // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
     let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await;
-    Frozen { pod, hung, decision, failure, receiver, since, held }
+    Frozen { pod, followed, hung, decision, failure, receiver, since, held }
 }
 
 struct Attempt<'a> {
@@ -118,13 +127,12 @@ impl Attempt<'_> {
         &mut self,
         request: DumpRequest,
         criu: WarmCriu,
-        packing: Vec<(Part, Packing)>,
+        going: Going,
         sender: &LinkSender<FromSource>,
-        round: u32,
         line: &mut Line<'_>,
     ) -> Result<(), Failure> {
-        let images = request.images_dir.clone();
-        let dumped = match line.dump(send::begin(sender, round, true), request, criu, packing).await {
+        let (images, round) = (request.images_dir.clone(), going.number);
+        let dumped = match line.dump(send::begin(sender, round, true), request, criu, going).await {
             Ok(dumped) => dumped,
             Err(Undumped { failure, hung }) => {
                 self.hung = hung.map(|hung| *hung);

@@ -8,6 +8,7 @@ pub mod cut;
 pub mod driver;
 pub mod freeze;
 pub mod frozen;
+pub mod precopy;
 pub mod preflight;
 mod round;
 pub mod settle;

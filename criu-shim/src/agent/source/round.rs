@@ -4,6 +4,7 @@ use crate::agent::context::News;
 use crate::agent::failure::{chain, retryable};
 use crate::agent::files::process::{PackReader, Packing};
 use crate::agent::source::frozen::FrozenPod;
+use crate::agent::source::precopy::{self, Copied, Written};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
@@ -11,11 +12,15 @@ use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromTarget, IMAGES, Part};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send::{RoundSender, SendError};
-use crate::criu::{Bundle, DumpOptions, DumpRequest, RunningDump, Waited, WarmCriu, mend};
+use crate::criu::{
+    Bundle, Claim, ClaimError, ClaimedParent, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, Waited,
+    WarmCriu, mend, pagemap,
+};
 use crate::freezer::{Freezer, FreezerError};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use thiserror::Error;
 use tideover_crds::{Failure, FailureReason};
 
 /// How long a dump may take before it counts as hung. A gigabyte takes a second or two.
@@ -78,6 +83,19 @@ pub(super) struct Dumped {
     pub(super) took: Duration,
 }
 
+/// What goes while CRIU works.
+#[derive(Debug, Default)]
+pub(super) struct Going {
+    /// Archives, their processes started and waiting.
+    pub(super) packing: Vec<(Part, Packing)>,
+    /// Number of the round.
+    pub(super) number: u32,
+    /// Pages that were written since the last round.
+    pub(super) written: Vec<Written>,
+    /// What the target has with them.
+    pub(super) copied: Vec<Copied>,
+}
+
 /// The way from a frozen pod to a target that has verified what was sent.
 pub(super) struct Line<'a> {
     /// From the target.
@@ -94,13 +112,15 @@ impl Line<'_> {
         begun: impl Future<Output = Result<RoundSender, SendError>>,
         request: DumpRequest,
         criu: WarmCriu,
-        packing: Vec<(Part, Packing)>,
+        going: Going,
     ) -> Result<Dumped, Undumped> {
-        let dumping = tokio::task::spawn_blocking(move || dump(criu, &request));
+        let Going { packing, number, written, copied } = going;
+        let dumping = tokio::task::spawn_blocking(move || dump(criu, &request, &copied));
         let archives: Vec<(Part, PackReader)> =
             packing.into_iter().map(|(part, packing)| (part, packing.go())).collect();
         let early = async {
             let mut round = begun.await?;
+            precopy::send_pages(&mut round, number, written).await?;
             for (part, archive) in archives {
                 round.part(part, archive).await?;
             }
@@ -161,8 +181,8 @@ impl Line<'_> {
     }
 }
 
-/// Dumps, and mends what CRIU writes wrongly. Returns how long it took. Blocking.
-fn dump(criu: WarmCriu, request: &DumpRequest) -> Result<Duration, Undumped> {
+/// Dumps, mends what CRIU writes wrongly, and accounts for the memory that it left out. Returns how long it took. Blocking.
+fn dump(criu: WarmCriu, request: &DumpRequest, copied: &[Copied]) -> Result<Duration, Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let mut running = criu.dump(request).map_err(|error| failed(&error))?;
@@ -177,7 +197,42 @@ fn dump(criu: WarmCriu, request: &DumpRequest) -> Result<Duration, Undumped> {
         }
     }
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;
+    if let Memory::Except(parent) = &request.options.memory {
+        leave_nothing_out(&request.images_dir, parent.clone(), copied).map_err(|error| failed(&error))?;
+    }
     Ok(begun.elapsed())
+}
+
+/// What CRIU left out and the target has not got goes into the images after all. A process that was left whole is looked at
+/// too: CRIU calls much of what it dumps lazy, and a daemon has none of that.
+fn leave_nothing_out(images: &Path, parent: ClaimedParent, copied: &[Copied]) -> Result<(), LeftOutError> {
+    for image_pid in pagemap::processes(images).map_err(LeftOutError::List)? {
+        let copied = copied.iter().find(|one| one.image_pid == image_pid);
+        let claim = parent.claims().iter().find(|claim| claim.pid == image_pid).cloned();
+        let claim = claim.unwrap_or(Claim { pid: image_pid, ranges: Vec::new() });
+        // Of a process without a claim nothing is read.
+        let path = copied.map_or(PathBuf::from("/dev/null"), |one| format!("/proc/{}/mem", one.pid).into());
+        let memory = File::open(&path).map_err(|source| LeftOutError::Open { path, source })?;
+        pagemap::settle(images, &claim, copied.map_or(&[], |one| one.ranges.as_slice()), &memory)?;
+    }
+    Ok(parent.remove(images)?)
+}
+
+/// Why the memory that a dump left out is not accounted for.
+#[derive(Debug, Error)]
+enum LeftOutError {
+    #[error("list the images")]
+    List(#[source] std::io::Error),
+    #[error("open {path:?}")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("account for the memory that the dump left out")]
+    Settle(#[from] PagemapError),
+    #[error("remove the parent of the dump")]
+    Parent(#[from] ClaimError),
 }
 
 /// Ends only with a reason to stop sending.

@@ -1,6 +1,7 @@
 //! The digest over a round: the same on both sides if and only if the same parts with the same bytes are there.
 
 use crate::agent::transfer::message::Part;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// One part as it was sent or as it landed.
@@ -50,10 +51,11 @@ impl Manifest {
         let mut hasher = blake3::Hasher::new();
         for (part, landed) in &self.parts {
             let (kind, name) = match part {
-                Part::Image { name } => (b'i', name.as_str()),
-                Part::Layer => (b'l', ""),
-                Part::Volume { name } => (b'v', name.as_str()),
-                Part::SharedMemory => (b's', ""),
+                Part::Image { name } => (b'i', Cow::Borrowed(name.as_str())),
+                Part::Layer => (b'l', Cow::Borrowed("")),
+                Part::Volume { name } => (b'v', Cow::Borrowed(name.as_str())),
+                Part::SharedMemory => (b's', Cow::Borrowed("")),
+                Part::Memory { pid, round } => (b'm', Cow::Owned(format!("{pid}/{round}"))),
             };
             hasher.update(&[kind]);
             hasher.update(&(name.len() as u64).to_be_bytes());

@@ -6,7 +6,7 @@ use thiserror::Error;
 use tideover_crds::Failure;
 
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Which move a connection is for. First message of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +146,13 @@ pub enum Part {
     },
     /// The content of `/dev/shm`, as a tar.
     SharedMemory,
+    /// Pages of one process ([`pages`](super::pages)). They replace those of earlier rounds.
+    Memory {
+        /// The process, as the images name it: its id in its innermost PID namespace.
+        pid: i32,
+        /// The round in which they were read.
+        round: u32,
+    },
 }
 
 impl fmt::Display for Part {
@@ -155,6 +162,7 @@ impl fmt::Display for Part {
             Self::Layer => formatter.write_str("the writable layer"),
             Self::Volume { name } => write!(formatter, "the volume {name}"),
             Self::SharedMemory => formatter.write_str("the content of /dev/shm"),
+            Self::Memory { pid, round } => write!(formatter, "the memory of process {pid} in round {round}"),
         }
     }
 }
@@ -178,17 +186,19 @@ pub enum NameError {
 }
 
 impl Part {
-    /// Directory (under the attempt's own) and file name in which this part is kept.
+    /// Directory (under the attempt's own) and file name in which this part is kept; none for memory, which goes into the
+    /// page store of its process.
     ///
     /// # Errors
     /// Where the name could be anything but a plain file name.
-    pub fn place(&self) -> Result<(&'static str, String), NameError> {
-        Ok(match self {
+    pub fn place(&self) -> Result<Option<(&'static str, String)>, NameError> {
+        Ok(Some(match self {
             Self::Image { name } => (IMAGES, plain(name)?.to_owned()),
             Self::Layer => (FILES, "layer.tar".to_owned()),
             Self::Volume { name } => (FILES, format!("volume-{}.tar", plain(name)?)),
             Self::SharedMemory => (FILES, "shm.tar".to_owned()),
-        })
+            Self::Memory { .. } => return Ok(None),
+        }))
     }
 }
 
@@ -196,6 +206,8 @@ impl Part {
 pub const REHEARSAL: &str = "rehearsal";
 /// Subdirectory of an attempt in which CRIU's images are.
 pub const IMAGES: &str = "images";
+/// Subdirectory of an attempt in which the memory of the processes is.
+pub const MEMORY: &str = "memory";
 /// Subdirectory of an attempt in which archives of files are.
 pub const FILES: &str = "files";
 
@@ -218,7 +230,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_name_leaves_its_directory(name in ".{0,64}") {
-            if let Ok((directory, file)) = (Part::Image { name }).place() {
+            if let Ok(Some((directory, file))) = (Part::Image { name }).place() {
                 prop_assert_eq!(directory, IMAGES);
                 prop_assert!(!file.contains('/') && file != "." && file != ".." && !file.contains('\0'));
             }

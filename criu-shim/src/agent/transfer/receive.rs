@@ -5,7 +5,8 @@
 use crate::agent::room::{NoRoom, Share};
 use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::{Landed, Manifest};
-use crate::agent::transfer::message::{FILES, FromSource, IMAGES, MAX_PARTS, NameError, Part, REHEARSAL};
+use crate::agent::transfer::memory::{FinishError, Memory, MemoryError};
+use crate::agent::transfer::message::{FILES, FromSource, IMAGES, MAX_PARTS, MEMORY, NameError, Part, REHEARSAL};
 use crate::agent::transfer::stored;
 use bytes::Bytes;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// Why a round could not be taken.
 #[derive(Debug, Error)]
@@ -54,6 +56,12 @@ pub enum ReceiveError {
         #[source]
         source: std::io::Error,
     },
+    /// Memory can't be kept.
+    #[error("keep memory that was sent")]
+    Memory(#[from] MemoryError),
+    /// Memory is not what the images ask for.
+    #[error("complete the memory that was sent")]
+    Finish(#[from] FinishError),
     /// The bytes are not as many as were sent, or their digest is none.
     #[error("{part} arrived with another length than it was sent with, or without a digest")]
     Corrupted {
@@ -109,6 +117,8 @@ pub struct Landing {
     manifest: Manifest,
     /// Bytes that the rehearsal's round has brought.
     cut: u64,
+    /// What has landed of the processes' memory.
+    memory: Memory,
 }
 
 impl Landing {
@@ -126,7 +136,13 @@ impl Landing {
             _ => {}
         }
         make_directories(directory)?;
-        Ok(Self { directory: directory.to_owned(), share, manifest: Manifest::default(), cut: 0 })
+        Ok(Self {
+            directory: directory.to_owned(),
+            share,
+            manifest: Manifest::default(),
+            cut: 0,
+            memory: Memory::default(),
+        })
     }
 
     /// Keeps room for `bytes` bytes, which the source says are about to come.
@@ -186,6 +202,9 @@ impl Landing {
                     } else {
                         store(&directory, &self.manifest).await?;
                     }
+                    if kind == RoundKind::Last {
+                        finish(std::mem::take(&mut self.memory), &directory).await?;
+                    }
                     return Ok(Round { number, kind, manifest, took: begun.elapsed() });
                 }
                 FromSource::RoundEnd { .. } => return Err(ReceiveError::RoundCorrupted { round: number }),
@@ -222,13 +241,18 @@ impl Landing {
         directory: &Path,
         part: &Part,
     ) -> Result<Landed, ReceiveError> {
-        let (kind, name) = part.place()?;
-        let path = directory.join(kind).join(name);
         let (chunks, queue) = mpsc::channel(2);
-        let writing = tokio::task::spawn_blocking({
-            let path = path.clone();
-            move || write_chunks(&path, queue)
-        });
+        let path = match part.place()? {
+            Some((kind, name)) => directory.join(kind).join(name),
+            None => directory.join(MEMORY),
+        };
+        let writing = match *part {
+            Part::Memory { pid, .. } => Writing::Memory(self.memory.writing(pid, &path, queue)),
+            _ => {
+                let path = path.clone();
+                Writing::File(tokio::task::spawn_blocking(move || write_chunks(&path, queue)))
+            }
+        };
         let (bytes, digest) = loop {
             match link.next().await? {
                 Incoming::Data(chunk) => {
@@ -246,11 +270,27 @@ impl Landing {
             }
         };
         drop(chunks);
-        let written = writing.await.map_err(std::io::Error::other).and_then(|written| written);
-        let written = written.map_err(|source| ReceiveError::Write { path, source })?;
+        let written = writing.end(&path).await?;
         match blake3::Hash::from_hex(&digest) {
             Ok(digest) if written == bytes => Ok(Landed { bytes, digest }),
             _ => Err(ReceiveError::Corrupted { part: part.clone() }),
+        }
+    }
+}
+
+/// What takes the bytes of a part.
+enum Writing {
+    File(JoinHandle<std::io::Result<u64>>),
+    Memory(JoinHandle<Result<u64, MemoryError>>),
+}
+
+impl Writing {
+    /// How many bytes it took.
+    async fn end(self, path: &Path) -> Result<u64, ReceiveError> {
+        let failed = |source| ReceiveError::Write { path: path.to_owned(), source };
+        match self {
+            Self::File(task) => task.await.map_err(std::io::Error::other).and_then(|written| written).map_err(failed),
+            Self::Memory(task) => Ok(task.await.map_err(|error| failed(std::io::Error::other(error)))??),
         }
     }
 }
@@ -264,9 +304,24 @@ async fn store(directory: &Path, manifest: &Manifest) -> Result<(), ReceiveError
     stored.map_err(|source| ReceiveError::Write { path, source })
 }
 
+/// Completes the memory that has landed, by what CRIU's images say.
+async fn finish(memory: Memory, directory: &Path) -> Result<(), ReceiveError> {
+    let (store, images) = (directory.join(MEMORY), directory.join(IMAGES));
+    let path = store.clone();
+    let finished = tokio::task::spawn_blocking(move || memory.finish(&store, &images)).await;
+    finished.map_err(|error| ReceiveError::Write { path, source: std::io::Error::other(error) })??;
+    Ok(())
+}
+
 /// Makes the directories of an attempt or of its rehearsal (0700).
 fn make_directories(directory: &Path) -> Result<(), ReceiveError> {
-    for path in [directory.to_owned(), directory.join(IMAGES), directory.join(FILES), directory.join(WORK)] {
+    for path in [
+        directory.to_owned(),
+        directory.join(IMAGES),
+        directory.join(FILES),
+        directory.join(MEMORY),
+        directory.join(WORK),
+    ] {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(|source| ReceiveError::Write { path, source })?;
     }

@@ -3,6 +3,9 @@
 //! A digest that was right when the bytes came in says nothing about what CRIU will read. So what is about to be relied on is
 //! read back and compared, every time: before a commit that is made on it alone, and before CRIU gets its request. It is
 //! the one place where the target computes digests, because a second time would lengthen the freeze.
+//!
+//! Memory that goes into a page store has no entry: reading a gigabyte back would take longer than the whole freeze. The
+//! store is used only where the processes are rebuilt before the commit, and knows by itself whether a page is missing.
 
 use crate::agent::transfer::digest::{Whole, digests};
 use crate::agent::transfer::manifest::{Landed, Manifest};
@@ -131,7 +134,8 @@ struct Entry {
 /// # Errors
 /// Where it can't be written; the one before stands then.
 pub fn store(directory: &Path, manifest: &Manifest) -> std::io::Result<()> {
-    let parts = manifest.parts().map(|(part, landed)| Entry {
+    let files = manifest.parts().filter(|(part, _)| !matches!(part, Part::Memory { .. }));
+    let parts = files.map(|(part, landed)| Entry {
         part: part.clone(),
         bytes: landed.bytes,
         digest: landed.digest.to_hex().to_string(),
@@ -204,7 +208,7 @@ fn expected(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredError> {
     let document: Document = serde_json::from_slice(&text).map_err(parse)?;
     let mut expected = BTreeMap::new();
     for Entry { part, bytes, digest } in document.parts {
-        let (place, name) = part.place()?;
+        let Some((place, name)) = part.place()? else { return Err(StoredError::Entry { part }) };
         let Ok(digest) = blake3::Hash::from_hex(&digest) else { return Err(StoredError::Entry { part }) };
         if expected.insert(format!("{place}/{name}"), Landed { bytes, digest }).is_some() {
             return Err(StoredError::Entry { part });

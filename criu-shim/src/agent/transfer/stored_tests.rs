@@ -19,7 +19,7 @@ impl Attempt {
             std::fs::create_dir(attempt.path(place)).expect("dir");
         }
         for (part, bytes) in parts {
-            let (place, name) = part.place().expect("place");
+            let (place, name) = part.place().expect("place").expect("a file");
             std::fs::write(attempt.path(place).join(name), &bytes).expect("write");
             let landed = Landed { bytes: bytes.len() as u64, digest: blake3::hash(&bytes) };
             assert!(manifest.add(part, landed));

@@ -5,11 +5,14 @@
 //! about the move. It never lets go of a userfaultfd while pages are missing and all is well: the kernel would show
 //! zeros in their place, to a process that has no way of noticing.
 //!
+//! A [`guard`] holds them too, for the case that the daemon is killed.
+//!
 //! [`book`] and [`missing`] know what is to be done and make no system call; [`userfault`] makes them; [`serve`] brings
 //! the two together. What became of it stands in [`Status`], beside the exit code.
 
 mod book;
 mod error;
+mod guard;
 mod link;
 mod live;
 mod missing;
@@ -21,5 +24,5 @@ mod userfault;
 pub use error::DaemonError;
 pub use link::SOCKET;
 pub use run::main;
-pub use serve::{Settings, serve};
+pub use serve::Settings;
 pub use status::{STATUS, Status};

@@ -1,5 +1,6 @@
 //! The page daemon as a process.
 
+use super::guard::Guard;
 use super::serve::{Settings, serve};
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
@@ -29,7 +30,18 @@ pub fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let Arguments { store, work, pids } = arguments;
-    match serve(&Settings { store, work, pids: pids.into_iter().collect() }) {
+    // Whoever looks for memory to free must not take the one that holds everybody else's.
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        eprintln!("criu-pages: be spared where memory is short: {error}");
+    }
+    let guard = match Guard::start(&work) {
+        Ok(guard) => guard,
+        Err(error) => {
+            eprintln!("criu-pages: start the guard: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match serve(&Settings { store, work, pids: pids.into_iter().collect() }, &guard) {
         Ok(()) => ExitCode::SUCCESS,
         // Said, where it happened, before any process was let go of.
         Err(_) => ExitCode::FAILURE,

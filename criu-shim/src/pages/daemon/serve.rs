@@ -2,6 +2,7 @@
 
 use super::book::{Book, SpaceId};
 use super::error::DaemonError;
+use super::guard::Guard;
 use super::link::{Heard, Link, listen};
 use super::live::{Live, Outcome};
 use super::status::Status;
@@ -55,9 +56,9 @@ pub struct Settings {
 ///
 /// # Errors
 /// Any [`DaemonError`]: the restored processes must not go on.
-pub fn serve(settings: &Settings) -> Result<(), DaemonError> {
-    let mut daemon = Daemon::new(settings).inspect_err(|error| say_failed(settings, error))?;
-    match daemon.run() {
+pub(super) fn serve(settings: &Settings, guard: &Guard) -> Result<(), DaemonError> {
+    let mut daemon = Daemon::new(settings, guard).inspect_err(|error| say_failed(settings, error))?;
+    match daemon.run().and_then(|()| guard.end().map_err(DaemonError::Guard)) {
         Ok(()) => say(settings, &Status::Complete).inspect_err(|error| say_failed(settings, error)),
         Err(error) => {
             say_failed(settings, &error);
@@ -81,6 +82,7 @@ fn say_failed(settings: &Settings, error: &DaemonError) {
 
 struct Daemon<'a> {
     settings: &'a Settings,
+    guard: &'a Guard,
     epoll: Epoll,
     listener: Option<UnixListener>,
     link: Option<Link>,
@@ -98,10 +100,11 @@ struct Daemon<'a> {
 }
 
 impl<'a> Daemon<'a> {
-    fn new(settings: &'a Settings) -> Result<Self, DaemonError> {
+    fn new(settings: &'a Settings, guard: &'a Guard) -> Result<Self, DaemonError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| DaemonError::Wait(errno.into()))?;
         Ok(Self {
             settings,
+            guard,
             epoll,
             listener: None,
             link: None,
@@ -206,7 +209,9 @@ impl<'a> Daemon<'a> {
         let id = self.book.add(pid, store.as_ref().map_or(&[], Store::extents));
         self.watch(&userfault, id.0)?;
         // Before anything is refused: a process whose userfaultfd is not held sees zeros.
+        let held = self.guard.hold(id.0, userfault.as_fd());
         self.live.insert(id, Live::new(pid, userfault));
+        held.map_err(DaemonError::Guard)?;
         self.stores.insert(pid, store?);
         if self.live.len() == 1 { say(self.settings, &Status::Serving) } else { Ok(()) }
     }
@@ -230,8 +235,10 @@ impl<'a> Daemon<'a> {
             }
             for (child, userfault) in children {
                 let watched = self.watch(&userfault, child.0);
+                let held = self.guard.hold(child.0, userfault.as_fd());
                 self.live.insert(child, Live::new(pid, userfault));
                 watched?;
+                held.map_err(DaemonError::Guard)?;
             }
         }
     }
@@ -308,6 +315,7 @@ impl<'a> Daemon<'a> {
     fn let_go(&mut self, id: SpaceId) -> Result<(), DaemonError> {
         if let Some(live) = self.live.remove(&id) {
             self.unwatch(&live.userfault);
+            self.guard.let_go(id.0).map_err(DaemonError::Guard)?;
         }
         let Some(pid) = self.book.close(id) else { return Ok(()) };
         let Some(store) = self.stores.remove(&pid) else { return Ok(()) };

@@ -35,6 +35,14 @@ pub use write::{StoreWriter, Stored};
 
 use std::path::{Path, PathBuf};
 
+/// The processes, as the images name them, that have a finished store in `directory`.
+pub fn pids(directory: &Path) -> Vec<i32> {
+    let names = directory.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut pids: Vec<i32> = names.filter_map(|name| name.to_str()?.strip_suffix(".index")?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids
+}
+
 fn data_path(directory: &Path, pid: i32) -> PathBuf {
     directory.join(format!("{pid}.pages"))
 }

@@ -26,7 +26,8 @@ fn one_copy_goes_on(name: &str, who: Who) -> Result<()> {
     let collector = Collector::listen(cluster.host_address())?;
     let watch = Watch::start(&sandbox)?;
     sandbox.apply(&manifests::policy("ticker", "ticker", "  migration: {retryDelay: 1s}\n"))?;
-    sandbox.apply(&Ticker { mib: MEMORY, collector: collector.address() }.deployment("ticker"))?;
+    let ticker = Ticker { mib: MEMORY, collector: collector.address() };
+    sandbox.apply(&manifests::with_shared_memory(&ticker.deployment("ticker")))?;
     sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
     let mut moves = (1..).map(|number| format!("move-{number}"));

@@ -8,9 +8,11 @@ use crate::agent::failure::{chain, retryable};
 use crate::agent::journal::{RestoreEntry, TargetEntry};
 use crate::agent::source::freeze::millis;
 use crate::agent::target::stage;
-use crate::agent::transfer::message::{FromTarget, IMAGES};
+use crate::agent::transfer::message::{FromTarget, IMAGES, MEMORY};
 use crate::agent::transfer::receive::WORK;
-use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim, has_ran_mark};
+use crate::local::{Create, Pages, RelayStage, ReleaseOptions, ToRelay, ToShim, has_ran_mark};
+use crate::pages;
+use std::path::Path;
 use std::time::Instant;
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, Strategy, TargetStep};
@@ -143,7 +145,8 @@ impl TargetDriver {
         match placed {
             Ok(()) => {
                 self.released = Some(Instant::now());
-                self.tell_relay(ToRelay::Release { options: release_options(migration) }).await;
+                let options = ReleaseOptions { pages: pages_of(&self.directory()), ..release_options(migration) };
+                self.tell_relay(ToRelay::Release { options }).await;
             }
             Err(failure) => {
                 self.tell_relay(ToRelay::Abandon).await;
@@ -164,6 +167,13 @@ pub(super) fn release_options(migration: &Migration) -> ReleaseOptions {
         link_remap: true,
         ..ReleaseOptions::default()
     }
+}
+
+/// The memory in an attempt's directory that comes after the restore.
+pub(super) fn pages_of(directory: &Path) -> Option<Pages> {
+    let store = directory.join(MEMORY);
+    let pids = pages::store::pids(&store);
+    (!pids.is_empty()).then(|| Pages { store, work: directory.join(WORK), pids })
 }
 
 /// 128 random bits, hexadecimal.

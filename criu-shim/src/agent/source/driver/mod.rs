@@ -1,16 +1,19 @@
 //! One Migration on its source node: does the source's duties, one after the other, and reports.
 
+mod copying;
+
 use crate::agent::context::{Context, Key, News, RequestError, answer};
 use crate::agent::duty::{SourceAt, SourceDuty, SourceLocal, source_duty};
 use crate::agent::failure::{chain, retryable};
 use crate::agent::journal::{Entry, Side, SourceEntry};
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::report::Reporter;
-use crate::agent::source::connect::{self, Connected, Peer};
+use crate::agent::source::connect::Connected;
 use crate::agent::source::container::{self, ContainerError};
 use crate::agent::source::cut::{self, Cut};
 use crate::agent::source::freeze::{self, millis};
 use crate::agent::source::frozen::FrozenPod;
+use crate::agent::source::precopy;
 use crate::agent::source::preflight::{self, Inspected};
 use crate::agent::source::settle::{self, LiveCriu, TakenOver};
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
@@ -21,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use tideover_crds::{Failure, FailureReason, MemoryEngine, Migration, ObjectRef, SourceReport, SourceStep};
+use tideover_crds::{Failure, FailureReason, Migration, ObjectRef, SourceReport, SourceStep};
 use tracing::{error, info, warn};
 
 /// How long after a commit the news that the target runs is waited for, for the figures alone.
@@ -53,6 +56,8 @@ pub struct SourceDriver {
     inspected: Option<Inspected>,
     connected: Option<Connected>,
     entry: Option<SourceEntry>,
+    /// The freeze that is aimed for.
+    aim: Duration,
 }
 
 impl SourceDriver {
@@ -64,7 +69,7 @@ impl SourceDriver {
             None => (SourceLocal { attempt: 0, at: SourceAt::Idle }, None),
         };
         let report = SourceReport::new(local.attempt);
-        Self { context, key, reporter, report, local, inspected: None, connected: None, entry }
+        Self { context, key, reporter, report, local, inspected: None, connected: None, entry, aim: Duration::ZERO }
     }
 
     /// Does duties until the Migration is gone.
@@ -127,23 +132,6 @@ impl SourceDriver {
         self.inspected = None;
     }
 
-    /// Waits for news of the object, or from the target.
-    async fn wait(&mut self, news: &mut News) -> Result<(), tokio::sync::watch::error::RecvError> {
-        let Some(connected) = &mut self.connected else { return news.changed().await };
-        tokio::select! {
-            changed = news.changed() => changed,
-            said = connected.receiver.next() => {
-                let failure = match said {
-                    Ok(Incoming::Message(FromTarget::Failed { failure })) => failure,
-                    Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
-                    Err(error) => retryable(FailureReason::TransferFailed, chain(&error)),
-                };
-                self.fail(failure).await;
-                Ok(())
-            }
-        }
-    }
-
     fn reach(&mut self, at: SourceAt, step: SourceStep) {
         self.local.at = at;
         self.report.step = step;
@@ -170,7 +158,6 @@ impl SourceDriver {
 
     async fn preflight(&mut self, migration: &Migration) {
         let Some(pod) = migration.status.as_ref().and_then(|status| status.source_pod.clone()) else { return };
-        self.report.engine = Some(MemoryEngine::StopAndCopy);
         match self.context.facts().await {
             Ok(facts) => self.report.host = Some(facts),
             Err(failure) => return self.fail(failure).await,
@@ -180,23 +167,6 @@ impl SourceDriver {
                 self.report.notes = inspected.notes.clone();
                 self.inspected = Some(inspected);
                 self.reach(SourceAt::Ready, SourceStep::Ready);
-            }
-            Err(failure) => self.fail(failure).await,
-        }
-    }
-
-    async fn connect(&mut self, migration: &Migration, attempt: u32) {
-        let status = migration.status.as_ref();
-        let address = status.and_then(|status| status.target_now()?.address.clone());
-        let node = status.and_then(|status| status.target_node.clone());
-        let (Some(address), Some(node), Some(inspected)) = (address, node, self.inspected.clone()) else { return };
-        let peer = Peer { node, address };
-        match connect::connect(&self.context, &self.key, attempt, &peer, inspected).await {
-            Ok(connected) => {
-                self.connected = Some(connected);
-                self.reach(SourceAt::Connected, SourceStep::PreCopying);
-                // Stop-and-copy has no round before the freeze: it has converged as soon as it is connected.
-                self.reach(SourceAt::Connected, SourceStep::Converged);
             }
             Err(failure) => self.fail(failure).await,
         }
@@ -237,7 +207,7 @@ impl SourceDriver {
     }
 
     async fn freeze(&mut self, attempt: u32, news: &mut News) {
-        let Some(connected) = self.connected.take() else { return };
+        let Some(mut connected) = self.connected.take() else { return };
         let entry = match self.write_down(attempt, &connected).await {
             Ok(entry) => entry,
             Err(failure) => {
@@ -245,12 +215,24 @@ impl SourceDriver {
                 return self.fail(failure).await;
             }
         };
+        let left_out = match Self::last_round(&mut connected).await {
+            Ok(left_out) => left_out,
+            Err(failure) => {
+                self.forget_freeze().await;
+                self.connected = Some(connected);
+                return self.fail(failure).await;
+            }
+        };
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
-        let frozen = freeze::freeze(&self.context, &self.key, connected, news, &mut self.report, &self.reporter).await;
+        let frozen =
+            freeze::freeze(&self.context, &self.key, (connected, left_out), news, &mut self.report, &self.reporter)
+                .await;
+        let followed = frozen.followed;
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
                 settle::thaw(frozen.pod, frozen.hung.map(LiveCriu::Hung), proof).await;
+                precopy::let_go(followed).await;
                 self.timed(frozen.since);
                 if let Some(failure) = &frozen.failure {
                     warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");

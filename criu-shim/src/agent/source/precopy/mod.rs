@@ -1,0 +1,269 @@
+//! Pre-copy: rounds of pages, while the application runs.
+//!
+//! [`followed`] knows what was written, [`reader`] reads it, [`converge`] decides whether another round helps. This drives
+//! them: a round is sent by a task of its own, so that whoever waits for it can be called away and come back.
+
+pub mod converge;
+mod followed;
+mod reader;
+
+pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
+
+use crate::agent::failure::{chain, retryable};
+use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
+use crate::agent::transfer::manifest::Manifest;
+use crate::agent::transfer::message::{FromSource, FromTarget};
+use crate::agent::transfer::send::{self, RoundSender, SendError};
+use crate::criu::ClaimedParent;
+use crate::freezer::Freezer;
+use crate::memory::ReadError;
+use converge::RoundSeen;
+use reader::PageReader;
+use std::path::PathBuf;
+use std::time::Duration;
+use tideover_crds::{Failure, FailureReason};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+/// Pause between rounds once another would not help: what is written meanwhile crosses before the freeze, and the
+/// application is left alone in between.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Rounds of one attempt.
+#[derive(Debug)]
+pub struct PreCopy {
+    state: State,
+    /// Number of the next round.
+    round: u32,
+    /// Rounds that the target has.
+    pub seen: Vec<RoundSeen>,
+}
+
+/// A process of the container may have ended, or been replaced: only the state says who has the trackers.
+#[derive(Debug)]
+enum State {
+    /// The next round is due then.
+    Due { followed: Followed, at: Instant },
+    /// A task sends it. The target's answer may be here before the task's end is.
+    Sending { task: JoinHandle<Result<Sent, Failure>>, begun: Instant, answer: Option<Answer> },
+    /// The target has to say that it has it.
+    Landing { sent: Sent, begun: Instant, answer: Option<Answer> },
+    /// It failed: the connection is of no use any more.
+    Failed,
+}
+
+#[derive(Debug)]
+struct Sent {
+    followed: Followed,
+    manifest: Manifest,
+}
+
+/// What the target says of a round: its number, and the digest over what has landed.
+type Answer = (u32, String);
+
+impl PreCopy {
+    /// Begins to follow the container's memory; round `round` is the first.
+    ///
+    /// # Errors
+    /// Where it can't be followed. Nothing is changed then.
+    pub async fn begin(freezer: Freezer, round: u32) -> Result<Self, String> {
+        let attached = tokio::task::spawn_blocking(move || Followed::attach(freezer)).await;
+        let followed = attached.map_err(|error| chain(&error))?.map_err(|error| chain(&error))?;
+        Ok(Self { state: State::Due { followed, at: Instant::now() }, round, seen: Vec::new() })
+    }
+
+    /// Goes on until another round has landed. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// With the failure to report: the connection is of no use then.
+    pub async fn next(
+        &mut self,
+        sender: &LinkSender<FromSource>,
+        receiver: &mut LinkReceiver<FromTarget>,
+    ) -> Result<RoundSeen, Failure> {
+        loop {
+            match &mut self.state {
+                State::Due { at, .. } => {
+                    let at = *at;
+                    tokio::select! {
+                        () = sleep_until(at) => self.send(sender),
+                        said = verified(receiver) => {
+                            let message = format!("the target said {said:?} too early");
+                            return Err(said.err().unwrap_or_else(|| retryable(FailureReason::TransferFailed, message)));
+                        }
+                    }
+                }
+                State::Sending { task, begun, answer } => {
+                    let sent = tokio::select! {
+                        sent = task => sent,
+                        said = verified(receiver), if answer.is_none() => {
+                            *answer = Some(said?);
+                            continue;
+                        }
+                    };
+                    let (begun, answer) = (*begun, answer.take());
+                    self.state = State::Failed;
+                    let sent = sent.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))??;
+                    self.state = State::Landing { sent, begun, answer };
+                }
+                State::Landing { sent, begun, answer } => {
+                    let answer = match answer.take() {
+                        Some(answer) => answer,
+                        None => verified(receiver).await?,
+                    };
+                    let (expected, seen) = (
+                        (self.round, sent.manifest.digest()),
+                        RoundSeen { bytes: sent.manifest.bytes(), took: begun.elapsed() },
+                    );
+                    let State::Landing { sent, .. } = std::mem::replace(&mut self.state, State::Failed) else {
+                        continue;
+                    };
+                    if answer != expected {
+                        let message = format!("the target has {answer:?} of a round that was sent as {expected:?}");
+                        return Err(retryable(FailureReason::Corrupted, message));
+                    }
+                    self.seen.push(seen);
+                    self.round += 1;
+                    self.state = State::Due { followed: sent.followed, at: Instant::now() };
+                    return Ok(seen);
+                }
+                State::Failed => {
+                    return Err(retryable(FailureReason::TransferFailed, "a round before this one has failed"));
+                }
+            }
+        }
+    }
+
+    /// Puts the next round off: another one now would not make the freeze shorter.
+    pub fn rest(&mut self) {
+        if let State::Due { at, .. } = &mut self.state {
+            *at = Instant::now() + PAUSE;
+        }
+    }
+
+    /// The last round before the freeze, at once. Returns the processes and the number of the next round.
+    ///
+    /// # Errors
+    /// As [`PreCopy::next`].
+    pub async fn finish(
+        mut self,
+        sender: &LinkSender<FromSource>,
+        receiver: &mut LinkReceiver<FromTarget>,
+    ) -> Result<(Followed, u32), Failure> {
+        if !matches!(self.state, State::Due { .. }) {
+            self.next(sender, receiver).await?;
+        }
+        if let State::Due { at, .. } = &mut self.state {
+            *at = Instant::now();
+        }
+        self.next(sender, receiver).await?;
+        match std::mem::replace(&mut self.state, State::Failed) {
+            State::Due { followed, .. } => Ok((followed, self.round)),
+            _ => Err(retryable(FailureReason::TransferFailed, "the last round before the freeze has not ended")),
+        }
+    }
+
+    fn send(&mut self, sender: &LinkSender<FromSource>) {
+        let State::Due { followed, .. } = std::mem::replace(&mut self.state, State::Failed) else { return };
+        let (sender, round) = (sender.clone(), self.round);
+        let task = tokio::spawn(async move { send_round(&sender, round, followed).await });
+        self.state = State::Sending { task, begun: Instant::now(), answer: None };
+    }
+}
+
+impl Drop for PreCopy {
+    /// A round that is on its way has nobody who wants it any more.
+    fn drop(&mut self) {
+        if let State::Sending { task, .. } = &self.state {
+            task.abort();
+        }
+    }
+}
+
+/// Memory that a dump leaves out, because the target has it.
+#[derive(Debug)]
+pub struct LeftOut {
+    /// What knows which that is.
+    pub followed: Followed,
+    /// What makes CRIU leave it out.
+    pub parent: ClaimedParent,
+}
+
+impl LeftOut {
+    /// Makes CRIU's next dump into `images` leave out what is `followed`.
+    ///
+    /// # Errors
+    /// With the failure to report. Nothing is frozen yet.
+    pub async fn of(followed: Followed, images: PathBuf) -> Result<Self, Failure> {
+        let claims = followed.claims();
+        let written = tokio::task::spawn_blocking(move || ClaimedParent::write(&images, claims, uptime())).await;
+        let parent = written.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+        let parent = parent.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+        Ok(Self { followed, parent })
+    }
+}
+
+/// Time since boot, as CRIU reads it: `/proc/uptime`, whose first field is in seconds.
+fn uptime() -> Duration {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = text.split_whitespace().next().and_then(|seconds| seconds.parse().ok());
+    // Where it can't be told, CRIU takes every process for a younger one, and dumps all of its memory.
+    Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default()
+}
+
+/// Looks at the frozen processes. Where that does not work, nothing is taken for copied, and all of it goes now.
+pub async fn last_look(followed: &mut Option<Followed>) -> LastLook {
+    let Some(mut looking) = followed.take() else { return LastLook::default() };
+    match tokio::task::spawn_blocking(move || (looking.last_look(), looking)).await {
+        Ok((look, looked)) => {
+            *followed = Some(looked);
+            look
+        }
+        Err(_) => LastLook::default(),
+    }
+}
+
+/// Takes out what was put into processes that run again, or are gone.
+pub async fn let_go(followed: Option<Followed>) {
+    // A failure to wait for it changes nothing about that.
+    tokio::task::spawn_blocking(move || drop(followed)).await.ok();
+}
+
+async fn send_round(sender: &LinkSender<FromSource>, round: u32, mut followed: Followed) -> Result<Sent, Failure> {
+    let looked = tokio::task::spawn_blocking(move || (followed.written(), followed)).await;
+    let (written, followed) = looked.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+    let written = written.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+    let sent = async {
+        let mut sending = send::begin(sender, round, false).await?;
+        send_pages(&mut sending, round, written).await?;
+        sending.end().await
+    };
+    let manifest = sent.await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))?;
+    Ok(Sent { followed, manifest })
+}
+
+/// Sends what was written as parts of a round.
+///
+/// # Errors
+/// Where the connection is gone or the memory can't be read.
+pub async fn send_pages(sending: &mut RoundSender, round: u32, written: Vec<Written>) -> Result<(), SendError> {
+    for one in written {
+        let part = one.part(round);
+        match PageReader::open(one.pid, one.ranges) {
+            Ok(reader) => sending.part(part, reader).await?,
+            // It has ended: nothing of it will be dumped.
+            Err(ReadError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(SendError::Read { part, source: std::io::Error::other(error) }),
+        }
+    }
+    Ok(())
+}
+
+/// The target's answer to a round.
+async fn verified(receiver: &mut LinkReceiver<FromTarget>) -> Result<Answer, Failure> {
+    match receiver.next().await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))? {
+        Incoming::Message(FromTarget::Verified { round, digest }) => Ok((round, digest)),
+        Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
+        other => Err(retryable(FailureReason::TransferFailed, format!("the target answered {other:?}"))),
+    }
+}

@@ -1,0 +1,129 @@
+//! The pages of one process as the stream that crosses, read while the process runs or is frozen.
+
+use crate::agent::transfer::pages::{MAX_PAGES, PAGE, encode};
+use crate::memory::{MemoryReader, Piece, Range, ReadError};
+use std::io::{Error, Read};
+use std::vec::IntoIter;
+
+/// Reads the pages of `ranges` from a process, and encodes them.
+///
+/// What is not mapped any more when it is read is left out: the process has changed its mind, and whatever is mapped there
+/// later is new and will be sent as such. The same goes for all that is left of a process that has ended.
+#[derive(Debug)]
+pub struct PageReader {
+    memory: MemoryReader,
+    ranges: IntoIter<Range>,
+    rest: Range,
+    bytes: Vec<u8>,
+    stream: Vec<u8>,
+    given: usize,
+}
+
+impl PageReader {
+    /// For process `pid`, as the caller's `/proc` names it.
+    ///
+    /// # Errors
+    /// Where its memory may not be read, or it has ended.
+    pub fn open(pid: i32, ranges: Vec<Range>) -> Result<Self, ReadError> {
+        Ok(Self {
+            memory: MemoryReader::open(pid)?,
+            ranges: ranges.into_iter(),
+            rest: Range { start: 0, end: 0 },
+            bytes: vec![0; MAX_PAGES * PAGE],
+            stream: Vec::with_capacity(MAX_PAGES * (PAGE + 16)),
+            given: 0,
+        })
+    }
+
+    /// Fills the stream with the next pages. False at the end.
+    fn fill(&mut self) -> Result<bool, Error> {
+        self.stream.clear();
+        self.given = 0;
+        while self.stream.is_empty() {
+            match self.memory.read_next(&mut self.rest, &mut self.bytes) {
+                Ok(Some(Piece::Read(read))) => {
+                    let length = usize::try_from(read.len()).unwrap_or_default();
+                    encode(&mut self.stream, read.start, &self.bytes[..length]);
+                }
+                Ok(Some(Piece::Unreadable(_))) => {}
+                Ok(None) => match self.ranges.next() {
+                    Some(range) => self.rest = range,
+                    None => return Ok(false),
+                },
+                Err(ReadError::Gone { .. }) => return Ok(false),
+                Err(error) => return Err(Error::other(error)),
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Read for PageReader {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        if self.given == self.stream.len() && !self.fill()? {
+            return Ok(0);
+        }
+        let length = buffer.len().min(self.stream.len() - self.given);
+        buffer[..length].copy_from_slice(&self.stream[self.given..self.given + length]);
+        self.given += length;
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::transfer::pages::{Decoder, Sink};
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    use std::collections::BTreeMap;
+    use std::convert::Infallible;
+
+    #[derive(Default)]
+    struct Memory(BTreeMap<u64, u8>);
+
+    impl Sink for Memory {
+        type Error = Infallible;
+
+        fn pages(&mut self, address: u64, pages: &[u8]) -> Result<(), Infallible> {
+            let each = pages.chunks(PAGE).enumerate();
+            self.0.extend(each.map(|(index, page)| (address + (index * PAGE) as u64, page[0])));
+            Ok(())
+        }
+
+        fn zeros(&mut self, address: u64, pages: usize) -> Result<(), Infallible> {
+            self.0.extend((0..pages).map(|index| (address + (index * PAGE) as u64, 0)));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_mapped_is_read_and_what_is_not_is_passed_over() {
+        const PAGES: usize = 3 * MAX_PAGES;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping of this test's own, written and unmapped within its bounds.
+        let base = unsafe {
+            let base =
+                mmap_anonymous(std::ptr::null_mut(), PAGES * PAGE, protection, MapFlags::PRIVATE).expect("memory");
+            for page in 0..PAGES {
+                base.cast::<u8>().add(page * PAGE).write((page % 251) as u8);
+            }
+            munmap(base.byte_add(5 * PAGE), 2 * PAGE).expect("a hole");
+            base
+        };
+        let begin = base as u64;
+        let ranges = vec![Range { start: begin, end: begin + (PAGES * PAGE) as u64 }];
+        let mut stream = Vec::new();
+        let mut reader = PageReader::open(std::process::id() as i32, ranges).expect("this process");
+        reader.read_to_end(&mut stream).expect("its memory");
+        // SAFETY: the same mapping, of which nothing is used any more.
+        unsafe { munmap(base, PAGES * PAGE).expect("unmap") };
+
+        let (mut decoder, mut memory) = (Decoder::default(), Memory::default());
+        decoder.take(&stream, &mut memory).expect("a stream");
+        decoder.end().expect("its end");
+        let page = |index: usize| memory.0.get(&(begin + (index * PAGE) as u64)).copied();
+        assert_eq!((page(4), page(5), page(6), page(7)), (Some(4), None, None, Some(7)));
+        assert_eq!(memory.0.len(), PAGES - 2);
+        assert!((0..PAGES).all(|index| page(index).is_none_or(|byte| byte == (index % 251) as u8)));
+    }
+}

@@ -1,0 +1,88 @@
+//! Starting the daemon that brings memory after the restore.
+//!
+//! It is the relay's child, so that it lives where the relay does: outside of the agent's container and of the one that
+//! is restored. It outlives the relay.
+
+use crate::local::{BUNDLE_ENV, INSTALL_ROOT, Pages, TOKEN_ENV};
+use crate::pages::daemon::{STATUS, Status};
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// How long it may take until it listens. It takes milliseconds.
+const LISTENS_WITHIN: Duration = Duration::from_secs(5);
+/// How often that is looked at: every one of these is a part of the freeze.
+const LOOK: Duration = Duration::from_micros(500);
+
+/// Why nobody will bring the memory.
+#[derive(Debug, Error)]
+pub(super) enum PagesError {
+    #[error("open the page daemon's log {path:?}")]
+    Log {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("start the page daemon {program:?}")]
+    Start {
+        program: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("read the page daemon's status")]
+    Status(#[source] std::io::Error),
+    #[error("the page daemon failed: {0}")]
+    Failed(String),
+    #[error("the page daemon ended with {0}")]
+    Ended(ExitStatus),
+    #[error("the page daemon did not listen within {} s", LISTENS_WITHIN.as_secs())]
+    Silent,
+}
+
+/// Starts the daemon and waits until it listens.
+pub(super) fn start(pages: &Pages) -> Result<(), PagesError> {
+    let program = Path::new(INSTALL_ROOT).join("bin/criu-pages");
+    let path = pages.work.join("pages.log");
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let log: File = log.map_err(|source| PagesError::Log { path, source })?;
+    // What a daemon of an earlier try has said is not about this one.
+    match std::fs::remove_file(pages.work.join(STATUS)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(PagesError::Status(error)),
+        _ => {}
+    }
+    let mut command = Command::new(&program);
+    command.arg("--store").arg(&pages.store).arg("--work").arg(&pages.work);
+    for pid in &pages.pids {
+        command.arg("--pid").arg(pid.to_string());
+    }
+    // By these the agent knows what belongs to a restore that is under way.
+    command.env_remove(TOKEN_ENV).env_remove(BUNDLE_ENV);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let mut child = command.spawn().map_err(|source| PagesError::Start { program, source })?;
+    let begun = Instant::now();
+    while !listens(&mut child, &pages.work)? {
+        if begun.elapsed() > LISTENS_WITHIN {
+            return Err(PagesError::Silent);
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+fn listens(child: &mut Child, work: &Path) -> Result<bool, PagesError> {
+    match Status::read(work).map_err(PagesError::Status)? {
+        Some(Status::Failed(sentence)) => return Err(PagesError::Failed(sentence)),
+        Some(_) => return Ok(true),
+        None => {}
+    }
+    // Before it is there, a daemon that has ended can't say why.
+    match child.try_wait() {
+        Ok(Some(status)) => Err(PagesError::Ended(status)),
+        Ok(None) => Ok(false),
+        Err(error) => Err(PagesError::Status(error)),
+    }
+}
