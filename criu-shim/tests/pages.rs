@@ -150,6 +150,16 @@ fn a_process_whose_daemon_was_killed_stands_still_and_sees_no_zeros() {
 }
 
 #[test]
+fn a_daemon_to_which_nobody_comes_ends_with_who_started_it() {
+    let machine = Machine::on_tmpfs().with_store(17, PAGES);
+    let mut daemon = machine.tied_daemon(&[17]);
+    drop(daemon.stdin.take());
+    assert!(!daemon.wait().unwrap().success());
+    machine.wait_for_failure("before CRIU asked");
+    machine.wait_until_nobody_serves();
+}
+
+#[test]
 fn a_process_without_a_store_stands_still_until_it_is_ended() {
     for (pids, why) in [(&[18][..], "not announced or came twice"), (&[17, 18], "use the page store of process 17")] {
         let machine = Machine::on_tmpfs();

@@ -141,13 +141,12 @@ pub fn in_parent(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapErro
     with_flags(images, pid, PARENT)
 }
 
-/// The memory of one process that a restore fetches later, by its `pagemap-PID.img`: sorted. None where the images know no
-/// such process.
+/// The memory of one process that a restore fetches later, by its `pagemap-PID.img`: sorted.
 ///
 /// # Errors
 /// [`PagemapError`].
 pub fn lazy(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapError> {
-    if images.join(pagemap_file(pid)).exists() { with_flags(images, pid, LAZY) } else { Ok(Vec::new()) }
+    with_flags(images, pid, LAZY)
 }
 
 fn with_flags(images: &Path, pid: i32, wanted: u32) -> Result<Vec<Range<u64>>, PagemapError> {

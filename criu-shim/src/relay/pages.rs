@@ -5,8 +5,10 @@
 
 use crate::local::{BUNDLE_ENV, INSTALL_ROOT, Pages, TOKEN_ENV};
 use crate::pages::daemon::{STATUS, Status};
+use rustix::pipe::{PipeFlags, pipe_with};
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -33,6 +35,8 @@ pub(super) enum PagesError {
         #[source]
         source: std::io::Error,
     },
+    #[error("tie the page daemon to this restore")]
+    Tie(#[source] std::io::Error),
     #[error("read the page daemon's status")]
     Status(#[source] std::io::Error),
     #[error("the page daemon failed: {0}")]
@@ -43,8 +47,15 @@ pub(super) enum PagesError {
     Silent,
 }
 
+/// What keeps a daemon waiting for CRIU: dropped before CRIU has come, by the end of this process if nothing else, the
+/// daemon ends.
+#[derive(Debug)]
+pub(super) struct Tie {
+    _writer: OwnedFd,
+}
+
 /// Starts the daemon and waits until it listens.
-pub(super) fn start(pages: &Pages) -> Result<(), PagesError> {
+pub(super) fn start(pages: &Pages) -> Result<Tie, PagesError> {
     let program = Path::new(INSTALL_ROOT).join("bin/criu-pages");
     let path = pages.work.join("pages.log");
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
@@ -61,7 +72,8 @@ pub(super) fn start(pages: &Pages) -> Result<(), PagesError> {
     }
     // By these the agent knows what belongs to a restore that is under way.
     command.env_remove(TOKEN_ENV).env_remove(BUNDLE_ENV);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| PagesError::Tie(errno.into()))?;
+    command.arg("--tied").stdin(reader).stdout(Stdio::null()).stderr(log);
     let mut child = command.spawn().map_err(|source| PagesError::Start { program, source })?;
     let begun = Instant::now();
     while !listens(&mut child, &pages.work)? {
@@ -70,7 +82,7 @@ pub(super) fn start(pages: &Pages) -> Result<(), PagesError> {
         }
         std::thread::sleep(LOOK);
     }
-    Ok(())
+    Ok(Tie { _writer: writer })
 }
 
 fn listens(child: &mut Child, work: &Path) -> Result<bool, PagesError> {

@@ -3,7 +3,7 @@
 use super::agent::AgentLine;
 use super::handover::{self, Side};
 use super::mounts::{self, MountsError};
-use super::pages::{self, PagesError};
+use super::pages::{self, PagesError, Tie};
 use super::pass::{self, Packet};
 use super::request::{self, Directories, RequestError, RestoreRequest};
 use super::state::{Act, Event, State};
@@ -116,6 +116,7 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
                 mounts: BTreeMap::new(),
                 packet: None,
                 answer: None,
+                tie: None,
             };
             // CRIU's alone from here on; `detach` closes this process' copies.
             let _ = (images.into_raw_fd(), theirs.into_raw_fd());
@@ -159,6 +160,8 @@ struct Relay {
     packet: Option<Packet>,
     /// CRIU's last answer.
     answer: Option<Response>,
+    /// To the page daemon, where there is one.
+    tie: Option<Tie>,
 }
 
 impl Relay {
@@ -254,7 +257,7 @@ impl Relay {
     fn act(&mut self, act: Act) -> Result<(), PagesError> {
         let sent = match act {
             Act::Release(mut options) => {
-                options.pages.as_ref().map_or(Ok(()), pages::start)?;
+                self.tie = options.pages.as_ref().map(pages::start).transpose()?;
                 for (name, path) in std::mem::take(&mut self.mounts) {
                     options.external_mounts.entry(name).or_insert(path);
                 }

@@ -102,6 +102,16 @@ impl Machine {
         child
     }
 
+    /// A daemon that listens for as long as its standard input is open.
+    pub fn tied_daemon(&self, pids: &[i32]) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_criu-pages"));
+        command.arg("--store").arg(self.directory.path()).arg("--work").arg(self.directory.path());
+        command.args(["--tied", "--pid"]).args(pids.iter().map(i32::to_string)).stdin(std::process::Stdio::piped());
+        let child = Process(command.spawn().unwrap());
+        self.wait_for(&Status::Listening);
+        child
+    }
+
     /// This program again, as the process that plays CRIU.
     pub fn application(&self, scenario: Scenario) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());

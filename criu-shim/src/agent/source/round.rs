@@ -120,7 +120,7 @@ impl Line<'_> {
             packing.into_iter().map(|(part, packing)| (part, packing.go())).collect();
         let early = async {
             let mut round = begun.await?;
-            precopy::send_pages(&mut round, number, written).await?;
+            precopy::send_pages(&mut round, number, written, true).await?;
             for (part, archive) in archives {
                 round.part(part, archive).await?;
             }

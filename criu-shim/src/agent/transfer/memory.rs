@@ -120,14 +120,18 @@ impl Memory {
         if stores.is_empty() {
             return Ok(());
         }
-        // CRIU asks the daemon for every process there is, also where nothing of it is to come.
-        for pid in pagemap::processes(images).map_err(FinishError::List)? {
+        let processes = pagemap::processes(images).map_err(FinishError::List)?;
+        // What has ended since its pages were sent is in no image, and CRIU will never hand it over.
+        for (pid, store) in stores.extract_if(.., |pid, _| !processes.contains(pid)) {
+            store.discard().map_err(|source| FinishError::Store { pid, source })?;
+        }
+        // It hands over every other process, also where nothing of it is to come.
+        for pid in processes {
             if let Entry::Vacant(entry) = stores.entry(pid) {
                 entry.insert(StoreWriter::create(directory, pid).map_err(|source| FinishError::Store { pid, source })?);
             }
         }
         for (pid, store) in stores {
-            // A process that has ended since its pages were sent is in no image.
             let lazy = pagemap::lazy(images, pid).map_err(|source| FinishError::Image { pid, source })?;
             let present: Result<Vec<PageRange>, RangeError> =
                 lazy.iter().map(|range| PageRange::new(range.start, range.end - range.start)).collect();

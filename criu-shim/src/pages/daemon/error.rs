@@ -9,6 +9,9 @@ use thiserror::Error;
 /// Why the daemon can't answer for the memory of every process.
 #[derive(Debug, Error)]
 pub enum DaemonError {
+    /// Whoever started this has ended before CRIU came.
+    #[error("the restore ended before CRIU asked for pages")]
+    NobodyCame,
     /// The guard is gone: this process' death would show zeros to others.
     #[error("have the userfaultfd of a process held by the guard")]
     Guard(#[source] io::Error),

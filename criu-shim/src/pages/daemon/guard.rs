@@ -8,6 +8,7 @@
 use super::status::Status;
 use super::userfault::Userfault;
 use nix::unistd::{ForkResult, fork};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
@@ -48,11 +49,8 @@ impl Guard {
             ForkResult::Parent { .. } => Ok(Self { socket: ours }),
             ForkResult::Child => {
                 drop(ours);
-                let watched = watch(&theirs, work);
-                if let Err(error) = &watched {
-                    eprintln!("criu-pages: the guard: {error}");
-                }
-                std::process::exit(i32::from(watched.is_err()))
+                watch(&theirs, work);
+                std::process::exit(0)
             }
         }
     }
@@ -101,41 +99,52 @@ fn message(kind: u8, number: u64) -> [u8; LENGTH] {
     message
 }
 
-/// The guard's whole life.
-fn watch(socket: &OwnedFd, work: &Path) -> Result<()> {
+/// The guard's whole life. No error ends it while it holds anything: that would show zeros to somebody.
+fn watch(socket: &OwnedFd, work: &Path) {
     let mut held = BTreeMap::new();
-    loop {
-        let mut bytes = [0; LENGTH];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        let descriptor = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-            _ => None,
-        });
-        let [kind, number @ ..] = bytes;
-        let number = u64::from_ne_bytes(number);
-        match (received.bytes, kind, descriptor) {
-            (0, ..) => break,
-            (LENGTH, HOLD, Some(descriptor)) => {
-                held.insert(number, Userfault::new(descriptor)?);
-            }
-            (LENGTH, LET_GO, None) => {
-                held.remove(&number);
-            }
-            (LENGTH, END, None) => {
-                send(socket, b"+", SendFlags::NOSIGNAL)?;
-                return Ok(());
-            }
-            _ => return Err(Error::from(ErrorKind::InvalidData)),
+    while let Ok(Some(done)) = take(socket, &mut held) {
+        if done {
+            return;
         }
-        send(socket, b"+", SendFlags::NOSIGNAL)?;
     }
-    if !held.is_empty() && !matches!(Status::read(work), Ok(Some(Status::Failed(_)))) {
-        Status::Failed(KILLED.to_owned()).write(work)?;
-    }
+    let mut said = false;
     while held.values().any(|userfault: &Userfault| !userfault.is_gone()) {
+        if !said && !matches!(Status::read(work), Ok(Some(Status::Failed(_)))) {
+            // A disk that is full now may not be later.
+            said = Status::Failed(KILLED.to_owned()).write(work).is_ok();
+        }
         std::thread::sleep(PAUSE);
     }
-    Ok(())
+}
+
+/// Takes one wish of the daemon's. None where the daemon is gone; true where it was the last.
+fn take(socket: &OwnedFd, held: &mut BTreeMap<u64, Userfault>) -> Result<Option<bool>> {
+    let mut bytes = [0; LENGTH];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            received => break received?,
+        }
+    };
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    let [kind, number @ ..] = bytes;
+    let number = u64::from_ne_bytes(number);
+    match (received.bytes, kind, descriptor) {
+        (0, ..) => return Ok(None),
+        (LENGTH, HOLD, Some(descriptor)) => {
+            held.insert(number, Userfault::new(descriptor)?);
+        }
+        (LENGTH, LET_GO, None) => {
+            held.remove(&number);
+        }
+        (LENGTH, END, None) => {}
+        _ => return Err(Error::from(ErrorKind::InvalidData)),
+    }
+    send(socket, b"+", SendFlags::NOSIGNAL)?;
+    Ok(Some(kind == END))
 }

@@ -10,6 +10,7 @@
 //! [`book`] and [`missing`] know what is to be done and make no system call; [`userfault`] makes them; [`serve`] brings
 //! the two together. What became of it stands in [`Status`], beside the exit code.
 
+mod alive;
 mod book;
 mod error;
 mod guard;
@@ -21,6 +22,7 @@ mod serve;
 mod status;
 mod userfault;
 
+pub use alive::is_alive;
 pub use error::DaemonError;
 pub use link::SOCKET;
 pub use run::main;

@@ -1,5 +1,6 @@
 //! The page daemon as a process.
 
+use super::alive;
 use super::guard::Guard;
 use super::serve::{Settings, serve};
 use clap::Parser;
@@ -19,6 +20,9 @@ struct Arguments {
     /// Pid in the images of a process that has memory; once for each.
     #[arg(long = "pid", required = true, num_args = 1.., value_parser = clap::value_parser!(i32).range(1..))]
     pids: Vec<i32>,
+    /// End if standard input closes before CRIU has come.
+    #[arg(long)]
+    tied: bool,
 }
 
 /// The program `criu-pages`.
@@ -29,7 +33,15 @@ pub fn main() -> ExitCode {
         eprintln!("criu-pages: ignore SIGHUP: {errno}");
         return ExitCode::FAILURE;
     }
-    let Arguments { store, work, pids } = arguments;
+    let Arguments { store, work, pids, tied } = arguments;
+    // Before the guard is split off, which has it too then.
+    let _alive = match alive::say(&work) {
+        Ok(lock) => lock,
+        Err(error) => {
+            eprintln!("criu-pages: lock {work:?}: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     // Whoever looks for memory to free must not take the one that holds everybody else's.
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         eprintln!("criu-pages: be spared where memory is short: {error}");
@@ -41,7 +53,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match serve(&Settings { store, work, pids: pids.into_iter().collect() }, &guard) {
+    match serve(&Settings { store, work, pids: pids.into_iter().collect(), tied }, &guard) {
         Ok(()) => ExitCode::SUCCESS,
         // Said, where it happened, before any process was let go of.
         Err(_) => ExitCode::FAILURE,

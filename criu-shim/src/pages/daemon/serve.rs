@@ -33,6 +33,7 @@ const HOLD_PAUSE: Duration = Duration::from_millis(50);
 
 const LISTENER: u64 = u64::MAX;
 const LINK: u64 = u64::MAX - 1;
+const TIE: u64 = u64::MAX - 2;
 
 /// Whom to serve, and from where.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub struct Settings {
     pub work: PathBuf,
     /// Pids in the images of every process that has memory. Each has a store, even if that is empty.
     pub pids: BTreeSet<i32>,
+    /// Whether nobody is to be served any more if standard input closes before CRIU has come.
+    pub tied: bool,
 }
 
 /// Serves one restore until every process has all its pages, or is gone.
@@ -58,8 +61,11 @@ pub struct Settings {
 /// Any [`DaemonError`]: the restored processes must not go on.
 pub(super) fn serve(settings: &Settings, guard: &Guard) -> Result<(), DaemonError> {
     let mut daemon = Daemon::new(settings, guard).inspect_err(|error| say_failed(settings, error))?;
-    match daemon.run().and_then(|()| guard.end().map_err(DaemonError::Guard)) {
-        Ok(()) => say(settings, &Status::Complete).inspect_err(|error| say_failed(settings, error)),
+    match daemon.run() {
+        // Said first: the guard holds nothing any more, and whoever finds neither of the two alive relies on this.
+        Ok(()) => say(settings, &Status::Complete)
+            .and_then(|()| guard.end().map_err(DaemonError::Guard))
+            .inspect_err(|error| say_failed(settings, error)),
         Err(error) => {
             say_failed(settings, &error);
             daemon.hold();
@@ -138,6 +144,9 @@ impl<'a> Daemon<'a> {
         let listener = listen(&self.settings.work)?;
         self.watch(&listener, LISTENER)?;
         self.listener = Some(listener);
+        if self.settings.tied {
+            self.watch(&std::io::stdin(), TIE)?;
+        }
         say(self.settings, &Status::Listening)
     }
 
@@ -159,6 +168,8 @@ impl<'a> Daemon<'a> {
             match event.data() {
                 LISTENER => self.accept()?,
                 LINK => self.hear_criu()?,
+                TIE if self.listener.is_some() => return Err(DaemonError::NobodyCame),
+                TIE => self.unwatch(&std::io::stdin()),
                 number => self.hear_process(SpaceId(number))?,
             }
         }
@@ -186,6 +197,7 @@ impl<'a> Daemon<'a> {
                 }
                 Some(Heard::Zombie { pid }) => {
                     self.expected.remove(&pid);
+                    self.say_if_all_are_here()?;
                 }
                 Some(Heard::Finished) => {
                     if let Some(pid) = self.expected.first() {
@@ -213,7 +225,12 @@ impl<'a> Daemon<'a> {
         self.live.insert(id, Live::new(pid, userfault));
         held.map_err(DaemonError::Guard)?;
         self.stores.insert(pid, store?);
-        if self.live.len() == 1 { say(self.settings, &Status::Serving) } else { Ok(()) }
+        self.say_if_all_are_here()
+    }
+
+    /// Whoever is about to let the processes run relies on this.
+    fn say_if_all_are_here(&self) -> Result<(), DaemonError> {
+        if self.expected.is_empty() { say(self.settings, &Status::Serving) } else { Ok(()) }
     }
 
     /// Reads all that an address space has to say before any of it is acted on: a fault may be older than a change.

@@ -12,7 +12,7 @@ pub const STATUS: &str = "pages.status";
 pub enum Status {
     /// `listening`: CRIU may be started.
     Listening,
-    /// `serving`: CRIU has handed over a process, and pages are missing.
+    /// `serving`: CRIU has handed over every process, and pages are missing.
     Serving,
     /// `complete`: every process has every page, or is gone. The only state in which no page can have been lost.
     Complete,

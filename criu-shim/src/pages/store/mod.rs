@@ -35,12 +35,24 @@ pub use write::{StoreWriter, Stored};
 
 use std::path::{Path, PathBuf};
 
-/// The processes, as the images name them, that have a finished store in `directory`.
-pub fn pids(directory: &Path) -> Vec<i32> {
-    let names = directory.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let mut pids: Vec<i32> = names.filter_map(|name| name.to_str()?.strip_suffix(".index")?.parse().ok()).collect();
+/// The processes, as the images name them, that have a finished store in `directory`: sorted. None where there is no such
+/// directory.
+///
+/// # Errors
+/// Where it can't be listed.
+pub fn pids(directory: &Path) -> std::io::Result<Vec<i32>> {
+    let entries = match directory.read_dir() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut pids = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let pid: Option<i32> = name.to_str().and_then(|name| name.strip_suffix(".index")?.parse().ok());
+        pids.extend(pid);
+    }
     pids.sort_unstable();
-    pids
+    Ok(pids)
 }
 
 fn data_path(directory: &Path, pid: i32) -> PathBuf {

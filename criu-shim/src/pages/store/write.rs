@@ -106,6 +106,15 @@ impl StoreWriter {
         Ok(Stored { data, zero: self.extents.zero_bytes(), stale })
     }
 
+    /// Gives the store up: its process is not restored.
+    ///
+    /// # Errors
+    /// [`StoreError::Remove`].
+    pub fn discard(self) -> Result<(), StoreError> {
+        let path = self.path;
+        std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source })
+    }
+
     fn range(&self, address: u64, length: u64) -> Result<PageRange, StoreError> {
         PageRange::new(address, length).map_err(|source| StoreError::Pages { path: self.path.clone(), source })
     }

@@ -8,6 +8,7 @@ use crate::agent::source::connect::{self, Connected, Peer};
 use crate::agent::source::freeze::millis;
 use crate::agent::source::precopy::converge::{self, Next, RoundSeen};
 use crate::agent::source::precopy::{LeftOut, PreCopy};
+use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::Incoming;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use std::time::Duration;
@@ -113,9 +114,16 @@ impl SourceDriver {
     }
 
     /// The last round before the freeze, and what the dump can leave out for it.
-    pub(super) async fn last_round(connected: &mut Connected) -> Result<Option<LeftOut>, Failure> {
+    ///
+    /// # Errors
+    /// With the failure to report, also where the attempt is called off meanwhile. Nothing is frozen.
+    pub(super) async fn last_round(connected: &mut Connected, news: &mut News) -> Result<Option<LeftOut>, Failure> {
         let Some(precopy) = connected.precopy.take() else { return Ok(None) };
-        let (followed, round) = precopy.finish(&connected.sender, &mut connected.receiver).await?;
+        let mut watching = Watching::new(news, connected.attempt);
+        let (followed, round) = tokio::select! {
+            finished = precopy.finish(&connected.sender, &mut connected.receiver) => finished?,
+            failure = watching.called_off() => return Err(failure),
+        };
         connected.round = round;
         LeftOut::of(followed, connected.directory.join(IMAGES)).await.map(Some)
     }

@@ -215,7 +215,7 @@ impl SourceDriver {
                 return self.fail(failure).await;
             }
         };
-        let left_out = match Self::last_round(&mut connected).await {
+        let left_out = match Self::last_round(&mut connected, news).await {
             Ok(left_out) => left_out,
             Err(failure) => {
                 self.forget_freeze().await;

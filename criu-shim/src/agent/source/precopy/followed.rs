@@ -22,15 +22,6 @@ pub enum Unfollowed {
         #[source]
         source: AttachError,
     },
-    /// It was followed, and then not any more.
-    #[error("look for what process {pid} has written")]
-    Track {
-        /// The process, as this node's `/proc` names it.
-        pid: i32,
-        /// Why.
-        #[source]
-        source: TrackError,
-    },
 }
 
 /// What one process has written.
@@ -84,6 +75,8 @@ struct Process {
 pub struct Followed {
     freezer: Freezer,
     processes: Vec<Process>,
+    /// Those that can't be followed.
+    refused: Vec<ProcessId>,
 }
 
 impl Followed {
@@ -92,7 +85,7 @@ impl Followed {
     /// # Errors
     /// Where one can't be followed; none is then.
     pub fn attach(freezer: Freezer) -> Result<Self, Unfollowed> {
-        let mut followed = Self { freezer, processes: Vec::new() };
+        let mut followed = Self { freezer, processes: Vec::new(), refused: Vec::new() };
         for pid in followed.freezer.pids().map_err(Unfollowed::Processes)? {
             let process = Process::attach(pid).map_err(|source| Unfollowed::Attach { pid, source })?;
             followed.processes.extend(process);
@@ -100,28 +93,39 @@ impl Followed {
         Ok(followed)
     }
 
-    /// What was written since this was asked last. Processes that have come since are followed too, if they can be; what has
-    /// ended is forgotten. Blocking.
+    /// What was written since this was asked last. Processes that have come since are followed too, if they can be. What
+    /// has ended is forgotten, and so is what can't be followed any more: it is dumped whole. Blocking.
     ///
     /// # Errors
-    /// Where that can't be told of a process that is there.
+    /// Where the processes are not known.
     pub fn written(&mut self) -> Result<Vec<Written>, Unfollowed> {
-        self.processes.retain(|process| process.id.is_alive());
         for pid in self.freezer.pids().map_err(Unfollowed::Processes)? {
-            if self.processes.iter().all(|process| process.id.pid != pid) {
-                // One that can't be followed is dumped whole.
-                self.processes.extend(Process::attach(pid).ok().flatten());
+            let Some(id) = ProcessId::now(pid) else { continue };
+            if self.refused.contains(&id) || self.processes.iter().any(|process| process.id == id) {
+                continue;
+            }
+            match Process::attach(pid) {
+                Ok(process) => self.processes.extend(process),
+                // Not again in every round: each try stops it for a moment.
+                Err(_) => self.refused.push(id),
             }
         }
-        let each = self.processes.iter_mut().map(|process| {
-            let ranges = match process.tracker.take_written() {
-                Err(_) if !process.id.is_alive() => Ok(Vec::new()),
-                taken => taken,
-            };
-            let ranges = ranges.map_err(|source| Unfollowed::Track { pid: process.id.pid, source })?;
-            Ok(Written { pid: process.id.pid, image_pid: process.image_pid, ranges })
+        let mut written = Vec::new();
+        let refused = &mut self.refused;
+        self.processes.retain_mut(|process| match process.tracker.take_written() {
+            Ok(ranges) => {
+                let (pid, image_pid) = (process.id.pid, process.image_pid);
+                written.extend((!ranges.is_empty()).then_some(Written { pid, image_pid, ranges }));
+                true
+            }
+            // It executes another program: that one may be followed from the next round on.
+            Err(TrackError::Replaced { .. } | TrackError::Gone { .. }) => false,
+            Err(_) => {
+                refused.push(process.id);
+                false
+            }
         });
-        each.filter(|written| written.as_ref().map_or(true, |written| !written.ranges.is_empty())).collect()
+        Ok(written)
     }
 
     /// What a dump of the processes is told to leave out: everything that a look at the frozen processes might find to
@@ -151,7 +155,7 @@ impl Process {
         let Some((id, image_pid)) = ProcessId::now(pid).zip(innermost_pid(pid)) else { return Ok(None) };
         match Tracker::attach(pid) {
             Ok(tracker) => Ok(Some(Self { id, image_pid, tracker })),
-            Err(_) if !id.is_alive() => Ok(None),
+            Err(_) if !id.is_alive() || has_ended(pid) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -174,6 +178,13 @@ fn stack_pages(pid: i32) -> Option<Vec<std::ops::Range<u64>>> {
     pages.sort_unstable_by_key(|page| page.start);
     pages.dedup();
     Some(pages)
+}
+
+/// Whether nothing but its exit status is left of a process. Source: proc(5), the state after the command in brackets.
+fn has_ended(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, None | Some('Z' | 'X'))
 }
 
 /// The id that a process has in its own PID namespace.

@@ -211,7 +211,7 @@ fn uptime() -> Duration {
     Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default()
 }
 
-/// Looks at the frozen processes. Where that does not work, nothing is taken for copied, and all of it goes now.
+/// Looks at the frozen processes. Where that does not work at all, the dump can't be completed, and the attempt fails.
 pub async fn last_look(followed: &mut Option<Followed>) -> LastLook {
     let Some(mut looking) = followed.take() else { return LastLook::default() };
     match tokio::task::spawn_blocking(move || (looking.last_look(), looking)).await {
@@ -235,24 +235,29 @@ async fn send_round(sender: &LinkSender<FromSource>, round: u32, mut followed: F
     let written = written.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
     let sent = async {
         let mut sending = send::begin(sender, round, false).await?;
-        send_pages(&mut sending, round, written).await?;
+        send_pages(&mut sending, round, written, false).await?;
         sending.end().await
     };
     let manifest = sent.await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))?;
     Ok(Sent { followed, manifest })
 }
 
-/// Sends what was written as parts of a round.
+/// Sends what was written as parts of a round. Of processes that are `frozen`, all of it.
 ///
 /// # Errors
 /// Where the connection is gone or the memory can't be read.
-pub async fn send_pages(sending: &mut RoundSender, round: u32, written: Vec<Written>) -> Result<(), SendError> {
+pub async fn send_pages(
+    sending: &mut RoundSender,
+    round: u32,
+    written: Vec<Written>,
+    frozen: bool,
+) -> Result<(), SendError> {
     for one in written {
         let part = one.part(round);
-        match PageReader::open(one.pid, one.ranges) {
+        match PageReader::open(one.pid, one.ranges, frozen) {
             Ok(reader) => sending.part(part, reader).await?,
             // It has ended: nothing of it will be dumped.
-            Err(ReadError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(ReadError::Open { source, .. }) if !frozen && source.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(SendError::Read { part, source: std::io::Error::other(error) }),
         }
     }

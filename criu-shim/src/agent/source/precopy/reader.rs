@@ -7,10 +7,12 @@ use std::vec::IntoIter;
 
 /// Reads the pages of `ranges` from a process, and encodes them.
 ///
-/// What is not mapped any more when it is read is left out: the process has changed its mind, and whatever is mapped there
-/// later is new and will be sent as such. The same goes for all that is left of a process that has ended.
+/// While the process runs, what is not mapped any more when it is read is left out: the process has changed its mind, and
+/// whatever is mapped there later is new and will be sent as such. The same goes for all that is left of a process that has
+/// ended. Of a frozen process every page must be read: the target would keep an older one in its place.
 #[derive(Debug)]
 pub struct PageReader {
+    frozen: bool,
     memory: MemoryReader,
     ranges: IntoIter<Range>,
     rest: Range,
@@ -24,8 +26,9 @@ impl PageReader {
     ///
     /// # Errors
     /// Where its memory may not be read, or it has ended.
-    pub fn open(pid: i32, ranges: Vec<Range>) -> Result<Self, ReadError> {
+    pub fn open(pid: i32, ranges: Vec<Range>, frozen: bool) -> Result<Self, ReadError> {
         Ok(Self {
+            frozen,
             memory: MemoryReader::open(pid)?,
             ranges: ranges.into_iter(),
             rest: Range { start: 0, end: 0 },
@@ -45,12 +48,18 @@ impl PageReader {
                     let length = usize::try_from(read.len()).unwrap_or_default();
                     encode(&mut self.stream, read.start, &self.bytes[..length]);
                 }
+                Ok(Some(Piece::Unreadable(range))) if self.frozen => {
+                    return Err(Error::other(format!(
+                        "a page of a frozen process can't be read at {:#x}",
+                        range.start
+                    )));
+                }
                 Ok(Some(Piece::Unreadable(_))) => {}
                 Ok(None) => match self.ranges.next() {
                     Some(range) => self.rest = range,
                     None => return Ok(false),
                 },
-                Err(ReadError::Gone { .. }) => return Ok(false),
+                Err(ReadError::Gone { .. }) if !self.frozen => return Ok(false),
                 Err(error) => return Err(Error::other(error)),
             }
         }
@@ -97,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mapped_is_read_and_what_is_not_is_passed_over() {
+    fn what_is_mapped_is_read_and_what_is_not_is_passed_over_unless_the_process_is_frozen() {
         const PAGES: usize = 3 * MAX_PAGES;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping of this test's own, written and unmapped within its bounds.
@@ -113,8 +122,11 @@ mod tests {
         let begin = base as u64;
         let ranges = vec![Range { start: begin, end: begin + (PAGES * PAGE) as u64 }];
         let mut stream = Vec::new();
-        let mut reader = PageReader::open(std::process::id() as i32, ranges).expect("this process");
+        let own = std::process::id() as i32;
+        let mut reader = PageReader::open(own, ranges.clone(), false).expect("this process");
         reader.read_to_end(&mut stream).expect("its memory");
+        let mut frozen = PageReader::open(own, ranges, true).expect("this process");
+        assert!(frozen.read_to_end(&mut Vec::new()).is_err(), "a page was passed over");
         // SAFETY: the same mapping, of which nothing is used any more.
         unsafe { munmap(base, PAGES * PAGE).expect("unmap") };
 

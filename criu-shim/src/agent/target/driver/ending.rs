@@ -3,20 +3,15 @@
 use super::TargetDriver;
 use crate::agent::failure::chain;
 use crate::agent::source::container::find;
-use crate::agent::target::driver::restore::pages_of;
 use crate::agent::target::event::Event;
 use crate::agent::transfer::message::FromTarget;
-use crate::agent::transfer::receive::WORK;
 use crate::local::{TOKEN_ENV, ToRelay};
-use crate::pages::daemon::Status;
 use std::time::Duration;
 use tideover_crds::{Failure, TargetStep};
-use tracing::{error, warn};
+use tracing::warn;
 
 /// How long the end of a restore that was called off is waited for.
 const CALL_OFF_LIMIT: Duration = Duration::from_secs(60);
-/// How long the processes of a container that can't go on may take to end.
-const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// How often it is looked whether that has ended unheard.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -124,45 +119,6 @@ impl TargetDriver {
         self.remove_everything().await;
         self.local.listening = false;
         self.source = None;
-    }
-
-    /// Waits until the page daemon has brought everything, or can't any more.
-    async fn filled(&self) {
-        let work = self.directory().join(WORK);
-        if pages_of(&self.directory()).is_none() {
-            return;
-        }
-        loop {
-            match Status::read(&work) {
-                Ok(Some(Status::Listening | Status::Serving)) => {}
-                Ok(None | Some(Status::Complete)) => return,
-                Ok(Some(Status::Failed(why))) => {
-                    error!(
-                        migration = self.key.name,
-                        why, "memory of the restored processes is missing: they are ended"
-                    );
-                    return self.end_container().await;
-                }
-                Err(error) => warn!(migration = self.key.name, %error, "whether all memory is there is unknown"),
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    /// Ends what was restored and can't go on. kubelet starts the container again, cold.
-    async fn end_container(&self) {
-        let Some(restore) = &self.restore else { return };
-        let (context, id) = (self.context.clone(), restore.container_id.clone());
-        let ended = tokio::task::spawn_blocking(move || match find(&context.node, &id) {
-            Ok(found) => found.freezer.kill_all(KILL_LIMIT).map_err(|error| chain(&error)),
-            Err(absent) if absent.is_absence() => Ok(()),
-            Err(error) => Err(chain(&error)),
-        });
-        match ended.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => error!(migration = self.key.name, error, "the container stands still for ever"),
-            Err(error) => error!(migration = self.key.name, %error, "ending the container ended unexpectedly"),
-        }
     }
 
     async fn remove_everything(&self) {

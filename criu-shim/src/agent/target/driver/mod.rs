@@ -3,6 +3,7 @@
 mod ending;
 mod happening;
 mod integrity;
+mod memory;
 mod rehearsal;
 mod reply;
 mod restore;

@@ -2,17 +2,16 @@
 
 use super::TargetDriver;
 use super::integrity::verify;
+use super::memory;
 use super::reply::{Known, Reply, reply};
 use crate::agent::duty::verdict_of;
 use crate::agent::failure::{chain, retryable};
 use crate::agent::journal::{RestoreEntry, TargetEntry};
 use crate::agent::source::freeze::millis;
 use crate::agent::target::stage;
-use crate::agent::transfer::message::{FromTarget, IMAGES, MEMORY};
+use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
-use crate::local::{Create, Pages, RelayStage, ReleaseOptions, ToRelay, ToShim, has_ran_mark};
-use crate::pages;
-use std::path::Path;
+use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim, has_ran_mark};
 use std::time::Instant;
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, Strategy, TargetStep};
@@ -136,16 +135,17 @@ impl TargetDriver {
         let placed = tokio::task::spawn_blocking(move || {
             // At every try: what counts is what CRIU is about to read, and after a commit it may have lain there for long.
             verify(&directory)?;
-            stage::place_files(&context, &directory, &restore)
+            stage::place_files(&context, &directory, &restore)?;
+            memory::to_come(&directory)
         });
         let placed = placed.await;
         let placed = placed.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));
         self.timings().stage_millis = millis(begun.elapsed());
         self.local.released = true;
         match placed {
-            Ok(()) => {
+            Ok(pages) => {
                 self.released = Some(Instant::now());
-                let options = ReleaseOptions { pages: pages_of(&self.directory()), ..release_options(migration) };
+                let options = ReleaseOptions { pages, ..release_options(migration) };
                 self.tell_relay(ToRelay::Release { options }).await;
             }
             Err(failure) => {
@@ -167,13 +167,6 @@ pub(super) fn release_options(migration: &Migration) -> ReleaseOptions {
         link_remap: true,
         ..ReleaseOptions::default()
     }
-}
-
-/// The memory in an attempt's directory that comes after the restore.
-pub(super) fn pages_of(directory: &Path) -> Option<Pages> {
-    let store = directory.join(MEMORY);
-    let pids = pages::store::pids(&store);
-    (!pids.is_empty()).then(|| Pages { store, work: directory.join(WORK), pids })
 }
 
 /// 128 random bits, hexadecimal.

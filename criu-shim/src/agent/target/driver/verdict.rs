@@ -26,6 +26,11 @@ impl TargetDriver {
     /// from there on is tried again here and undone nowhere.
     pub(super) async fn commit(&mut self, migration: &Migration, attempt: u32) {
         let begun = Instant::now();
+        if self.local.held
+            && let Err(failure) = self.is_served().await
+        {
+            return self.fail(failure).await;
+        }
         let seen = migration.status.as_ref().and_then(|status| status.owner.clone());
         let ownership = self.context.ownership(&self.key);
         match ownership.commit(attempt, &self.context.settings.node_name, seen).await {

@@ -1,0 +1,101 @@
+//! Memory that comes after the restore: whether somebody brings it, before the commit; and that all of it has come, after.
+
+use super::TargetDriver;
+use crate::agent::failure::{chain, retryable};
+use crate::agent::source::container::find;
+use crate::agent::transfer::message::{IMAGES, MEMORY};
+use crate::agent::transfer::receive::WORK;
+use crate::criu::pagemap;
+use crate::local::Pages;
+use crate::pages::daemon::{Status, is_alive};
+use crate::pages::store;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tideover_crds::{Failure, FailureReason};
+use tracing::{error, warn};
+
+/// How often it is looked whether all memory has come.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long the page daemon may take to say that every process has come. It is said before CRIU says that it holds them.
+const SERVES_WITHIN: Duration = Duration::from_secs(1);
+/// How often that is looked at: every one of these is a part of the freeze.
+const SERVES_LOOK: Duration = Duration::from_millis(1);
+/// How long the processes of a container that can't go on may take to end, before it is tried again.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+
+/// The memory in an attempt's directory that comes after the restore, if any does. Blocking.
+///
+/// # Errors
+/// With the failure to report, where the images wait for memory that is not there.
+pub(super) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
+    let failed = |why: String| retryable(FailureReason::RestoreFailed, why);
+    let (images, store) = (directory.join(IMAGES), directory.join(MEMORY));
+    let pids = store::pids(&store).map_err(|error| failed(format!("list the page stores: {error}")))?;
+    for pid in pagemap::processes(&images).map_err(|error| failed(format!("list the images: {error}")))? {
+        let lazy = pagemap::lazy(&images, pid).map_err(|error| failed(chain(&error)))?;
+        if !lazy.is_empty() && !pids.contains(&pid) {
+            return Err(failed(format!("the memory of process {pid} is not here any more")));
+        }
+    }
+    Ok((!pids.is_empty()).then(|| Pages { store, work: directory.join(WORK), pids }))
+}
+
+impl TargetDriver {
+    /// Sees to it that the memory which is still to come will come, before anything relies on it.
+    ///
+    /// # Errors
+    /// With the failure to report.
+    pub(super) async fn is_served(&self) -> Result<(), Failure> {
+        let (directory, begun) = (self.directory(), Instant::now());
+        if to_come(&directory)?.is_none() {
+            return Ok(());
+        }
+        let work = directory.join(WORK);
+        let failed = |why: &str| retryable(FailureReason::RestoreFailed, format!("the page daemon: {why}"));
+        loop {
+            match Status::read(&work) {
+                Ok(Some(Status::Serving | Status::Complete)) => return Ok(()),
+                Ok(Some(Status::Failed(why))) => return Err(failed(&why)),
+                _ if begun.elapsed() > SERVES_WITHIN => return Err(failed("not every process has come to it")),
+                _ => tokio::time::sleep(SERVES_LOOK).await,
+            }
+        }
+    }
+
+    /// Waits until the page daemon has brought everything. Where it can't any more, the container is ended: kubelet starts it
+    /// again, cold.
+    pub(super) async fn filled(&self) {
+        let work = self.directory().join(WORK);
+        match store::pids(&self.directory().join(MEMORY)) {
+            Ok(pids) if pids.is_empty() => return,
+            Ok(_) => {}
+            Err(error) => warn!(migration = self.key.name, %error, "whether memory is to come is unknown"),
+        }
+        let why = loop {
+            // In this order: whoever is not alive any more has said its last word before.
+            let alive = is_alive(&work).unwrap_or(true);
+            match Status::read(&work) {
+                Ok(Some(Status::Complete)) => return,
+                Ok(Some(Status::Failed(why))) => break why,
+                _ if !alive => break "the page daemon is gone".to_owned(),
+                _ => tokio::time::sleep(LOOK).await,
+            }
+        };
+        error!(migration = self.key.name, why, "memory of the restored processes is missing: they are ended");
+        while let Err(error) = self.end_container().await {
+            error!(migration = self.key.name, error, "a container that lacks memory can't be ended");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn end_container(&self) -> Result<(), String> {
+        let Some(restore) = &self.restore else { return Ok(()) };
+        let (context, id) = (self.context.clone(), restore.container_id.clone());
+        let ended = tokio::task::spawn_blocking(move || match find(&context.node, &id) {
+            Ok(found) => found.freezer.kill_all(KILL_LIMIT).map_err(|error| chain(&error)),
+            Err(absent) if absent.is_absence() => Ok(()),
+            Err(error) => Err(chain(&error)),
+        });
+        ended.await.map_err(|error| chain(&error))?
+    }
+}
