@@ -54,7 +54,12 @@ impl Criu {
     }
 
     pub fn finish(&mut self) {
-        self.0.write_all(&0x5253_5446u32.to_ne_bytes()).unwrap();
+        self.try_to_finish().unwrap();
+    }
+
+    /// An error where the daemon has hung up already.
+    pub fn try_to_finish(&mut self) -> std::io::Result<()> {
+        self.0.write_all(&0x5253_5446u32.to_ne_bytes())
     }
 }
 

@@ -90,8 +90,8 @@ pub fn play() {
             is_zero(BASE, (0..count).filter(|page| is_stale(*page)));
         }
         () if is(Scenario::Held) => {
-            criu.finish();
-            // In the tests with this scenario the daemon has failed by now; nothing is looked at.
+            // In the tests with this scenario the daemon fails, perhaps before it has heard this; nothing is looked at.
+            criu.try_to_finish().ok();
             wait(|| !matches!(Status::read(&work), Ok(Some(Status::Listening))), "no status");
             look(BASE + 9 * PAGE);
             std::thread::sleep(Duration::MAX);
