@@ -1,8 +1,8 @@
 //! CRIU from the agent's side: a prost client of its RPC, and what must be known before and mended after a dump.
 //!
 //! Owns starting `criu swrk` warm, asking for one dump, reading why one failed, and the image files that Tideover
-//! itself reads or writes: also those of a dump without memory ([`claim`], [`kdat`], [`pagemap`]). It never freezes or thaws anything and never ends CRIU: a CRIU that is killed half way
-//! leaves its parasite in the tasks.
+//! itself reads or writes: also those of a dump without memory ([`claim`], [`kdat`], [`pagemap`]). It never freezes or
+//! thaws anything and never ends CRIU: a CRIU that is killed half way leaves its parasite in the tasks.
 //!
 //! Restores are not asked for here: `runc restore` does that, through the relay ([`crate::relay`]).
 

@@ -2,8 +2,10 @@
 //!
 //! One TLS connection per attempt. It begins with a preamble that says which Migration and attempt it is for; then
 //! come rounds of parts (files), each with its BLAKE3, each round closed by a digest over all of it. The target
-//! answers with notices, keeps the digests beside the files, and compares them before the files are used. Everything is bounded before it is decoded. This module knows nothing of CRIU, of pods or of
-//! the API server: `source` and `target` decide what is sent and what becomes of it.
+//! answers with notices, keeps the digests beside the files, and compares them before the files are used; memory goes
+//! into the page store of its process ([`memory`]). Everything is bounded before it is decoded. Of CRIU this module knows
+//! only which memory its images wait for, of pods and of the API server nothing: `source` and `target` decide what is sent
+//! and what becomes of it.
 
 pub mod digest;
 pub mod frame;
