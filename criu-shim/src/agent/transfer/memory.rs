@@ -167,3 +167,27 @@ impl Sink for StoreWriter {
         self.zero(address, (pages * PAGE) as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::criu::{Claim, ClaimedParent};
+    use crate::pages::store::pids;
+    use std::time::Duration;
+
+    #[test]
+    fn a_process_that_has_ended_since_its_pages_were_sent_is_waited_for_by_nobody() {
+        let directory = tempfile::tempdir().expect("a directory");
+        // Images that know process 1, of which nothing is lazy.
+        let images = directory.path().join("images");
+        ClaimedParent::write(&images, vec![Claim::everything(1)], Duration::ZERO).expect("images");
+        let memory = Memory::default();
+        let mut ended = StoreWriter::create(directory.path(), 17).expect("a store");
+        ended.write(0x1000, &[1; PAGE]).expect("a page");
+        memory.stores.lock().expect("a lock").insert(17, ended);
+
+        memory.finish(directory.path(), &directory.path().join("images.claimed")).expect("all that is asked for");
+        assert_eq!(pids(directory.path()).expect("a directory"), [1], "CRIU hands over 1 and never 17");
+        assert!(!directory.path().join("17.pages").exists());
+    }
+}
