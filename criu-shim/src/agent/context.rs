@@ -1,12 +1,13 @@
 //! What every task of the agent shares.
 
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::host::{self, NodeRoot};
 use crate::agent::identity::Tls;
 use crate::agent::journal::Journal;
 use crate::agent::owner::Ownership;
 use crate::agent::room::Room;
 use crate::agent::settings::Settings;
+use crate::causes::chain;
 use crate::criu::CriuProgram;
 use crate::criu::version::Version;
 use k8s_openapi::api::core::v1::Pod;

@@ -1,26 +1,9 @@
 //! From an error to what a report says: a reason, one sentence, and whether another attempt could end differently.
 
-use std::fmt::Write;
 use tideover_crds::{Failure, FailureReason};
 
 /// Longest sentence in a report, characters.
 const MAX_MESSAGE: usize = 1000;
-
-/// The error and everything that caused it, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // A transparent error repeats what it wraps.
-        if !text.ends_with(&cause_text) {
-            // Writing to a String does not fail.
-            write!(text, ": {cause_text}").ok();
-        }
-        source = cause.source();
-    }
-    text
-}
 
 /// A failure that another attempt may not have.
 pub fn retryable(reason: FailureReason, message: impl Into<String>) -> Failure {

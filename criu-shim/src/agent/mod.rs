@@ -26,5 +26,3 @@ pub mod source;
 pub mod supervise;
 pub mod target;
 pub mod transfer;
-
-pub use failure::chain;

@@ -176,7 +176,7 @@ impl Ownership {
                     // The object changed in between, or the reply was lost: the object itself says who won.
                     Ok(None) => {}
                     Err(error) => {
-                        let error = crate::agent::chain(&error);
+                        let error = crate::causes::chain(&error);
                         warn!(migration = self.name, attempt, error, "writing the owner failed, reading it");
                     }
                 }
@@ -191,7 +191,7 @@ impl Ownership {
                 }
                 Err(gone @ OwnerError::Gone { .. }) => return Err(gone),
                 Err(error) => {
-                    warn!(migration = self.name, attempt, error = %crate::agent::chain(&error), "the owner is unknown");
+                    warn!(migration = self.name, attempt, error = %crate::causes::chain(&error), "the owner is unknown");
                 }
             }
             if must_rest(swapped, seen.as_ref()) {

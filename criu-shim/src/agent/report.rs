@@ -4,7 +4,7 @@
 //! the object's UID and attempt, and never touches another.
 
 use crate::agent::context::{RequestError, answer};
-use crate::agent::failure::chain;
+use crate::causes::chain;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, TestOperation};
 use kube::api::{Api, Patch, PatchParams};

@@ -2,7 +2,6 @@
 
 use crate::agent::alone::{Alone, AloneError, LOCK};
 use crate::agent::context::{Context, RequestError, answer};
-use crate::agent::failure::chain;
 use crate::agent::host::{self, FactsError, NodeRoot};
 use crate::agent::identity;
 use crate::agent::images;
@@ -14,6 +13,7 @@ use crate::agent::supervise::{Supervisor, known};
 use crate::agent::target::listen::{self, ListenError};
 use crate::agent::target::local::{self, LocalError};
 use crate::agent::target::registry::Registry;
+use crate::causes::chain;
 use crate::criu::CriuProgram;
 use crate::local::SOCKET;
 use k8s_openapi::api::apps::v1::DaemonSet;

@@ -4,11 +4,11 @@ use crate::agent::context::{Context, Key};
 use crate::agent::duty::{
     Role, SourceAt, SourceDuty, SourceLocal, TargetDuty, TargetLocal, role, source_duty, target_duty,
 };
-use crate::agent::failure::chain;
 use crate::agent::journal::{Entry, Side, SourceEntry, TargetEntry};
 use crate::agent::source::driver::SourceDriver;
 use crate::agent::target::driver::TargetDriver;
 use crate::agent::target::registry::Registry;
+use crate::causes::chain;
 use futures::StreamExt;
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt, watcher};

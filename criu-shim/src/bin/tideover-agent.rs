@@ -1,13 +1,13 @@
 //! `tideover-agent`: moves state between nodes, and puts Tideover on a node.
 
 use clap::{Parser, Subcommand};
-use criu_shim::agent::chain;
 use criu_shim::agent::files::{TreeKind, process};
 use criu_shim::agent::host::NodeRoot;
 use criu_shim::agent::install::{self, containerd};
 use criu_shim::agent::keeper;
 use criu_shim::agent::run::{self, READY};
 use criu_shim::agent::settings::Settings;
+use criu_shim::causes::chain;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;

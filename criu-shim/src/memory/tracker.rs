@@ -78,11 +78,6 @@ impl Tracker {
         Ok(Self { pid, userfaultfd, space, tracked: Vec::new(), lost: false, knows_guards })
     }
 
-    /// Id of the process.
-    pub fn pid(&self) -> i32 {
-        self.pid
-    }
-
     /// One round: the pages that must be sent (again), coalesced and in ascending order, bytes.
     ///
     /// Returned are pages with content that were written since the round that returned them last, and all pages with

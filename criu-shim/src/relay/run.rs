@@ -8,6 +8,7 @@ use super::pass::{self, Packet};
 use super::request::{self, Directories, RequestError, RestoreRequest};
 use super::state::{Act, Event, State};
 use super::take;
+use crate::causes::chain;
 use crate::criu::rpc::{Request, RequestType, Response};
 use crate::criu::{CriuProgram, first_error, last_errors};
 use crate::local::{BUNDLE_ENV, FromRelay, SILENCE, SOCKET, TOKEN_ENV};
@@ -172,7 +173,7 @@ impl Relay {
         }
         match place {
             Ok(mounts) => self.mounts = mounts,
-            Err(error) => return self.end(false, &sentence(&error)),
+            Err(error) => return self.end(false, &chain(&error)),
         }
         loop {
             for event in self.wait() {
@@ -183,7 +184,7 @@ impl Relay {
                         return self.end(success, reason);
                     }
                     if let Err(error) = self.act(act) {
-                        return self.end(false, &sentence(&error));
+                        return self.end(false, &chain(&error));
                     }
                 }
             }
@@ -300,15 +301,4 @@ impl Relay {
         parts.dedup();
         parts.join("; ")
     }
-}
-
-/// An error with its causes.
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        sentence = format!("{sentence}: {error}");
-        cause = error.source();
-    }
-    sentence
 }

@@ -78,7 +78,7 @@ pub async fn keep(client: kube::Client, namespace: String, node: String, identit
                 until(renew, &client, &namespace, &ca).await;
             }
             Err(error) => {
-                warn!(error = %crate::agent::chain(&error), "no certificate yet");
+                warn!(error = %crate::causes::chain(&error), "no certificate yet");
                 tokio::time::sleep(RETRY).await;
             }
         }

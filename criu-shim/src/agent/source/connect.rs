@@ -1,7 +1,7 @@
 //! Everything that can happen before the freeze: the connection, what goes early, and the processes that are started warm.
 
 use crate::agent::context::{Context, Key};
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::files::process::Packing;
@@ -11,6 +11,7 @@ use crate::agent::transfer::link::{self, Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part, Preamble, VERSION};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send;
+use crate::causes::chain;
 use crate::criu::{Bundle, Place, PrivateKdat, WarmCriu, descriptors};
 use rustls::pki_types::ServerName;
 use std::fs::{DirBuilder, File};
@@ -73,10 +74,11 @@ pub async fn connect(
     attempt: u32,
     peer: &Peer,
     inspected: Inspected,
+    leaves_out: bool,
 ) -> Result<Connected, Failure> {
     let (sender, mut receiver) = introduce(context, key, attempt, peer, inspected.memory_bytes).await?;
     let directory = context.settings.attempt_directory(&key.uid, attempt);
-    let warm = warm(context, &directory, &inspected).await?;
+    let warm = warm(context, &directory, &inspected, leaves_out).await?;
     send_early(&sender, &mut receiver, &directory).await?;
     Ok(Connected {
         attempt,
@@ -143,17 +145,23 @@ pub(super) struct Warm {
     pub(super) whole: Option<String>,
 }
 
-/// Starts what a freeze needs, in a directory that is made afresh.
+/// Starts what a freeze needs, in a directory that is made afresh. CRIU is made to believe what a dump without memory takes
+/// only where one is wanted (`leaves_out`).
 ///
 /// # Errors
 /// With the failure to report. What was started ends by being dropped.
-pub(super) async fn warm(context: &Arc<Context>, directory: &Path, inspected: &Inspected) -> Result<Warm, Failure> {
+pub(super) async fn warm(
+    context: &Arc<Context>,
+    directory: &Path,
+    inspected: &Inspected,
+    leaves_out: bool,
+) -> Result<Warm, Failure> {
     let (context, directory, inspected) = (context.clone(), directory.to_owned(), inspected.clone());
-    let warm = tokio::task::spawn_blocking(move || warm_up(&context, &directory, &inspected)).await;
+    let warm = tokio::task::spawn_blocking(move || warm_up(&context, &directory, &inspected, leaves_out)).await;
     warm.unwrap_or_else(|error| Err(retryable(FailureReason::DumpFailed, chain(&error))))
 }
 
-fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result<Warm, Failure> {
+fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, leaves_out: bool) -> Result<Warm, Failure> {
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let container = &inspected.container;
     make_directories(directory).map_err(|error| failed(&error))?;
@@ -166,13 +174,13 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result
     }
     let mut place =
         Place { namespaces_of: container.pid, node_root: context.node.root().to_owned(), private_kdat: None };
-    let whole = match leave_out(context, &place, directory) {
-        Ok(kdat) => {
-            place.private_kdat = Some(kdat);
-            None
+    let mut whole = None;
+    if leaves_out {
+        match leave_out(context, &place, directory) {
+            Ok(kdat) => place.private_kdat = Some(kdat),
+            Err(reason) => whole = Some(reason),
         }
-        Err(reason) => Some(reason),
-    };
+    }
     let criu = WarmCriu::start(&context.criu, &place).map_err(|error| failed(&error))?;
     Ok(Warm { bundle, criu, packing, whole })
 }

@@ -1,7 +1,7 @@
 //! The cut for the rehearsal: freeze, dump, thaw, send. The application goes on as soon as CRIU and the packing have seen it.
 
 use crate::agent::context::{Context, News};
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::source::connect::{self, Connected, EARLY};
 use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
 use crate::agent::source::settle::{self, LiveCriu};
@@ -9,6 +9,7 @@ use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::LinkSender;
 use crate::agent::transfer::message::{FromSource, IMAGES};
 use crate::agent::transfer::send::{self, RoundSender, SendError};
+use crate::causes::chain;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tideover_crds::{Failure, FailureReason};
@@ -95,7 +96,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Err(failure) => Err(failure),
     };
     let warm = match sent {
-        Ok(()) => connect::warm(context, &directory, &inspected).await,
+        Ok(()) => connect::warm(context, &directory, &inspected, false).await,
         Err(failure) => Err(failure),
     };
     let connected = match warm {

@@ -4,7 +4,7 @@
 //! abort", never "thaw".
 
 use crate::agent::context::{Context, Key, News};
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::owner::{Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
@@ -15,6 +15,7 @@ use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send;
+use crate::causes::chain;
 use crate::criu::{DumpRequest, Memory, RunningDump, WarmCriu};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

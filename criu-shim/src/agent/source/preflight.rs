@@ -1,8 +1,9 @@
 //! Looks whether the pod can be dumped, as far as that can be known without touching it.
 
 use crate::agent::context::{Context, Key, answer};
-use crate::agent::failure::{chain, permanent, retryable};
+use crate::agent::failure::{permanent, retryable};
 use crate::agent::source::container::{self, Container};
+use crate::causes::chain;
 use crate::criu::{capability, preflight};
 use k8s_openapi::api::core::v1::Pod;
 use std::sync::Arc;

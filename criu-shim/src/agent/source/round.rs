@@ -1,7 +1,7 @@
 //! What a freeze for a move and a freeze for a cut have in common: freeze, dump, and send as one round.
 
 use crate::agent::context::News;
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::files::process::{PackReader, Packing};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::precopy::{self, Copied, Written};
@@ -12,6 +12,7 @@ use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromTarget, IMAGES, Part};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send::{RoundSender, SendError};
+use crate::causes::chain;
 use crate::criu::{
     Bundle, Claim, ClaimError, ClaimedParent, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, Waited,
     WarmCriu, mend, pagemap,

@@ -1,10 +1,10 @@
 //! From the verdict to the end: thaw after an abort, retire after a commit. Also for what an agent before this one left.
 
 use crate::agent::context::{Context, Key, answer};
-use crate::agent::failure::chain;
 use crate::agent::journal::SourceEntry;
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::source::frozen::{FrozenPod, MayRun};
+use crate::causes::chain;
 use crate::criu::{ProcessId, RunningDump, Waited};
 use crate::freezer::{Freezer, FreezerError};
 use std::sync::Arc;

@@ -1,12 +1,12 @@
 //! Takes connections of other agents: TLS, the preamble, and then they belong to their Migration's task.
 
 use crate::agent::context::Context;
-use crate::agent::failure::chain;
 use crate::agent::identity::peer_names;
 use crate::agent::target::event::{Arrival, Event};
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::link::{self, Incoming};
 use crate::agent::transfer::message::{FromSource, FromTarget};
+use crate::causes::chain;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

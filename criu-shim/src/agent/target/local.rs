@@ -1,11 +1,11 @@
 //! The unix socket on which shim and relay of this node talk to the agent.
 
 use crate::agent::context::{Context, Key};
-use crate::agent::failure::chain;
 use crate::agent::journal::Side;
 use crate::agent::target::create::{Start, has_run, start, start_rehearsal, start_stray, start_without};
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
+use crate::causes::chain;
 use crate::local::{
     Create, FromRelay, FromShim, Hello, LineError, MAX_LINE, Role, ToRelay, ToShim, VersionMismatch, decode, encode,
 };

@@ -1,13 +1,14 @@
 //! Files that moved are put in place: into the new container's root file system and the new pod's volumes.
 
 use crate::agent::context::Context;
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::files::process::unpack_into;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::source::preflight::free_bytes;
 use crate::agent::transfer::message::FILES;
+use crate::causes::chain;
 use crate::criu::Bundle;
 use std::path::{Path, PathBuf};
 use tideover_crds::{Failure, FailureReason};

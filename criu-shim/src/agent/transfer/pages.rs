@@ -153,7 +153,7 @@ fn header_of(header: &[u8; HEADER]) -> Result<(u64, usize, bool), PagesError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -161,7 +161,7 @@ mod tests {
 
     /// Address of a page to its first byte; all bytes of a page are the same here.
     #[derive(Default)]
-    struct Memory(BTreeMap<u64, u8>);
+    pub(crate) struct Memory(pub(crate) BTreeMap<u64, u8>);
 
     impl Sink for Memory {
         type Error = Infallible;

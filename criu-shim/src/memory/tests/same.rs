@@ -9,7 +9,7 @@ use std::collections::HashMap;
 type Store = HashMap<u64, Vec<u8>>;
 
 fn send(reader: &MemoryReader, ranges: &[Range], store: &mut Store) {
-    let mut buffer = vec![0; crate::memory::CHUNK];
+    let mut buffer = vec![0; crate::memory::read::CHUNK];
     for range in ranges {
         let mut rest = *range;
         while let Some(piece) = reader.read_next(&mut rest, &mut buffer).unwrap() {

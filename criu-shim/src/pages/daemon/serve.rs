@@ -7,7 +7,7 @@ use super::link::{Heard, Link, listen};
 use super::live::{Live, Outcome};
 use super::status::Status;
 use super::userfault::{Message, Userfault};
-use crate::agent::chain;
+use crate::causes::chain;
 use crate::pages::PAGE;
 use crate::pages::store::{Store, StoreError};
 use nix::errno::Errno;

@@ -3,7 +3,7 @@
 use super::SourceDriver;
 use crate::agent::context::News;
 use crate::agent::duty::SourceAt;
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::source::connect::{self, Connected, Peer};
 use crate::agent::source::freeze::millis;
 use crate::agent::source::precopy::converge::{self, Next, RoundSeen};
@@ -11,6 +11,7 @@ use crate::agent::source::precopy::{LeftOut, PreCopy};
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::Incoming;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
+use crate::causes::chain;
 use std::time::Duration;
 use tideover_crds::{Failure, FailureReason, MemoryEngine, Migration, Round, SourceStep, Strategy};
 use tokio::sync::watch::error::RecvError;
@@ -33,10 +34,11 @@ impl SourceDriver {
             .and_then(|status| status.policy.as_ref())
             .map_or(self.aim, |policy| Duration::from_millis(policy.max_downtime_millis));
         let peer = Peer { node, address };
-        let mut connected = match connect::connect(&self.context, &self.key, attempt, &peer, inspected).await {
-            Ok(connected) => connected,
-            Err(failure) => return self.fail(failure).await,
-        };
+        let mut connected =
+            match connect::connect(&self.context, &self.key, attempt, &peer, inspected, replace_first).await {
+                Ok(connected) => connected,
+                Err(failure) => return self.fail(failure).await,
+            };
         let freezer = connected.inspected.container.freezer.clone();
         let following = match connected.whole.clone() {
             _ if !replace_first => Err(ON_DISK.to_owned()),

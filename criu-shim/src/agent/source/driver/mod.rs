@@ -4,7 +4,7 @@ mod copying;
 
 use crate::agent::context::{Context, Key, News, RequestError, answer};
 use crate::agent::duty::{SourceAt, SourceDuty, SourceLocal, source_duty};
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::journal::{Entry, Side, SourceEntry};
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::report::Reporter;
@@ -18,6 +18,7 @@ use crate::agent::source::preflight::{self, Inspected};
 use crate::agent::source::settle::{self, LiveCriu, TakenOver};
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
 use crate::agent::transfer::message::FromTarget;
+use crate::causes::chain;
 use crate::criu::ProcessId;
 use crate::freezer::{Freezer, FreezerError};
 use std::path::Path;

@@ -9,11 +9,12 @@ mod reader;
 
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
 
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send::{self, RoundSender, SendError};
+use crate::causes::chain;
 use crate::criu::ClaimedParent;
 use crate::freezer::Freezer;
 use crate::memory::ReadError;

@@ -82,28 +82,9 @@ impl Read for PageReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::transfer::pages::{Decoder, Sink};
+    use crate::agent::transfer::pages::Decoder;
+    use crate::agent::transfer::pages::tests::Memory;
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-    use std::collections::BTreeMap;
-    use std::convert::Infallible;
-
-    #[derive(Default)]
-    struct Memory(BTreeMap<u64, u8>);
-
-    impl Sink for Memory {
-        type Error = Infallible;
-
-        fn pages(&mut self, address: u64, pages: &[u8]) -> Result<(), Infallible> {
-            let each = pages.chunks(PAGE).enumerate();
-            self.0.extend(each.map(|(index, page)| (address + (index * PAGE) as u64, page[0])));
-            Ok(())
-        }
-
-        fn zeros(&mut self, address: u64, pages: usize) -> Result<(), Infallible> {
-            self.0.extend((0..pages).map(|index| (address + (index * PAGE) as u64, 0)));
-            Ok(())
-        }
-    }
 
     #[test]
     fn what_is_mapped_is_read_and_what_is_not_is_passed_over_unless_the_process_is_frozen() {
@@ -114,7 +95,7 @@ mod tests {
             let base =
                 mmap_anonymous(std::ptr::null_mut(), PAGES * PAGE, protection, MapFlags::PRIVATE).expect("memory");
             for page in 0..PAGES {
-                base.cast::<u8>().add(page * PAGE).write((page % 251) as u8);
+                base.cast::<u8>().add(page * PAGE).write_bytes((page % 251) as u8, PAGE);
             }
             munmap(base.byte_add(5 * PAGE), 2 * PAGE).expect("a hole");
             base

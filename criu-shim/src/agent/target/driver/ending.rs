@@ -1,10 +1,10 @@
 //! The end of an attempt on its target: given up, called off, or done.
 
 use super::TargetDriver;
-use crate::agent::failure::chain;
 use crate::agent::source::container::find;
 use crate::agent::target::event::Event;
 use crate::agent::transfer::message::FromTarget;
+use crate::causes::chain;
 use crate::local::{TOKEN_ENV, ToRelay};
 use std::time::Duration;
 use tideover_crds::{Failure, TargetStep};

@@ -2,11 +2,12 @@
 
 use super::TargetDriver;
 use super::integrity::not_received;
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::source::freeze::millis;
 use crate::agent::target::event::{Arrival, Event};
 use crate::agent::transfer::message::{FromTarget, VERSION};
 use crate::agent::transfer::receive::{ReceiveError, Round, RoundKind};
+use crate::causes::chain;
 use tideover_crds::{FailureReason, Migration, TargetStep, names};
 use tracing::warn;
 

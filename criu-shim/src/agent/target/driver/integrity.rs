@@ -1,9 +1,10 @@
 //! What has landed is as it was sent: looked at on the disk, before anything is made of it.
 
 use super::TargetDriver;
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::transfer::receive::{Landing, ReceiveError, Round, RoundKind};
 use crate::agent::transfer::stored;
+use crate::causes::chain;
 use std::path::Path;
 use tideover_crds::{Failure, FailureReason, Strategy};
 

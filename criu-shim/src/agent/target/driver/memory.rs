@@ -1,10 +1,11 @@
 //! Memory that comes after the restore: whether somebody brings it, before the commit; and that all of it has come, after.
 
 use super::TargetDriver;
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::source::container::find;
 use crate::agent::transfer::message::{IMAGES, MEMORY};
 use crate::agent::transfer::receive::WORK;
+use crate::causes::chain;
 use crate::criu::pagemap;
 use crate::local::Pages;
 use crate::pages::daemon::{Status, is_alive};
@@ -47,7 +48,8 @@ impl TargetDriver {
     /// With the failure to report.
     pub(super) async fn is_served(&self) -> Result<(), Failure> {
         let (directory, begun) = (self.directory(), Instant::now());
-        if to_come(&directory)?.is_none() {
+        // That nothing else is waited for was seen before the release.
+        if store::pids(&directory.join(MEMORY)).is_ok_and(|pids| pids.is_empty()) {
             return Ok(());
         }
         let work = directory.join(WORK);

@@ -11,7 +11,7 @@ mod verdict;
 
 use crate::agent::context::{Context, Key, News};
 use crate::agent::duty::{TargetDuty, TargetLocal, target_duty, verdict_of};
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::journal::{Entry, RestoreEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
 use crate::agent::target::driver::rehearsal::Rehearsal;
@@ -20,6 +20,7 @@ use crate::agent::target::registry::Registry;
 use crate::agent::transfer::link::LinkSender;
 use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::{Landing, WORK};
+use crate::causes::chain;
 use crate::local::{Create, ToRelay, ToShim, has_ran_mark};
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -5,7 +5,7 @@
 //! abandon, so a restart of the agent ends a rehearsal too.
 
 use super::{TargetDriver, WORD_LIMIT};
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::target::driver::integrity::verify;
 use crate::agent::target::driver::restore::{new_token, release_options};
@@ -14,6 +14,7 @@ use crate::agent::target::event::Event;
 use crate::agent::target::stage;
 use crate::agent::transfer::message::{IMAGES, REHEARSAL};
 use crate::agent::transfer::receive::WORK;
+use crate::causes::chain;
 use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim};
 use std::path::PathBuf;
 use tideover_crds::{FailureReason, Migration, TargetStep};

@@ -2,12 +2,13 @@
 
 use super::TargetDriver;
 use crate::agent::duty::verdict_of;
-use crate::agent::failure::{chain, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::journal::TargetEntry;
 use crate::agent::owner::{Committed, Decision};
 use crate::agent::source::freeze::millis;
 use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::WORK;
+use crate::causes::chain;
 use crate::criu::last_errors;
 use crate::local::ToRelay;
 use std::path::Path;
