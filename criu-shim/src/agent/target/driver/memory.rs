@@ -101,3 +101,45 @@ impl TargetDriver {
         ended.await.map_err(|error| chain(&error))?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::criu::image;
+    use crate::pages::PageRange;
+    use crate::pages::store::StoreWriter;
+
+    /// `PAGEMAP_MAGIC` of CRIU's `criu/include/magic.h`.
+    const MAGIC: u32 = 0x5608_4025;
+
+    /// An attempt whose images know process 1, with one page at 0x1000 that is called lazy.
+    fn attempt() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("a directory");
+        for name in [IMAGES, MEMORY] {
+            std::fs::create_dir(directory.path().join(name)).expect("a directory");
+        }
+        // `pages_id` 1; then `vaddr`, `compat_nr_pages`, `flags` 2 and `nr_pages`.
+        let entries = [vec![0x08, 1], vec![0x08, 0x80, 0x20, 0x10, 0, 0x20, 2, 0x28, 1]];
+        let image = image::assemble(MAGIC, entries);
+        std::fs::write(directory.path().join(IMAGES).join("pagemap-1.img"), image).expect("an image");
+        directory
+    }
+
+    #[test]
+    fn images_that_wait_for_memory_which_is_not_here_are_not_given_to_criu() {
+        let attempt = attempt();
+        let refusal = to_come(attempt.path()).expect_err("its memory is missing");
+        assert!(refusal.message.contains("the memory of process 1 is not here"), "{}", refusal.message);
+    }
+
+    #[test]
+    fn memory_that_is_here_is_to_come() {
+        let attempt = attempt();
+        let store = attempt.path().join(MEMORY);
+        let mut writer = StoreWriter::create(&store, 1).expect("a store");
+        writer.write(0x1000, &[7; 4096]).expect("a page");
+        writer.finish(&[PageRange::new(0x1000, 4096).expect("a page")]).expect("an index");
+        let pages = to_come(attempt.path()).expect("all is here").expect("memory");
+        assert_eq!((pages.pids, pages.store), (vec![1], store));
+    }
+}
