@@ -152,7 +152,7 @@ fn a_process_whose_daemon_was_killed_stands_still_and_sees_no_zeros() {
 #[test]
 fn a_daemon_to_which_nobody_comes_ends_with_who_started_it() {
     let machine = Machine::on_tmpfs().with_store(17, PAGES);
-    let mut daemon = machine.tied_daemon(&[17]);
+    let mut daemon = machine.daemon(&[17]);
     drop(daemon.stdin.take());
     assert!(!daemon.wait().unwrap().success());
     machine.wait_for_failure("before CRIU asked");

@@ -107,14 +107,6 @@ pub enum CriuError {
         /// Last error lines of its log.
         log: Vec<String>,
     },
-    /// CRIU said yes and then ended with an error.
-    #[error("CRIU ended with {status} after a dump that it called good{}", render(log))]
-    Status {
-        /// How it ended.
-        status: std::process::ExitStatus,
-        /// Last error lines of its log.
-        log: Vec<String>,
-    },
     /// CRIU could not be waited for.
     #[error("wait for CRIU")]
     Wait(#[source] std::io::Error),

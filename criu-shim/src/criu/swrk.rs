@@ -82,9 +82,9 @@ impl Swrk {
     }
 
     /// Waits until CRIU has ended by itself.
-    fn finish(&mut self) -> Result<Option<std::process::ExitStatus>, CriuError> {
+    fn finish(&mut self) -> Result<(), CriuError> {
         drop(self.socket.take());
-        self.child.take().map(|mut child| child.wait()).transpose().map_err(CriuError::Wait)
+        self.child.take().map_or(Ok(()), |mut child| child.wait().map(drop)).map_err(CriuError::Wait)
     }
 }
 
@@ -181,7 +181,7 @@ pub struct RunningDump {
 pub enum Waited {
     /// CRIU is still at work. If that is because a task can't be seized, only a thaw lets it end.
     Overdue,
-    /// The images are complete; CRIU has ended; the tasks are as frozen as before.
+    /// The images are complete, CRIU has let go of the tasks, and they are as frozen as before.
     Done(DumpReport),
 }
 
@@ -229,15 +229,12 @@ impl RunningDump {
 
     fn conclude(&mut self, response: Response) -> Result<DumpReport, CriuError> {
         let elapsed = millis(self.begin.elapsed());
-        let status = self.swrk.finish()?;
         if !response.success || response.r#type != i32::from(RequestType::Dump) {
+            self.swrk.finish()?;
             let log = self.explain();
             let first = first_error(response.cr_errmsg.as_deref());
             let message = first.or_else(|| log.first().cloned()).unwrap_or_else(|| "no reason given".to_owned());
             return Err(CriuError::Dump { message, errno: response.cr_errno.unwrap_or(0), log });
-        }
-        if let Some(status) = status.filter(|status| !status.success()) {
-            return Err(CriuError::Status { status, log: self.explain() });
         }
         Ok(DumpReport { millis: elapsed, notifications: std::mem::take(&mut self.notifications) })
     }

@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn messages_look_as_documented() {
-        reads_back(Hello::new(Role::Shim), r#"{"version":2,"role":"shim"}"#);
+        reads_back(Hello::new(Role::Shim), r#"{"version":3,"role":"shim"}"#);
         reads_back(
             FromShim::Restored { token: "t".into(), exit_code: 1 },
             r#"{"type":"restored","token":"t","exitCode":1}"#,
@@ -100,10 +100,10 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let hello: Hello = decode(br#"{"version":3,"role":"relay"}"#).unwrap();
+        let hello: Hello = decode(br#"{"version":4,"role":"relay"}"#).unwrap();
         assert_eq!(
             hello.check().unwrap_err().to_string(),
-            "the client speaks version 3 of the local protocol, this agent version 2"
+            "the client speaks version 4 of the local protocol, this agent version 3"
         );
     }
 

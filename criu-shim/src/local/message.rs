@@ -7,7 +7,7 @@ use thiserror::Error;
 
 /// Version of this protocol. Shim, relay and agent of one node are installed together; a shim that was started
 /// before an upgrade may still meet the agent that came with it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The first line of every connection, from the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +168,11 @@ pub enum RelayStage {
 pub enum ToRelay {
     /// Still alive, nothing new.
     Wait,
+    /// Memory will come after the restore: start what brings it, while nobody waits.
+    Prepare {
+        /// Where it will be.
+        pages: PagesAt,
+    },
     /// Every image is there and verified: give CRIU the request.
     Release {
         /// How to edit the request.
@@ -182,14 +187,22 @@ pub enum ToRelay {
     Heard,
 }
 
-/// Memory that comes after the restore.
+/// Where memory is that comes after the restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Pages {
+pub struct PagesAt {
     /// Directory of the page stores.
     pub store: PathBuf,
     /// Directory in which CRIU works, and looks for the daemon's socket.
     pub work: PathBuf,
+}
+
+/// Memory that comes after the restore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pages {
+    /// Where it is.
+    pub at: PagesAt,
     /// Processes that have a store, as the images name them.
     pub pids: Vec<i32>,
 }

@@ -3,12 +3,11 @@
 //! It is the relay's child, so that it lives where the relay does: outside of the agent's container and of the one that
 //! is restored. It outlives the relay.
 
-use crate::local::{BUNDLE_ENV, INSTALL_ROOT, Pages, TOKEN_ENV};
+use crate::local::{BUNDLE_ENV, INSTALL_ROOT, PagesAt, TOKEN_ENV};
 use crate::pages::daemon::{STATUS, Status};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,7 +16,7 @@ use thiserror::Error;
 
 /// How long it may take until it listens. It takes milliseconds.
 const LISTENS_WITHIN: Duration = Duration::from_secs(5);
-/// How often that is looked at: every one of these is a part of the freeze.
+/// How often that is looked at.
 const LOOK: Duration = Duration::from_micros(500);
 
 /// Why nobody will bring the memory.
@@ -47,42 +46,46 @@ pub(super) enum PagesError {
     Silent,
 }
 
-/// What keeps a daemon waiting for CRIU: dropped before CRIU has come, by the end of this process if nothing else, the
-/// daemon ends.
+/// A daemon that listens. Dropped before CRIU has come to it, by the end of this process if nothing else, it ends.
 #[derive(Debug)]
-pub(super) struct Tie {
-    _writer: OwnedFd,
+pub(super) struct PageDaemon {
+    tie: File,
 }
 
-/// Starts the daemon and waits until it listens.
-pub(super) fn start(pages: &Pages) -> Result<Tie, PagesError> {
-    let program = Path::new(INSTALL_ROOT).join("bin/criu-pages");
-    let path = pages.work.join("pages.log");
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
-    let log: File = log.map_err(|source| PagesError::Log { path, source })?;
-    // What a daemon of an earlier try has said is not about this one.
-    match std::fs::remove_file(pages.work.join(STATUS)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(PagesError::Status(error)),
-        _ => {}
-    }
-    let mut command = Command::new(&program);
-    command.arg("--store").arg(&pages.store).arg("--work").arg(&pages.work);
-    for pid in &pages.pids {
-        command.arg("--pid").arg(pid.to_string());
-    }
-    // By these the agent knows what belongs to a restore that is under way.
-    command.env_remove(TOKEN_ENV).env_remove(BUNDLE_ENV);
-    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| PagesError::Tie(errno.into()))?;
-    command.arg("--tied").stdin(reader).stdout(Stdio::null()).stderr(log);
-    let mut child = command.spawn().map_err(|source| PagesError::Start { program, source })?;
-    let begun = Instant::now();
-    while !listens(&mut child, &pages.work)? {
-        if begun.elapsed() > LISTENS_WITHIN {
-            return Err(PagesError::Silent);
+impl PageDaemon {
+    /// Starts it on the stores in `at` and waits until it listens. It may be long before they are complete.
+    pub(super) fn start(at: &PagesAt) -> Result<Self, PagesError> {
+        let program = Path::new(INSTALL_ROOT).join("bin/criu-pages");
+        let path = at.work.join("pages.log");
+        let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        let log: File = log.map_err(|source| PagesError::Log { path, source })?;
+        // What a daemon of an earlier try has said is not about this one.
+        match std::fs::remove_file(at.work.join(STATUS)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(PagesError::Status(error)),
+            _ => {}
         }
-        std::thread::sleep(LOOK);
+        let mut command = Command::new(&program);
+        command.arg("--store").arg(&at.store).arg("--work").arg(&at.work);
+        // By these the agent knows what belongs to a restore that is under way.
+        command.env_remove(TOKEN_ENV).env_remove(BUNDLE_ENV);
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| PagesError::Tie(errno.into()))?;
+        command.stdin(reader).stdout(Stdio::null()).stderr(log);
+        let mut child = command.spawn().map_err(|source| PagesError::Start { program, source })?;
+        let begun = Instant::now();
+        while !listens(&mut child, &at.work)? {
+            if begun.elapsed() > LISTENS_WITHIN {
+                return Err(PagesError::Silent);
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(Self { tie: File::from(writer) })
     }
-    Ok(Tie { _writer: writer })
+
+    /// Tells it whom it serves, before CRIU comes to it.
+    pub(super) fn serve(&mut self, pids: &[i32]) -> Result<(), PagesError> {
+        let line: Vec<String> = pids.iter().map(i32::to_string).collect();
+        self.tie.write_all(format!("{}\n", line.join(" ")).as_bytes()).map_err(PagesError::Tie)
+    }
 }
 
 fn listens(child: &mut Child, work: &Path) -> Result<bool, PagesError> {

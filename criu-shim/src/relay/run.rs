@@ -3,7 +3,7 @@
 use super::agent::AgentLine;
 use super::handover::{self, Side};
 use super::mounts::{self, MountsError};
-use super::pages::{self, PagesError, Tie};
+use super::pages::{PageDaemon, PagesError};
 use super::pass::{self, Packet};
 use super::request::{self, Directories, RequestError, RestoreRequest};
 use super::state::{Act, Event, State};
@@ -11,7 +11,7 @@ use super::take;
 use crate::causes::chain;
 use crate::criu::rpc::{Request, RequestType, Response};
 use crate::criu::{CriuProgram, first_error, last_errors};
-use crate::local::{BUNDLE_ENV, FromRelay, SILENCE, SOCKET, TOKEN_ENV};
+use crate::local::{BUNDLE_ENV, FromRelay, PagesAt, SILENCE, SOCKET, TOKEN_ENV};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use prost::Message;
@@ -117,7 +117,7 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
                 mounts: BTreeMap::new(),
                 packet: None,
                 answer: None,
-                tie: None,
+                page_daemon: None,
             };
             // CRIU's alone from here on; `detach` closes this process' copies.
             let _ = (images.into_raw_fd(), theirs.into_raw_fd());
@@ -161,8 +161,8 @@ struct Relay {
     packet: Option<Packet>,
     /// CRIU's last answer.
     answer: Option<Response>,
-    /// To the page daemon, where there is one.
-    tie: Option<Tie>,
+    /// Where there is one.
+    page_daemon: Option<PageDaemon>,
 }
 
 impl Relay {
@@ -258,13 +258,16 @@ impl Relay {
     fn act(&mut self, act: Act) -> Result<(), PagesError> {
         let sent = match act {
             Act::Release(mut options) => {
-                self.tie = options.pages.as_ref().map(pages::start).transpose()?;
+                if let Some(pages) = &options.pages {
+                    self.page_daemon(&pages.at)?.serve(&pages.pids)?;
+                }
                 for (name, path) in std::mem::take(&mut self.mounts) {
                     options.external_mounts.entry(name).or_insert(path);
                 }
                 let bytes = self.request.edit(self.directories, &options);
                 pass::send(self.criu.as_fd(), &Packet { bytes, descriptors: Vec::new() })
             }
+            Act::Prepare(at) => return self.page_daemon(&at).map(drop),
             Act::ToRunc | Act::Resume => {
                 self.packet.take().map_or(Ok(()), |packet| pass::send(self.runc.as_fd(), &packet))
             }
@@ -282,6 +285,15 @@ impl Relay {
         };
         drop(sent);
         Ok(())
+    }
+
+    /// The one that was started before, or a new one.
+    fn page_daemon(&mut self, at: &PagesAt) -> Result<&mut PageDaemon, PagesError> {
+        let daemon = match self.page_daemon.take() {
+            Some(daemon) => daemon,
+            None => PageDaemon::start(at)?,
+        };
+        Ok(self.page_daemon.insert(daemon))
     }
 
     fn end(mut self, success: bool, reason: &str) {

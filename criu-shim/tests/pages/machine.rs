@@ -6,9 +6,10 @@ use criu_shim::pages::daemon::{STATUS, Status};
 use criu_shim::pages::store::StoreWriter;
 use criu_shim::pages::{PAGE, PageRange};
 use std::fs::File;
+use std::io::Write;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::MetadataExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -91,24 +92,16 @@ impl Machine {
         self
     }
 
-    /// A daemon that listens.
+    /// A daemon that listens for as long as its standard input is open, and knows whom it serves.
     pub fn daemon(&self, pids: &[i32]) -> Process {
         // What a former daemon said must not be taken for this one's word.
         std::fs::remove_file(self.directory.path().join(STATUS)).ok();
         let mut command = Command::new(env!("CARGO_BIN_EXE_criu-pages"));
         command.arg("--store").arg(self.directory.path()).arg("--work").arg(self.directory.path());
-        let child = Process(command.arg("--pid").args(pids.iter().map(i32::to_string)).spawn().unwrap());
+        let mut child = Process(command.stdin(Stdio::piped()).spawn().unwrap());
         self.wait_for(&Status::Listening);
-        child
-    }
-
-    /// A daemon that listens for as long as its standard input is open.
-    pub fn tied_daemon(&self, pids: &[i32]) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_criu-pages"));
-        command.arg("--store").arg(self.directory.path()).arg("--work").arg(self.directory.path());
-        command.args(["--tied", "--pid"]).args(pids.iter().map(i32::to_string)).stdin(std::process::Stdio::piped());
-        let child = Process(command.spawn().unwrap());
-        self.wait_for(&Status::Listening);
+        let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
+        writeln!(child.stdin.as_mut().unwrap(), "{}", pids.join(" ")).unwrap();
         child
     }
 

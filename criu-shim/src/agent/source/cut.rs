@@ -71,7 +71,10 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let since = Instant::now();
     let (pod, froze) = round::freeze(inspected.container.freezer.clone()).await;
     let dumped = match froze {
-        Ok(_) => line.dump(link.begin(round), request, criu, Going { packing, ..Going::default() }).await,
+        Ok(_) => {
+            let going = Going { packing, number: round, followed: &mut None };
+            line.dump(link.begin(round), request, criu, going).await
+        }
         Err(error) => {
             drop(criu);
             Err(retryable(FailureReason::FreezeFailed, chain(&error)).into())
@@ -87,8 +90,8 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     line.watching.extend();
     let sent = match dumped {
         Ok(Dumped { round: sending, .. }) => {
-            let directories = [directory.join(IMAGES), directory.join(EARLY)];
-            match line.images(sending, &directories).await {
+            let directories = vec![directory.join(IMAGES), directory.join(EARLY)];
+            match line.images(sending, directories).await {
                 Ok(manifest) => line.verified(round, &manifest.digest()).await,
                 Err(failure) => Err(failure),
             }

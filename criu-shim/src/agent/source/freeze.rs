@@ -9,7 +9,7 @@ use crate::agent::owner::{Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::frozen::FrozenPod;
-use crate::agent::source::precopy::{self, Followed, LeftOut};
+use crate::agent::source::precopy::{Followed, LeftOut};
 use crate::agent::source::round::{self, Going, Line, Undumped};
 use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
@@ -75,8 +75,7 @@ pub async fn freeze(
             attempt_state.frozen(took);
             let mut watching = Watching::new(news, attempt);
             let mut line = Line { receiver: &mut receiver, watching: &mut watching };
-            let look = precopy::last_look(&mut followed).await;
-            let going = Going { packing, number: round, written: look.written, copied: look.copied };
+            let going = Going { packing, number: round, followed: &mut followed };
             attempt_state.send(request, criu, going, &sender, &mut line).await
         }
         Err(error) => {
@@ -128,7 +127,7 @@ impl Attempt<'_> {
         &mut self,
         request: DumpRequest,
         criu: WarmCriu,
-        going: Going,
+        going: Going<'_>,
         sender: &LinkSender<FromSource>,
         line: &mut Line<'_>,
     ) -> Result<(), Failure> {
@@ -143,7 +142,7 @@ impl Attempt<'_> {
         let at = Instant::now();
         self.timings().dump_millis = millis(dumped.took);
         self.step(SourceStep::Dumped);
-        let manifest = line.images(dumped.round, &[images]).await?;
+        let manifest = line.images(dumped.round, vec![images]).await?;
         self.timings().bytes = manifest.bytes();
         line.verified(round, &manifest.digest()).await?;
         self.timings().transfer_millis = millis(at.elapsed());

@@ -8,6 +8,7 @@ pub mod cut;
 pub mod driver;
 pub mod freeze;
 pub mod frozen;
+mod images;
 pub mod precopy;
 pub mod preflight;
 mod round;

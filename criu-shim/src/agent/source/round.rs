@@ -4,7 +4,8 @@ use crate::agent::context::News;
 use crate::agent::failure::retryable;
 use crate::agent::files::process::{PackReader, Packing};
 use crate::agent::source::frozen::FrozenPod;
-use crate::agent::source::precopy::{self, Copied, Written};
+use crate::agent::source::images::{self, Content, Image};
+use crate::agent::source::precopy::{self, Copied, Followed, LastLook};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
@@ -20,6 +21,7 @@ use crate::criu::{
 use crate::freezer::{Freezer, FreezerError};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason};
@@ -85,16 +87,14 @@ pub(super) struct Dumped {
 }
 
 /// What goes while CRIU works.
-#[derive(Debug, Default)]
-pub(super) struct Going {
+#[derive(Debug)]
+pub(super) struct Going<'a> {
     /// Archives, their processes started and waiting.
     pub(super) packing: Vec<(Part, Packing)>,
     /// Number of the round.
     pub(super) number: u32,
-    /// Pages that were written since the last round.
-    pub(super) written: Vec<Written>,
-    /// What the target has with them.
-    pub(super) copied: Vec<Copied>,
+    /// Processes of which pages may have been written since the last round.
+    pub(super) followed: &'a mut Option<Followed>,
 }
 
 /// The way from a frozen pod to a target that has verified what was sent.
@@ -113,10 +113,22 @@ impl Line<'_> {
         begun: impl Future<Output = Result<RoundSender, SendError>>,
         request: DumpRequest,
         criu: WarmCriu,
-        going: Going,
+        going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
-        let Going { packing, number, written, copied } = going;
-        let dumping = tokio::task::spawn_blocking(move || dump(criu, &request, &copied));
+        let Going { packing, number, followed } = going;
+        let (begin, may_begin) = mpsc::channel();
+        let (tell_copied, copied) = mpsc::channel();
+        let dumping = tokio::task::spawn_blocking(move || {
+            // It ends at the latest with who was to say it.
+            may_begin.recv().ok();
+            dump(criu, &request, &copied)
+        });
+        // A dump that has failed meanwhile waits for neither.
+        let LastLook { written, copied } = precopy::last_look(followed, move || {
+            begin.send(()).ok();
+        })
+        .await;
+        tell_copied.send(copied).ok();
         let archives: Vec<(Part, PackReader)> =
             packing.into_iter().map(|(part, packing)| (part, packing.go())).collect();
         let early = async {
@@ -140,17 +152,17 @@ impl Line<'_> {
     pub(super) async fn images(
         &mut self,
         mut round: RoundSender,
-        directories: &[PathBuf],
+        directories: Vec<PathBuf>,
     ) -> Result<Manifest, Failure> {
-        let mut files = Vec::new();
-        for directory in directories {
-            files.extend(image_files(directory)?);
-        }
+        let read = tokio::task::spawn_blocking(move || images::read(&directories)).await;
+        let read = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+        let images = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let rest = async {
-            for (name, path) in files {
-                let part = Part::Image { name };
-                let file = File::open(&path).map_err(|source| SendError::Read { part: part.clone(), source })?;
-                round.part(part, file).await?;
+            for Image { part, content } in images {
+                match content {
+                    Content::Small(bytes) => round.whole(part, bytes).await?,
+                    Content::Large(file) => round.part(part, file).await?,
+                }
             }
             round.end().await
         };
@@ -183,7 +195,9 @@ impl Line<'_> {
 }
 
 /// Dumps, mends what CRIU writes wrongly, and accounts for the memory that it left out. Returns how long it took. Blocking.
-fn dump(criu: WarmCriu, request: &DumpRequest, copied: &[Copied]) -> Result<Duration, Undumped> {
+///
+/// What the target has of the memory comes by `copied`, while CRIU works.
+fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copied>>) -> Result<Duration, Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let mut running = criu.dump(request).map_err(|error| failed(&error))?;
@@ -199,7 +213,9 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &[Copied]) -> Result<Dura
     }
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;
     if let Memory::Except(parent) = &request.options.memory {
-        leave_nothing_out(&request.images_dir, parent.clone(), copied).map_err(|error| failed(&error))?;
+        // Of processes that nobody has looked at, the target has nothing.
+        let copied = copied.recv().unwrap_or_default();
+        leave_nothing_out(&request.images_dir, parent.clone(), &copied).map_err(|error| failed(&error))?;
     }
     Ok(begun.elapsed())
 }
@@ -243,18 +259,4 @@ async fn notice_of_failure(receiver: &mut LinkReceiver<FromTarget>) -> Failure {
         Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
         Err(error) => retryable(FailureReason::TransferFailed, chain(&error)),
     }
-}
-
-/// The images, in order of their names.
-fn image_files(directory: &Path) -> Result<Vec<(String, PathBuf)>, Failure> {
-    let failed = |error: std::io::Error| retryable(FailureReason::DumpFailed, format!("list the images: {error}"));
-    let mut files = Vec::new();
-    for entry in directory.read_dir().map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_type().map_err(failed)?.is_file() {
-            files.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
-        }
-    }
-    files.sort();
-    Ok(files)
 }

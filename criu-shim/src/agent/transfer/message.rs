@@ -6,7 +6,7 @@ use thiserror::Error;
 use tideover_crds::Failure;
 
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Which move a connection is for. First message of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,13 @@ pub enum FromSource {
     FileEnd {
         /// Length, bytes.
         bytes: u64,
+        /// BLAKE3 of its bytes, hexadecimal.
+        digest: String,
+    },
+    /// The next data frame is all of this part: small files that are there already, of which a dump has a score.
+    Whole {
+        /// What it is.
+        part: Part,
         /// BLAKE3 of its bytes, hexadecimal.
         digest: String,
     },

@@ -18,6 +18,9 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+/// Most files that are kept in memory before they are written, each of at most one frame.
+const MAX_WHOLE: usize = 64;
+
 /// Why a round could not be taken.
 #[derive(Debug, Error)]
 pub enum ReceiveError {
@@ -181,38 +184,50 @@ impl Landing {
             }
         };
         let begun = Instant::now();
-        let mut manifest = Manifest::default();
+        let (mut manifest, mut whole) = (Manifest::default(), Vec::new());
         loop {
-            match message(link, "a part").await? {
+            let (part, landed) = match message(link, "a part").await? {
                 FromSource::FileBegin { part } => {
-                    if self.manifest.len().max(manifest.len()) >= MAX_PARTS {
-                        return Err(ReceiveError::TooMany);
-                    }
+                    self.may_have_another(&manifest)?;
                     let landed = self.part(link, &directory, &part).await?;
-                    let counts = kind != RoundKind::Rehearsal;
-                    let twice = counts && !self.manifest.add(part.clone(), landed.clone());
-                    if !manifest.add(part.clone(), landed) || twice {
-                        return Err(ReceiveError::Twice(part));
+                    (part, landed)
+                }
+                FromSource::Whole { part, digest } => {
+                    self.may_have_another(&manifest)?;
+                    let (file, landed) = self.whole(link, &directory, &part, &digest).await?;
+                    whole.push(file);
+                    if whole.len() >= MAX_WHOLE {
+                        let files = std::mem::take(&mut whole);
+                        blocking(&directory, move |_| write_whole(files)).await?;
                     }
+                    (part, landed)
                 }
                 FromSource::RoundEnd { digest } if digest == manifest.digest() => {
-                    if kind == RoundKind::Rehearsal {
+                    let stored = if kind == RoundKind::Rehearsal {
                         self.cut = manifest.bytes();
-                        store(&directory, &manifest).await?;
+                        manifest.clone()
                     } else {
-                        store(&directory, &self.manifest).await?;
-                    }
-                    if kind == RoundKind::Last {
-                        finish(std::mem::take(&mut self.memory), &directory).await?;
-                    }
+                        self.manifest.clone()
+                    };
+                    let memory = (kind == RoundKind::Last).then(|| std::mem::take(&mut self.memory));
+                    blocking(&directory, move |directory| close(directory, whole, &stored, memory)).await?;
                     return Ok(Round { number, kind, manifest, took: begun.elapsed() });
                 }
                 FromSource::RoundEnd { .. } => return Err(ReceiveError::RoundCorrupted { round: number }),
                 other => {
                     return Err(ReceiveError::Unexpected { got: format!("{other:?}"), expected: "a part" });
                 }
+            };
+            let counts = kind != RoundKind::Rehearsal;
+            let twice = counts && !self.manifest.add(part.clone(), landed.clone());
+            if !manifest.add(part.clone(), landed) || twice {
+                return Err(ReceiveError::Twice(part));
             }
         }
+    }
+
+    fn may_have_another(&self, round: &Manifest) -> Result<(), ReceiveError> {
+        if self.manifest.len().max(round.len()) < MAX_PARTS { Ok(()) } else { Err(ReceiveError::TooMany) }
     }
 
     /// Brings everything that has landed onto the disk: for a state that is about to be the only one. Blocking.
@@ -233,6 +248,32 @@ impl Landing {
             File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Takes a part that is one frame. It is not on the disk yet.
+    async fn whole(
+        &mut self,
+        link: &mut LinkReceiver<FromSource>,
+        directory: &Path,
+        part: &Part,
+        digest: &str,
+    ) -> Result<(WholeFile, Landed), ReceiveError> {
+        let Some((kind, name)) = part.place()? else {
+            return Err(ReceiveError::Unexpected { got: format!("{part} in one frame"), expected: "a part" });
+        };
+        let content = match link.next().await? {
+            Incoming::Data(content) => content,
+            Incoming::Message(FromSource::Abort { message }) => return Err(ReceiveError::Aborted(message)),
+            Incoming::Message(other) => {
+                return Err(ReceiveError::Unexpected { got: format!("{other:?}"), expected: "the content of a part" });
+            }
+        };
+        let covered = self.share.take(content.len() as u64)?;
+        let Ok(digest) = blake3::Hash::from_hex(digest) else {
+            return Err(ReceiveError::Corrupted { part: part.clone() });
+        };
+        let landed = Landed { bytes: content.len() as u64, digest };
+        Ok((WholeFile { path: directory.join(kind).join(name), content, _covered: covered }, landed))
     }
 
     async fn part(
@@ -295,21 +336,46 @@ impl Writing {
     }
 }
 
-/// Writes down what has landed in `directory` so far.
-async fn store(directory: &Path, manifest: &Manifest) -> Result<(), ReceiveError> {
-    let path = directory.join(stored::MANIFEST);
-    let (directory, manifest) = (directory.to_owned(), manifest.clone());
-    let stored = tokio::task::spawn_blocking(move || stored::store(&directory, &manifest)).await;
-    let stored = stored.map_err(std::io::Error::other).and_then(|stored| stored);
-    stored.map_err(|source| ReceiveError::Write { path, source })
+/// A part that is in memory and goes onto the disk with its like.
+struct WholeFile {
+    path: PathBuf,
+    content: Bytes,
+    _covered: Share,
 }
 
-/// Completes the memory that has landed, by what CRIU's images say.
-async fn finish(memory: Memory, directory: &Path) -> Result<(), ReceiveError> {
-    let (store, images) = (directory.join(MEMORY), directory.join(IMAGES));
-    let path = store.clone();
-    let finished = tokio::task::spawn_blocking(move || memory.finish(&store, &images)).await;
-    finished.map_err(|error| ReceiveError::Write { path, source: std::io::Error::other(error) })??;
+/// Does `work` on `directory` where it may block.
+async fn blocking(
+    directory: &Path,
+    work: impl FnOnce(&Path) -> Result<(), ReceiveError> + Send + 'static,
+) -> Result<(), ReceiveError> {
+    let (path, directory) = (directory.to_owned(), directory.to_owned());
+    let done = tokio::task::spawn_blocking(move || work(&directory)).await;
+    done.map_err(|error| ReceiveError::Write { path, source: std::io::Error::other(error) })?
+}
+
+/// Ends a round in `directory`: writes what is still in memory, and down what has landed so far. With the last round, completes
+/// the memory that has landed, by what CRIU's images say. Blocking.
+fn close(
+    directory: &Path,
+    whole: Vec<WholeFile>,
+    manifest: &Manifest,
+    memory: Option<Memory>,
+) -> Result<(), ReceiveError> {
+    write_whole(whole)?;
+    stored::store(directory, manifest)
+        .map_err(|source| ReceiveError::Write { path: directory.join(stored::MANIFEST), source })?;
+    match memory {
+        Some(memory) => Ok(memory.finish(&directory.join(MEMORY), &directory.join(IMAGES))?),
+        None => Ok(()),
+    }
+}
+
+/// Writes new regular files. Blocking.
+fn write_whole(files: Vec<WholeFile>) -> Result<(), ReceiveError> {
+    for WholeFile { path, content, .. } in files {
+        let written = create(&path).and_then(|mut file| file.write_all(&content));
+        written.map_err(|source| ReceiveError::Write { path, source })?;
+    }
     Ok(())
 }
 
@@ -339,9 +405,14 @@ async fn message(link: &mut LinkReceiver<FromSource>, expected: &'static str) ->
     }
 }
 
-/// Writes a new regular file (0600) and returns its length; an existing one is an error, because every part comes once.
+/// Makes a new regular file (0600); an existing one is an error, because every part comes once.
+fn create(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Writes a new regular file and returns its length.
 fn write_chunks(path: &Path, mut chunks: mpsc::Receiver<(Bytes, Share)>) -> std::io::Result<u64> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = create(path)?;
     let mut bytes = 0;
     while let Some((chunk, covered)) = chunks.blocking_recv() {
         file.write_all(&chunk)?;

@@ -39,6 +39,9 @@ async fn what_is_sent_lands_with_the_same_digest() {
         round.part(image("pages-1.img"), Cursor::new(big.clone())).await.expect("part");
         round.part(image("empty.img"), Cursor::new(Vec::new())).await.expect("part");
         round.part(Part::Volume { name: "data".into() }, Cursor::new(b"tar".to_vec())).await.expect("part");
+        for number in 0..100 {
+            round.whole(image(&format!("core-{number}.img")), vec![number].into()).await.expect("part");
+        }
         round.end().await.expect("end")
     };
     let (sent, landed) = tokio::join!(sending, wire.landing.round(&mut wire.target));
@@ -49,6 +52,8 @@ async fn what_is_sent_lands_with_the_same_digest() {
     assert_eq!(at("images/pages-1.img"), big);
     assert_eq!(at("images/empty.img"), b"");
     assert_eq!(at("files/volume-data.tar"), b"tar");
+    (0..100).for_each(|number| assert_eq!(at(&format!("images/core-{number}.img")), [number]));
+    stored::verify(&wire.directory.path().join("1")).expect("all of it");
 }
 
 async fn say(wire: &Wire, message: FromSource) {

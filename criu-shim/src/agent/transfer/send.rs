@@ -80,6 +80,19 @@ impl RoundSender {
         if self.manifest.add(part.clone(), landed) { Ok(()) } else { Err(SendError::Twice(part)) }
     }
 
+    /// Sends one part that is in memory already, of at most [`MAX_DATA`] bytes.
+    ///
+    /// # Errors
+    /// Where the connection is gone.
+    pub async fn whole(&mut self, part: Part, content: Bytes) -> Result<(), SendError> {
+        let landed = Landed { bytes: content.len() as u64, digest: blake3::hash(&content) };
+        let digest = landed.digest.to_hex().to_string();
+        say(&self.link, FromSource::Whole { part: part.clone(), digest }).await?;
+        let sent = self.link.data(content).await;
+        sent.map_err(|source| SendError::Link { what: part.to_string(), source })?;
+        if self.manifest.add(part.clone(), landed) { Ok(()) } else { Err(SendError::Twice(part)) }
+    }
+
     /// Closes the round. Returns what was sent; the target must answer with the same digest.
     ///
     /// # Errors

@@ -12,6 +12,9 @@ pub enum DaemonError {
     /// Whoever started this has ended before CRIU came.
     #[error("the restore ended before CRIU asked for pages")]
     NobodyCame,
+    /// What is said on standard input is not whom to serve.
+    #[error("hear whom to serve")]
+    Tie(#[source] io::Error),
     /// The guard is gone: this process' death would show zeros to others.
     #[error("have the userfaultfd of a process held by the guard")]
     Guard(#[source] io::Error),

@@ -20,6 +20,7 @@ mod missing;
 mod run;
 mod serve;
 mod status;
+mod tie;
 mod userfault;
 
 pub use alive::is_alive;

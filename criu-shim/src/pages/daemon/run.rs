@@ -9,7 +9,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
-#[command(name = "criu-pages", version, about = "Serves CRIU's lazy restore from the page store of this node")]
+#[command(
+    name = "criu-pages",
+    version,
+    about = "Serves CRIU's lazy restore from the page store of this node",
+    long_about = "Serves CRIU's lazy restore from the page store of this node. Standard input brings one line with the pids of the \
+                  processes that have memory, and stays open until CRIU has come."
+)]
 struct Arguments {
     /// Directory of the page store.
     #[arg(long)]
@@ -17,12 +23,6 @@ struct Arguments {
     /// CRIU's work directory: for its socket and the status.
     #[arg(long)]
     work: PathBuf,
-    /// Pid in the images of a process that has memory; once for each.
-    #[arg(long = "pid", required = true, num_args = 1.., value_parser = clap::value_parser!(i32).range(1..))]
-    pids: Vec<i32>,
-    /// End if standard input closes before CRIU has come.
-    #[arg(long)]
-    tied: bool,
 }
 
 /// The program `criu-pages`.
@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
         eprintln!("criu-pages: ignore SIGHUP: {errno}");
         return ExitCode::FAILURE;
     }
-    let Arguments { store, work, pids, tied } = arguments;
+    let Arguments { store, work } = arguments;
     // Before the guard is split off, which has it too then.
     let _alive = match alive::say(&work) {
         Ok(lock) => lock,
@@ -53,7 +53,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match serve(&Settings { store, work, pids: pids.into_iter().collect(), tied }, &guard) {
+    match serve(&Settings { store, work }, &guard) {
         Ok(()) => ExitCode::SUCCESS,
         // Said, where it happened, before any process was let go of.
         Err(_) => ExitCode::FAILURE,

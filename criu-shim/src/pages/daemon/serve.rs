@@ -6,6 +6,7 @@ use super::guard::Guard;
 use super::link::{Heard, Link, listen};
 use super::live::{Live, Outcome};
 use super::status::Status;
+use super::tie::{Tie, Told};
 use super::userfault::{Message, Userfault};
 use crate::causes::chain;
 use crate::pages::PAGE;
@@ -35,17 +36,13 @@ const LISTENER: u64 = u64::MAX;
 const LINK: u64 = u64::MAX - 1;
 const TIE: u64 = u64::MAX - 2;
 
-/// Whom to serve, and from where.
+/// From where to serve. Whom, [`super::tie`] hears.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Directory of the page store.
     pub store: PathBuf,
     /// CRIU's work directory, for the socket and the status.
     pub work: PathBuf,
-    /// Pids in the images of every process that has memory. Each has a store, even if that is empty.
-    pub pids: BTreeSet<i32>,
-    /// Whether nobody is to be served any more if standard input closes before CRIU has come.
-    pub tied: bool,
 }
 
 /// Serves one restore until every process has all its pages, or is gone.
@@ -92,8 +89,9 @@ struct Daemon<'a> {
     epoll: Epoll,
     listener: Option<UnixListener>,
     link: Option<Link>,
-    /// Who was announced and has not come yet.
-    expected: BTreeSet<i32>,
+    tie: Tie,
+    /// Who was announced and has not come yet; none while nobody was announced. Each has a store, even if that is empty.
+    expected: Option<BTreeSet<i32>>,
     /// Whether CRIU has restored everything.
     finished: bool,
     stores: BTreeMap<i32, Store>,
@@ -114,7 +112,8 @@ impl<'a> Daemon<'a> {
             epoll,
             listener: None,
             link: None,
-            expected: settings.pids.clone(),
+            tie: Tie::default(),
+            expected: None,
             finished: false,
             stores: BTreeMap::new(),
             live: BTreeMap::new(),
@@ -144,9 +143,7 @@ impl<'a> Daemon<'a> {
         let listener = listen(&self.settings.work)?;
         self.watch(&listener, LISTENER)?;
         self.listener = Some(listener);
-        if self.settings.tied {
-            self.watch(&std::io::stdin(), TIE)?;
-        }
+        self.watch(&std::io::stdin(), TIE)?;
         say(self.settings, &Status::Listening)
     }
 
@@ -168,12 +165,29 @@ impl<'a> Daemon<'a> {
             match event.data() {
                 LISTENER => self.accept()?,
                 LINK => self.hear_criu()?,
-                TIE if self.listener.is_some() => return Err(DaemonError::NobodyCame),
-                TIE => self.unwatch(&std::io::stdin()),
+                TIE => self.hear_starter()?,
                 number => self.hear_process(SpaceId(number))?,
             }
         }
         Ok(())
+    }
+
+    fn hear_starter(&mut self) -> Result<(), DaemonError> {
+        match self.tie.read(std::io::stdin()).map_err(DaemonError::Tie)? {
+            Told::Nothing => {}
+            Told::Serve(pids) => self.expected = Some(pids),
+            Told::Gone if self.listener.is_some() => return Err(DaemonError::NobodyCame),
+            Told::Gone => self.unwatch(&std::io::stdin()),
+        }
+        Ok(())
+    }
+
+    /// Who is still to come. CRIU may be heard before the line is, which was written before.
+    fn expected(&mut self) -> Result<&mut BTreeSet<i32>, DaemonError> {
+        if self.expected.is_none() {
+            self.expected = Some(self.tie.read_line(std::io::stdin()).map_err(DaemonError::Tie)?);
+        }
+        Ok(self.expected.get_or_insert_default())
     }
 
     /// There is one connection in the life of a daemon.
@@ -196,11 +210,11 @@ impl<'a> Daemon<'a> {
                     self.add(pid, userfault)?;
                 }
                 Some(Heard::Zombie { pid }) => {
-                    self.expected.remove(&pid);
+                    self.expected()?.remove(&pid);
                     self.say_if_all_are_here()?;
                 }
                 Some(Heard::Finished) => {
-                    if let Some(pid) = self.expected.first() {
+                    if let Some(pid) = self.expected()?.first() {
                         return Err(DaemonError::LeftOut { pid: *pid });
                     }
                     self.finished = true;
@@ -213,10 +227,10 @@ impl<'a> Daemon<'a> {
     }
 
     fn add(&mut self, pid: i32, userfault: Userfault) -> Result<(), DaemonError> {
-        let store = if self.expected.remove(&pid) {
-            Store::open(&self.settings.store, pid).map_err(|source| DaemonError::Store { pid, source })
-        } else {
-            Err(DaemonError::Unannounced { pid })
+        let store = match self.expected().map(|expected| expected.remove(&pid)) {
+            Ok(true) => Store::open(&self.settings.store, pid).map_err(|source| DaemonError::Store { pid, source }),
+            Ok(false) => Err(DaemonError::Unannounced { pid }),
+            Err(error) => Err(error),
         };
         let id = self.book.add(pid, store.as_ref().map_or(&[], Store::extents));
         self.watch(&userfault, id.0)?;
@@ -229,8 +243,8 @@ impl<'a> Daemon<'a> {
     }
 
     /// Whoever is about to let the processes run relies on this.
-    fn say_if_all_are_here(&self) -> Result<(), DaemonError> {
-        if self.expected.is_empty() { say(self.settings, &Status::Serving) } else { Ok(()) }
+    fn say_if_all_are_here(&mut self) -> Result<(), DaemonError> {
+        if self.expected()?.is_empty() { say(self.settings, &Status::Serving) } else { Ok(()) }
     }
 
     /// Reads all that an address space has to say before any of it is acted on: a fault may be older than a change.

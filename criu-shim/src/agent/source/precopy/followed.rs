@@ -135,13 +135,19 @@ impl Followed {
     }
 
     /// The last look, at processes that are frozen. One that can't be looked at has nothing copied. Blocking.
-    pub fn last_look(&mut self) -> LastLook {
+    ///
+    /// `begin` is called when a dump may begin: it changes nothing of what is looked at from then on.
+    pub fn last_look(&mut self, begin: impl FnOnce()) -> LastLook {
         let mut look = LastLook::default();
-        for process in self.processes.iter_mut().filter(|process| process.id.is_alive()) {
+        let alive = self.processes.iter_mut().filter(|process| process.id.is_alive());
+        // In a dump, a thread has the stack pointer of CRIU's parasite.
+        let alive: Vec<_> = alive.map(|process| (stack_pages(process.id.pid), process)).collect();
+        begin();
+        for (stacks, process) in alive {
             let (pid, image_pid) = (process.id.pid, process.image_pid);
             let seen = process.tracker.last_look().unwrap_or_default();
             // Where a thread's stack pointer is, CRIU writes before it asks for pages.
-            let copied = stack_pages(pid).map(|stacks| ranges::without(&addresses(&seen.present), &stacks));
+            let copied = stacks.map(|stacks| ranges::without(&addresses(&seen.present), &stacks));
             look.written.push(Written { pid, image_pid, ranges: seen.written });
             look.copied.push(Copied { pid, image_pid, ranges: copied.unwrap_or_default() });
         }

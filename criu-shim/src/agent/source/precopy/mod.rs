@@ -212,10 +212,14 @@ fn uptime() -> Duration {
     Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default()
 }
 
-/// Looks at the frozen processes. Where that does not work at all, the dump can't be completed, and the attempt fails.
-pub async fn last_look(followed: &mut Option<Followed>) -> LastLook {
-    let Some(mut looking) = followed.take() else { return LastLook::default() };
-    match tokio::task::spawn_blocking(move || (looking.last_look(), looking)).await {
+/// Looks at the frozen processes, and says by `begin` when the dump may begin. Where it does not work at all, the dump can't be
+/// completed, and the attempt fails.
+pub async fn last_look(followed: &mut Option<Followed>, begin: impl FnOnce() + Send + 'static) -> LastLook {
+    let Some(mut looking) = followed.take() else {
+        begin();
+        return LastLook::default();
+    };
+    match tokio::task::spawn_blocking(move || (looking.last_look(begin), looking)).await {
         Ok((look, looked)) => {
             *followed = Some(looked);
             look

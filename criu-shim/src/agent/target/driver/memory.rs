@@ -7,7 +7,7 @@ use crate::agent::transfer::message::{IMAGES, MEMORY};
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
 use crate::criu::pagemap;
-use crate::local::Pages;
+use crate::local::{Pages, PagesAt, ToRelay};
 use crate::pages::daemon::{Status, is_alive};
 use crate::pages::store;
 use std::path::Path;
@@ -24,6 +24,16 @@ const SERVES_LOOK: Duration = Duration::from_millis(1);
 /// How long the processes of a container that can't go on may take to end, before it is tried again.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 
+/// Where memory that comes after the restore is, in an attempt's directory.
+pub(super) fn pages_at(directory: &Path) -> PagesAt {
+    PagesAt { store: directory.join(MEMORY), work: directory.join(WORK) }
+}
+
+/// Whether pages have landed in an attempt's directory. Blocking.
+fn has_begun(directory: &Path) -> bool {
+    directory.join(MEMORY).read_dir().is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// The memory in an attempt's directory that comes after the restore, if any does. Blocking.
 ///
 /// # Errors
@@ -38,10 +48,18 @@ pub(super) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
             return Err(failed(format!("the memory of process {pid} is not here any more")));
         }
     }
-    Ok((!pids.is_empty()).then(|| Pages { store, work: directory.join(WORK), pids }))
+    Ok((!pids.is_empty()).then(|| Pages { at: pages_at(directory), pids }))
 }
 
 impl TargetDriver {
+    /// Has the page daemon started where it will be needed, so that the freeze does not wait for that.
+    pub(super) async fn prepare_pages(&self) {
+        let directory = self.directory();
+        if has_begun(&directory) {
+            self.tell_relay(ToRelay::Prepare { pages: pages_at(&directory) }).await;
+        }
+    }
+
     /// Sees to it that the memory which is still to come will come, before anything relies on it.
     ///
     /// # Errors
@@ -140,6 +158,6 @@ mod tests {
         writer.write(0x1000, &[7; 4096]).expect("a page");
         writer.finish(&[PageRange::new(0x1000, 4096).expect("a page")]).expect("an index");
         let pages = to_come(attempt.path()).expect("all is here").expect("memory");
-        assert_eq!((pages.pids, pages.store), (vec![1], store));
+        assert_eq!((pages.pids, pages.at.store), (vec![1], store));
     }
 }

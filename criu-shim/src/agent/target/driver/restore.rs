@@ -106,6 +106,7 @@ impl TargetDriver {
             return;
         }
         if stage == RelayStage::Requested && !self.local.staged {
+            self.prepare_pages().await;
             self.reach(TargetStep::Waiting);
         }
     }
