@@ -70,7 +70,7 @@ fn request(store: &mut Option<Connection>, args: &Args, number: u64) -> io::Resu
         None => store.insert(Connection::open(&args.address)?),
     };
     let (name, value) = filled(number.wrapping_mul(7919) % args.keys.max(1), args.value_bytes);
-    let (command, expected) = if number % 10 == 0 {
+    let (command, expected) = if number.is_multiple_of(10) {
         (vec!["SET".to_owned(), name, value], "OK".to_owned())
     } else {
         (vec!["GET".to_owned(), name], value)

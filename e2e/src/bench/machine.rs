@@ -21,6 +21,15 @@ pub struct Run {
     pub machine: Vec<(String, String)>,
     /// Which engines copied the memory of each case.
     pub engines: BTreeMap<String, BTreeSet<String>>,
+    /// Why there are no figures of a case, for each of which there are none.
+    pub failed: BTreeMap<String, String>,
+}
+
+/// The command line with these `arguments`, as a person types it.
+pub fn command_line(arguments: impl Iterator<Item = String>) -> String {
+    let quoted = |word: String| if word.contains([' ', '*', '$']) { format!("'{word}'") } else { word };
+    let words: Vec<String> = arguments.map(quoted).collect();
+    format!("cargo run --package tideover-e2e --bin bench -- {}", words.join(" "))
 }
 
 /// The machine, and the versions of what runs on its nodes.
@@ -102,6 +111,12 @@ mod tests {
         let facts = of_host(cpu, "MemFree: 1 kB\nMemTotal:       25165824 kB\n");
         let values: Vec<_> = facts.iter().map(|(_, value)| value.as_str()).collect();
         assert_eq!(values, ["Some CPU @ 2 GHz", "2", "24.0 GiB"]);
+    }
+
+    #[test]
+    fn a_command_can_be_typed_again() {
+        let line = command_line(["measure", "--cases", "64 MiB, 1 %/s"].into_iter().map(str::to_owned));
+        assert_eq!(line, "cargo run --package tideover-e2e --bin bench -- measure --cases '64 MiB, 1 %/s'");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::resident;
 use super::resources::{Meter, Used};
@@ -11,7 +11,8 @@ use super::status::Told;
 use super::throughput::{Rates, WINDOW, rates};
 use crate::scenario::flip::IMAGES;
 use crate::scenario::wait::until_true;
-use crate::scenario::{Cluster, Collector, Sandbox, migration};
+use crate::scenario::watch::Watch;
+use crate::scenario::{Cluster, Collector, Sandbox, migration, until};
 
 /// How long a move, or what comes before or after it, may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -54,10 +55,12 @@ pub fn watch(
         let begin = collector.samples().first().context("nothing was sampled")?.at;
         sampled(collector, begin)?;
     }
+    let watch = Watch::start(sandbox)?;
     let meter = Meter::start(cluster)?;
     collector.take_gap();
     sandbox.create(&migration::manifest(name, &pod.name))?;
-    migration::succeeded(sandbox, &pod.name, LIMIT)?;
+    succeeded(&watch, name)?;
+    drop(watch);
     settle(collector)?;
     let gap = collector.take_gap();
     if works {
@@ -84,6 +87,22 @@ pub fn watch(
 pub fn settle(collector: &Collector) -> Result<()> {
     let newest = collector.account().newest;
     until_true("the ticker", LIMIT, || Ok(collector.account().newest > newest + SETTLE))
+}
+
+/// Waits until the Migration has ended, and it must have succeeded. Asking for it again and again would cost more of two
+/// cores than the move does, so it is watched.
+fn succeeded(watch: &Watch, name: &str) -> Result<()> {
+    let object = until(format!("{name} to end"), LIMIT, || {
+        while let Some(object) = watch.next(Duration::ZERO)? {
+            if object["metadata"]["name"] == name && migration::has_ended(&object) {
+                return Ok(Some(object));
+            }
+        }
+        Ok(None)
+    })?;
+    let phase = &object["status"]["phase"];
+    ensure!(phase == "Succeeded", "{name} {phase}: {}", migration::message(&object));
+    Ok(())
 }
 
 /// Waits until it is known what the program did in the window that begins with `begin`.

@@ -61,7 +61,8 @@ fn draw(series: &[Series], backend: SVGBackend<'_>) -> Result<(), Box<dyn std::e
     area.fill(&WHITE)?;
     let millis = series.iter().flat_map(|one| &one.points).map(|(_, millis)| *millis);
     let (least, most) = millis.fold((f64::MAX, f64::MIN), |(least, most), one| (least.min(one), most.max(one)));
-    let sizes = (SIZES[0] as f64 * 0.8..SIZES[SIZES.len() - 1] as f64 * 1.3).log_scale();
+    // The sizes are powers of four, and so are the marks of the axis.
+    let sizes = (SIZES[0] as f64 * 0.8..SIZES[SIZES.len() - 1] as f64 * 1.3).log_scale().base(4.0);
     let mut chart = ChartBuilder::on(&area)
         .caption("Longest gap that the application sees, median", ("sans-serif", 20))
         .margin(12)

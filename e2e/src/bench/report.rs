@@ -39,6 +39,7 @@ pub fn document(figures: &[Figure], run: &Run, date: &str, picture: &str) -> Str
         ("What the agents use", agents(&figures)),
         ("What the application gets done", throughput(&figures)),
         ("What each process, thread, VMA and descriptor adds", additions(&figures)),
+        ("What failed", failures(run)),
     ];
     let text = sections.into_iter().filter(|(_, body)| !body.is_empty()).map(|(title, body)| match title {
         "" => body,
@@ -244,11 +245,19 @@ fn additions(figures: &Figures<'_>) -> String {
     format!(
         "\
 Medians of a program of 1 MiB that has so many of a kind; what each of them adds to the same program without them is in
-microseconds. A thread brings its stack's mapping with it, a process all that a process has.
+microseconds. A thread brings four mappings with it, its stacks and their guards; a process all that a process has.
 
 {}",
         table(&header, &rows)
     )
+}
+
+fn failures(run: &Run) -> String {
+    if run.failed.is_empty() {
+        return String::new();
+    }
+    let rows: Vec<_> = run.failed.iter().map(|(case, why)| vec![case.clone(), why.replace('|', "/")]).collect();
+    table(&["case", "why there are no figures"], &rows)
 }
 
 /// What each of the kind adds, microseconds.
@@ -274,6 +283,7 @@ mod tests {
             commit: "abc123+".to_owned(),
             machine: vec![("cores".to_owned(), "2".to_owned())],
             engines: BTreeMap::from([("64 MiB, 1 %/s".to_owned(), engines)]),
+            failed: BTreeMap::from([("1000 pipe ends".to_owned(), "too many | pipes".to_owned())]),
         }
     }
 
@@ -329,6 +339,14 @@ mod tests {
         let text = additions(&Figures(&figures()));
         assert!(text.contains("| 50 processes | 118 | 2000 | 1000 | - | - |"), "{text}");
         assert!(text.contains("| 1000 eventfds | 25.0 | 5.00 | - | - | - |"), "{text}");
+    }
+
+    #[test]
+    fn what_failed_is_told() {
+        let text = document(&figures(), &run(), "2026-01-01", "p.svg");
+        assert!(text.contains("## What failed") && text.contains("| 1000 pipe ends | too many / pipes |"), "{text}");
+        let fine = Run { failed: BTreeMap::new(), ..run() };
+        assert!(!document(&figures(), &fine, "2026-01-01", "p.svg").contains("## What failed"));
     }
 
     #[test]

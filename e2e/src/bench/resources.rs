@@ -15,7 +15,7 @@ use crate::machine::cgroup::{self, Hierarchy, Kind};
 use crate::scenario::Cluster;
 
 /// Pause between two looks at the memory.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What one agent used.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -170,7 +170,68 @@ fn field(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
     use super::*;
+
+    /// A shell in a cgroup of its own, in each hierarchy that counts. All of it is gone once it is dropped.
+    struct Shell {
+        child: Child,
+        directories: Vec<PathBuf>,
+    }
+
+    impl Shell {
+        fn start(script: &str) -> Self {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut shell = Self { child: command.spawn().expect("a shell"), directories: Vec::new() };
+            for hierarchy in cgroup::hierarchies().expect("hierarchies") {
+                let counts = |name: &String| name == "memory" || name == "cpuacct";
+                if hierarchy.kind != Kind::Unified && !hierarchy.controllers().iter().any(counts) {
+                    continue;
+                }
+                let directory = hierarchy.mount.join(format!("tideover-bench-{}", shell.child.id()));
+                fs::create_dir(&directory).expect("a cgroup");
+                shell.directories.push(directory.clone());
+                fs::write(directory.join("cgroup.procs"), shell.child.id().to_string()).expect("a member");
+            }
+            shell
+        }
+
+        fn say(&mut self, line: &str) {
+            self.child.stdin.as_mut().expect("its input").write_all(line.as_bytes()).expect("said");
+        }
+
+        fn line(&mut self) -> String {
+            let mut line = String::new();
+            BufReader::new(self.child.stdout.as_mut().expect("its output")).read_line(&mut line).expect("a line");
+            line
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            self.child.kill().expect("end the shell");
+            self.child.wait().expect("wait for the shell");
+            for directory in &self.directories {
+                fs::remove_dir(directory).expect("remove the cgroup");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_process_uses_is_seen() {
+        let mut shell = Shell::start("read go; x=$(head -c 8388608 /dev/zero | tr '\\0' x); echo ready; read end");
+        let mut account = Account::of_process(shell.child.id() as i32).expect("an account");
+        let before = account.own().expect("memory");
+        shell.say("go\n");
+        assert_eq!(shell.line(), "ready\n");
+        let own = account.own().expect("memory");
+        assert!(own >= before + (8 << 20), "{own} bytes of its own after {before}");
+        assert!(account.peak().expect("peak") >= own);
+        assert!(account.cpu().expect("time") > account.cpu_before);
+    }
 
     #[test]
     fn a_cgroup_is_found_by_its_controller() {

@@ -1,5 +1,6 @@
 //! The freeze that an application sees, through Tideover and through bare runc, side by side in one run.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -87,8 +88,13 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Measure { wanted, write_docs } => {
-            measure(&wanted)?;
-            if write_docs { docs(None) } else { Ok(()) }
+            let run = measure(&wanted)?;
+            if write_docs {
+                docs(None)?;
+            }
+            let failed: Vec<_> = run.failed.into_keys().collect();
+            ensure!(failed.is_empty(), "no figures of {}", failed.join("; "));
+            Ok(())
         }
         Command::Docs { date } => docs(date),
         Command::Gate { figures, limits } => gate::gate(&figures.unwrap_or_else(|| kept(FREEZE)), &limits),
@@ -104,21 +110,30 @@ impl Wanted {
     }
 }
 
-fn measure(wanted: &Wanted) -> Result<()> {
+/// A case that fails does not end the run: the others are as good as ever.
+fn measure(wanted: &Wanted) -> Result<Run> {
     let cases = wanted.select()?;
     let cluster = Cluster::ready()?;
     let mut run = Run {
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: machine::command_line(std::env::args().skip(1)),
         commit: machine::commit()?,
         machine: machine::facts(cluster)?,
-        engines: Default::default(),
+        engines: BTreeMap::new(),
+        failed: BTreeMap::new(),
     };
     let mut progress = Progress::start(&cases);
     let (mut seen, mut measured) = (Vec::new(), Vec::new());
     for case in cases {
-        let moves = measure::case(cluster, &case)?;
+        let name = case.program.name();
+        let moves = measure::case(cluster, &case);
         progress.done(&case);
-        seen.push((case, moves));
+        match moves {
+            Ok(moves) => seen.push((case, moves)),
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                run.failed.insert(name, format!("{error:#}").lines().next().unwrap_or_default().to_owned());
+            }
+        }
         // Kept after each case: what comes after it may fail.
         measured = results::figures(&seen)?;
         run.engines = results::engines(&seen);
@@ -127,7 +142,7 @@ fn measure(wanted: &Wanted) -> Result<()> {
         keep(RUN, &run)?;
     }
     println!("{}\n{}", table(&measured), kept(FREEZE).display());
-    Ok(())
+    Ok(run)
 }
 
 /// What was measured of the transfer alone, where it was.
