@@ -13,12 +13,12 @@ pub(crate) fn word(index: u64) -> u64 {
 
 /// A text of `length` bytes, another for every `seed`.
 pub(crate) fn text(seed: u64, length: usize) -> String {
-    let letter = |index: usize| {
-        // Ten letters of six bits out of each word.
-        let bits = word(word(seed).wrapping_add((index / 10) as u64)) >> (6 * (index % 10));
-        char::from(LETTERS[(bits % 64) as usize])
+    // Ten letters of six bits out of each word.
+    let letters = |block: u64| {
+        let bits = word(word(seed).wrapping_add(block));
+        (0..10).map(move |place| char::from(LETTERS[(bits >> (6 * place)) as usize % LETTERS.len()]))
     };
-    (0..length).map(letter).collect()
+    (0..).flat_map(letters).take(length).collect()
 }
 
 #[cfg(test)]

@@ -161,8 +161,8 @@ impl Program {
 }
 
 impl Case {
-    /// How long it takes on two cores, about. Source: moves of 64 and 256 MiB on them; what a mebibyte adds is what it
-    /// takes to cross, to be filled in, and for bare runc to be written to a disk and read again.
+    /// How long it takes on two cores, about: a guess, for what a person is told of the time that is left. It is put right
+    /// as cases are done.
     pub fn estimate(&self) -> Duration {
         let mib = self.program.mib() as f64;
         let start = 12.0 + mib / 200.0 + if matches!(self.program, Program::Store { .. }) { mib / 20.0 } else { 0.0 };
