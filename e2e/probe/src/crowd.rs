@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use crate::{mapping, ticker};
+use crate::{fork, mapping, ticker};
 
 #[derive(ClapArgs)]
 // Its group would have the name of the ticker's.
@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// Processes, with the ticking one.
     #[arg(long, default_value_t = 1)]
     processes: usize,
+    /// Further processes, each a fork of the ticking one that shares all of its memory with it.
+    #[arg(long, default_value_t = 0)]
+    forks: usize,
     /// Threads of the ticking process, with the ticking one.
     #[arg(long, default_value_t = 1)]
     threads: usize,
@@ -54,7 +57,8 @@ pub(crate) fn run(args: &Args) -> io::Result<()> {
     }
     // Open for as long as it ticks.
     let _descriptors = descriptors(args)?;
-    ticker::run(&args.tick)
+    // They are ended with this process, as those above.
+    ticker::run_after(&args.tick, || fork::copies(args.forks).map(drop))
 }
 
 /// Does nothing.

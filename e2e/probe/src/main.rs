@@ -1,6 +1,7 @@
 //! What the tests run inside pods.
 
 mod crowd;
+mod fork;
 mod load;
 mod mapping;
 mod noise;

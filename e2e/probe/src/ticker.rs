@@ -62,8 +62,14 @@ pub(crate) struct Tick {
 }
 
 pub(crate) fn run(args: &Args) -> io::Result<()> {
+    run_after(args, || Ok(()))
+}
+
+/// Calls `filled` once the memory is there, then ticks.
+pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let words = args.mib * (1 << 20) / 8;
     let memory = if args.shared { shared(words)? } else { private(words) };
+    filled()?;
     let work = args.work.map(|per_second| work::start(memory, per_second)).transpose()?;
     let pages = memory.len() / WORDS_PER_PAGE;
     let mut log = match &args.log {

@@ -47,6 +47,8 @@ pub enum Beside {
     Nothing,
     /// Operations on its memory, so many a second; 0 means as many as it can.
     Work(u64),
+    /// Processes that are forks of it and share all of its memory, copy-on-write, as a server's backends do.
+    Forks(usize),
     /// So many of a kind.
     Crowd(Kind, usize),
 }
@@ -122,6 +124,7 @@ impl Probe {
         let dirty = (self.mib * PAGES_PER_MIB * self.percent).div_ceil(100);
         let mut args = match self.beside {
             Beside::Crowd(kind, count) => vec!["crowd".to_owned(), format!("--{}={count}", kind.flag())],
+            Beside::Forks(count) => vec!["crowd".to_owned(), format!("--forks={count}")],
             Beside::Nothing => vec!["tick".to_owned()],
             Beside::Work(per_second) => vec!["tick".to_owned(), format!("--work={per_second}")],
         };
@@ -142,6 +145,7 @@ impl Program {
                 Beside::Nothing => format!("{mib} MiB, {percent} %/s"),
                 Beside::Work(0) => format!("{mib} MiB, 1 % hot, full speed"),
                 Beside::Work(per_second) => format!("{mib} MiB, 1 % hot, {per_second} operations/s"),
+                Beside::Forks(count) => format!("{mib} MiB, {count} forks"),
                 Beside::Crowd(kind, count) => format!("{count} {}", kind.name()),
             },
         }

@@ -10,6 +10,9 @@ pub const PERCENTS: [usize; 3] = [0, 1, 10];
 /// The case that a crowd is compared with.
 pub const ALONE: Probe = Probe { mib: 1, percent: 0, beside: Beside::Nothing };
 
+/// A server with fifty idle backends, which have all of its memory in common with it.
+pub const FORKED: Probe = Probe { mib: 256, percent: 0, beside: Beside::Forks(50) };
+
 /// Moves of each kind, where nobody says another number.
 pub const RUNS: usize = 9;
 /// The most moves by bare runc of what it takes ten seconds for, or of what is measured for its own sake.
@@ -30,6 +33,7 @@ pub fn all(runs: usize) -> Vec<Case> {
             cases.push(Case { program: Program::Probe(Probe::plain(mib, percent)), runs, bare_runs });
         }
     }
+    cases.push(Case { program: Program::Probe(FORKED), runs, bare_runs: few });
     for (kind, count) in crowds() {
         let beside = Beside::Crowd(kind, count);
         cases.push(Case { program: Program::Probe(Probe { beside, ..ALONE }), runs, bare_runs: few });
@@ -87,7 +91,7 @@ mod tests {
     fn no_two_cases_have_one_name() {
         let all = names(&all(RUNS));
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
-        assert_eq!(all.len(), 15 + 9 + 2 + 1);
+        assert_eq!(all.len(), 15 + 1 + 9 + 2 + 1);
     }
 
     #[test]

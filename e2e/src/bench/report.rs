@@ -4,7 +4,7 @@ use super::case::{Beside, Kind, Probe, Program};
 use super::goals::GOALS;
 use super::machine::Run;
 use super::markdown::{NOTHING, median, number, range, table};
-use super::matrix::{ALONE, PERCENTS, SIZES, crowds};
+use super::matrix::{ALONE, FORKED, PERCENTS, SIZES, crowds};
 use crate::scenario::figures::Figure;
 
 /// Percent of the memory in a second of the cases that are looked at closely.
@@ -97,7 +97,7 @@ fn freeze(figures: &Figures<'_>, picture: &str) -> String {
     format!(
         "\
 The longest gap that the program's own 1 ms ticker saw, in milliseconds: least / median / most of n moves. The program
-holds so much memory and writes so much of it in a second. Bare runc is `runc checkpoint` and `runc restore` of the same
+holds so much memory and writes so much of it in a second; forks are idle processes that share all of it. Bare runc is `runc checkpoint` and `runc restore` of the same
 program on one node, in the same run; it is moved fewer times where that takes ten seconds each.
 
 ![Freeze against resident memory]({picture})
@@ -265,9 +265,10 @@ fn addition(with: &Figure, without: &Figure, kind: Kind, count: usize) -> f64 {
     (with.median - without.median) * 1e3 / (count - kind.without()) as f64
 }
 
-/// The cases of the matrix of sizes and rates.
+/// The cases of the matrix of sizes and rates, and that with memory in common.
 fn plain() -> impl Iterator<Item = Program> {
-    SIZES.into_iter().flat_map(|mib| PERCENTS.map(|percent| Program::Probe(Probe::plain(mib, percent))))
+    let sizes = SIZES.into_iter().flat_map(|mib| PERCENTS.map(|percent| Probe::plain(mib, percent)));
+    sizes.chain([FORKED]).map(Program::Probe)
 }
 
 #[cfg(test)]
