@@ -28,11 +28,11 @@ pub struct Used {
     pub peak: u64,
 }
 
-/// Looks at the agents of all nodes for as long as something moves.
+/// Looks at the agents of all nodes for as long as something moves; it ends when dropped.
 #[derive(Debug)]
 pub struct Meter {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<BTreeMap<String, Used>>>,
+    thread: Option<JoinHandle<Result<BTreeMap<String, Used>>>>,
 }
 
 impl Meter {
@@ -51,16 +51,23 @@ impl Meter {
             let stop = Arc::clone(&stop);
             move || watch(accounts, &stop)
         });
-        Ok(Self { stop, thread })
+        Ok(Self { stop, thread: Some(thread) })
     }
 
     /// Ends it; what each node's agent used.
     ///
     /// # Errors
     /// When an account could not be read.
-    pub fn finish(self) -> Result<BTreeMap<String, Used>> {
+    pub fn finish(mut self) -> Result<BTreeMap<String, Used>> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the thread that looks at the agents panicked"))?
+        let thread = self.thread.take().context("nobody looks at the agents any more")?;
+        thread.join().map_err(|_| anyhow!("the thread that looks at the agents panicked"))?
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

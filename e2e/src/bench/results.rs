@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 
 use super::case::{Case, Probe, Program};
+use super::goals::TRANSFER;
 use super::matrix::PERCENTS;
 use super::measure::Seen;
 use super::moved::Moved;
@@ -55,6 +56,13 @@ pub fn figures(seen: &[(Case, Seen)]) -> Result<Vec<Figure>> {
         }
     }
     Ok(figures)
+}
+
+/// The worst ratio of those that were measured of the transfer alone.
+pub fn transfer(figures: Vec<Figure>) -> Option<Figure> {
+    let ratios = figures.into_iter().filter(|figure| figure.metric == "transfer_ratio");
+    let worst = ratios.min_by(|one, other| one.median.total_cmp(&other.median));
+    worst.map(|figure| Figure { case: TRANSFER.to_owned(), unit: "1".to_owned(), ..figure })
 }
 
 /// Which engines copied the memory of each case.
@@ -187,6 +195,18 @@ mod tests {
         let figures = figures(&[(case(1, 0), Seen { moves, bare: Vec::new() })]).expect("figures");
         assert_eq!(median(&figures, "1 MiB, 0 %/s", "phase BackingOff"), Some(0.0));
         assert_eq!(median(&figures, "1 MiB, 0 %/s", "freeze: dump"), Some(10.0));
+    }
+
+    #[test]
+    fn of_the_transfer_the_worst_ratio_counts() {
+        let figure = |case, metric, unit, value| Figure::of(case, metric, unit, &[value]).expect("values");
+        let measured = vec![
+            figure("256-memory", "transfer_rate", "MiB/s", 0.1),
+            figure("256-image", "transfer_ratio", "", 0.8),
+            figure("256-memory", "transfer_ratio", "", 0.7),
+        ];
+        assert_eq!(transfer(measured), Some(figure(TRANSFER, "transfer_ratio", "1", 0.7)));
+        assert_eq!(transfer(Vec::new()), None);
     }
 
     #[test]

@@ -146,14 +146,9 @@ fn measure(wanted: &Wanted) -> Result<Run> {
 }
 
 /// What was measured of the transfer alone, where it was.
-fn of_transfer() -> Result<Vec<Figure>> {
+fn of_transfer() -> Result<Option<Figure>> {
     let path = kept(TRANSFER);
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let figures: Vec<Figure> = figures::load(&path)?;
-    let ratios = figures.into_iter().filter(|figure| figure.metric == "transfer_ratio");
-    Ok(ratios.map(|figure| Figure { case: TRANSFER.to_owned(), ..figure }).collect())
+    if path.exists() { Ok(results::transfer(figures::load(&path)?)) } else { Ok(None) }
 }
 
 fn docs(date: Option<String>) -> Result<()> {
