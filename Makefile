@@ -1,10 +1,10 @@
 # Thin: each target is one command that can be run by hand.
 LAB = cargo run --quiet --package tideover-e2e --bin lab --
 
-.PHONY: help setup demo test unit e2e bench generate lint lab-up lab-down
+.PHONY: help setup demo test unit e2e bench bench-quick bench-gate generate lint lab-up lab-down
 
 help:           ## This list
-	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
 setup:          ## Install the Debian packages that the lab needs
 	e2e/setup.sh
 demo: setup     ## Real cluster, helm install, redis, kubectl drain: the same process on another node
@@ -15,8 +15,14 @@ unit: lint      ## Unit and property tests
 	cargo test --package tideover-e2e --lib --bins
 e2e: setup      ## End-to-end tests on the lab
 	e2e/run.sh
-bench: setup    ## The freeze through Tideover and through bare runc, side by side
-	cargo run --quiet --package tideover-e2e --bin bench
+bench: setup    ## The freeze through Tideover and bare runc, all cases, into docs/benchmarks.md; an hour and a half
+	cargo build --quiet --package tideover-e2e --bins
+	cargo run --quiet --package tideover-e2e --bin bench -- measure --write-docs
+bench-quick: setup ## Only what there is a goal for; twenty minutes
+	cargo build --quiet --package tideover-e2e --bins
+	cargo run --quiet --package tideover-e2e --bin bench -- measure --quick
+bench-gate:     ## Whether the ratios measured last keep to e2e/bench-limits.json
+	cargo run --quiet --package tideover-e2e --bin bench -- gate
 lint:           ## Formatting, lints, licences, generated files
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings

@@ -28,8 +28,8 @@ pub use protected_workload::{
     ProtectedWorkloadSpec, ProtectedWorkloadStatus,
 };
 pub use report::{
-    Failure, FailureReason, HostFacts, MemoryEngine, Round, SourceReport, SourceStep, SourceTimings, TargetReport,
-    TargetStep, TargetTimings,
+    Failure, FailureReason, HostFacts, MemoryEngine, PreCopied, Round, SourceReport, SourceStep, SourceTimings,
+    TargetReport, TargetStep, TargetTimings,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

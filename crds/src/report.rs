@@ -24,6 +24,9 @@ pub struct SourceReport {
     /// Pre-copy rounds so far.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<Round>,
+    /// All that crossed before the freeze, with the rounds that are not listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_copied: Option<PreCopied>,
     /// Durations, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<SourceTimings>,
@@ -42,6 +45,7 @@ impl SourceReport {
             engine: None,
             notes: Vec::new(),
             rounds: Vec::new(),
+            pre_copied: None,
             timings: None,
             failure: None,
         }
@@ -136,6 +140,18 @@ pub struct Round {
     /// Bytes sent.
     pub bytes: u64,
     /// How long it took, milliseconds.
+    pub millis: f64,
+}
+
+/// What crossed before the freeze.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PreCopied {
+    /// Rounds, those after the convergence too: they go on until the freeze.
+    pub rounds: u32,
+    /// Bytes that they sent.
+    pub bytes: u64,
+    /// How long they were under way, milliseconds; the pauses between them do not count.
     pub millis: f64,
 }
 

@@ -12,6 +12,7 @@
 
 pub mod addons;
 pub mod apt;
+pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod command;

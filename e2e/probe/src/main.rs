@@ -1,8 +1,15 @@
 //! What the tests run inside pods.
 
+mod crowd;
+mod fork;
+mod load;
+mod mapping;
+mod noise;
+mod pace;
 mod resp;
 mod store;
 mod ticker;
+mod work;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -12,10 +19,17 @@ use std::process::ExitCode;
 enum Command {
     /// Tick every millisecond, tell every tick to a collector, and remember the longest gap.
     Tick(ticker::Args),
+    /// Tick, with processes, threads, mappings and descriptors beside the ticker.
+    Crowd(crowd::Args),
+    /// Do nothing: one of a crowd's processes.
+    #[command(hide = true)]
+    Idle,
     /// Fill a store with keys.
     Fill(store::FillArgs),
     /// Write to a store for ever and print what it acknowledged.
     Write(store::WriteArgs),
+    /// Read and write a store's filled keys for ever and tell a collector what it answered.
+    Load(load::Args),
     /// Check that a store has every filled key and every acknowledged write.
     Verify(store::VerifyArgs),
 }
@@ -23,8 +37,11 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Tick(args) => ticker::run(&args),
+        Command::Crowd(args) => crowd::run(&args),
+        Command::Idle => crowd::idle(),
         Command::Fill(args) => store::fill(&args),
         Command::Write(args) => store::write(&args),
+        Command::Load(args) => load::run(&args),
         Command::Verify(args) => store::verify(&args),
     };
     match result {

@@ -1,5 +1,6 @@
 //! A client of a RESP store that knows exactly what was acknowledged.
 
+use crate::noise;
 use crate::resp::Connection;
 use clap::Args;
 use std::io;
@@ -12,6 +13,9 @@ pub(crate) struct FillArgs {
     /// Number of keys.
     #[arg(long, default_value_t = 200_000)]
     keys: u64,
+    /// Bytes of a value; a short one is made where this is 0.
+    #[arg(long, default_value_t = 0)]
+    value_bytes: usize,
 }
 
 #[derive(Args)]
@@ -30,8 +34,11 @@ pub(crate) struct VerifyArgs {
     /// Number of keys that were filled.
     #[arg(long, default_value_t = 200_000)]
     keys: u64,
+    /// Bytes of a value.
+    #[arg(long, default_value_t = 0)]
+    value_bytes: usize,
     /// Number of the newest acknowledged write.
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     acknowledged: u64,
 }
 
@@ -39,8 +46,13 @@ const BATCH: u64 = 1_000;
 /// How long a store may take to be reachable.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
-fn filled(key: u64) -> (String, String) {
-    (format!("fill:{key}"), format!("value-{key}-{}", key.wrapping_mul(2_654_435_761)))
+/// Name and value of a filled key; the value of `bytes` bytes, or a short one where that is 0.
+pub(crate) fn filled(key: u64, bytes: usize) -> (String, String) {
+    let value = match bytes {
+        0 => format!("value-{key}-{}", key.wrapping_mul(2_654_435_761)),
+        _ => noise::text(key, bytes),
+    };
+    (format!("fill:{key}"), value)
 }
 
 fn written(number: u64) -> (String, String) {
@@ -53,7 +65,7 @@ pub(crate) fn fill(args: &FillArgs) -> io::Result<()> {
     for start in (0..args.keys).step_by(BATCH as usize) {
         let commands: Vec<_> = (start..(start + BATCH).min(args.keys))
             .map(|key| {
-                let (name, value) = filled(key);
+                let (name, value) = filled(key, args.value_bytes);
                 vec!["SET".to_owned(), name, value]
             })
             .collect();
@@ -108,16 +120,16 @@ fn attempt(store: &mut Option<Connection>, address: &str, number: u64) -> io::Re
 /// Reads every filled key and every acknowledged write back; prints the number that is missing or wrong.
 pub(crate) fn verify(args: &VerifyArgs) -> io::Result<()> {
     let mut store = Connection::open_within(&args.address, CONNECT_LIMIT)?;
-    let wrong = wrong(&mut store, 0, args.keys, filled)?;
+    let wrong = wrong(&mut store, 0, args.keys, |key| filled(key, args.value_bytes))?;
     let lost = self::wrong(&mut store, 1, args.acknowledged + 1, written)?;
     println!("wrong keys {wrong}, lost acknowledged writes {lost}");
     if wrong + lost == 0 { Ok(()) } else { Err(io::Error::other("the store lost state")) }
 }
 
-fn wrong(store: &mut Connection, from: u64, to: u64, expected: fn(u64) -> (String, String)) -> io::Result<u64> {
+fn wrong(store: &mut Connection, from: u64, to: u64, expected: impl Fn(u64) -> (String, String)) -> io::Result<u64> {
     let mut wrong = 0;
     for start in (from..to).step_by(BATCH as usize) {
-        let pairs: Vec<_> = (start..(start + BATCH).min(to)).map(expected).collect();
+        let pairs: Vec<_> = (start..(start + BATCH).min(to)).map(&expected).collect();
         let commands: Vec<_> = pairs.iter().map(|(name, _)| vec!["GET".to_owned(), name.clone()]).collect();
         let replies = store.call(&commands)?;
         wrong += pairs.iter().zip(replies).filter(|((_, value), reply)| reply.as_ref() != Some(value)).count() as u64;

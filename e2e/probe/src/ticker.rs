@@ -1,13 +1,17 @@
 //! A process that makes gaps and second copies visible.
 //!
-//! Each tick is one datagram `tick <sequence> <realtime ns> <monotonic ns> <longest gap ns> <start ns>` from a socket
-//! of its own. Two copies of one process go on with the same sequence, so a number that arrives twice proves a second
-//! copy. A cold start is told by another `<start ns>`.
+//! Each tick is one datagram `tick <sequence> <realtime ns> <monotonic ns> <longest gap ns> <start ns> <work>` from a
+//! socket of its own. Two copies of one process go on with the same sequence, so a number that arrives twice proves a second
+//! copy. A cold start is told by another `<start ns>`. `<work>` is the number of operations that are done beside ticking.
 
 use clap::Args as ClapArgs;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::pace::Pace;
+use crate::{mapping, noise, work};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -23,6 +27,12 @@ pub(crate) struct Args {
     /// Pages to write at each tick.
     #[arg(long, default_value_t = 0)]
     dirty_pages: usize,
+    /// Pages to write a second, beside those.
+    #[arg(long, default_value_t = 0)]
+    dirty_rate: u64,
+    /// Operations a second that a thread beside the ticker tries for; 0 means as many as it can. See [`crate::work`].
+    #[arg(long)]
+    work: Option<u64>,
     /// Pages to look at at each tick: one that does not hold what was put there ends the program.
     #[arg(long, default_value_t = 0)]
     check_pages: usize,
@@ -35,12 +45,32 @@ pub(crate) struct Args {
 }
 
 const PAGE: usize = 4096;
-const WORDS_PER_PAGE: usize = PAGE / 8;
+/// Words of a page.
+pub(crate) const WORDS_PER_PAGE: usize = PAGE / 8;
+
+/// What a tick says, besides the time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tick {
+    /// Its number.
+    pub(crate) sequence: u64,
+    /// The longest gap so far, nanoseconds.
+    pub(crate) longest: i64,
+    /// When the program started, realtime nanoseconds.
+    pub(crate) start: i64,
+    /// Operations that are done.
+    pub(crate) work: u64,
+}
 
 pub(crate) fn run(args: &Args) -> io::Result<()> {
+    run_after(args, || Ok(()))
+}
+
+/// Calls `filled` once the memory is there, then ticks.
+pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let words = args.mib * (1 << 20) / 8;
-    let memory = if args.shared { shared(words)? } else { vec![0; words].leak() };
-    memory.iter_mut().enumerate().for_each(|(index, word)| *word = noise(index));
+    let memory = if args.shared { shared(words)? } else { private(words) };
+    filled()?;
+    let work = args.work.map(|per_second| work::start(memory, per_second)).transpose()?;
     let pages = memory.len() / WORDS_PER_PAGE;
     let mut log = match &args.log {
         Some(path) => Some(std::fs::OpenOptions::new().create(true).append(true).open(path)?),
@@ -48,14 +78,17 @@ pub(crate) fn run(args: &Args) -> io::Result<()> {
     };
     let start = now(libc::CLOCK_REALTIME);
     println!("start {start}");
+    let (mut pace, mut last) = (Pace::new(args.dirty_rate), Instant::now());
     let (mut previous, mut longest, mut page, mut checked) = (start, 0, 0, 0);
     for sequence in 0_u64.. {
         std::thread::sleep(Duration::from_millis(args.every));
         let realtime = now(libc::CLOCK_REALTIME);
         longest = longest.max(realtime - previous);
         previous = realtime;
-        for _ in 0..args.dirty_pages.min(pages) {
-            memory[page * WORDS_PER_PAGE] = sequence;
+        let due = if pages == 0 { 0 } else { pace.due(last.elapsed()) };
+        last = Instant::now();
+        for _ in 0..args.dirty_pages.min(pages) as u64 + due {
+            memory[page * WORDS_PER_PAGE].store(sequence, Ordering::Relaxed);
             // A stride that is prime to most sizes visits every page before it comes back.
             page = (page + 7919) % pages;
         }
@@ -64,8 +97,8 @@ pub(crate) fn run(args: &Args) -> io::Result<()> {
             checked = (checked + 1) % pages;
         }
         if let Some(collector) = args.report {
-            let text = format!("tick {sequence} {realtime} {} {longest} {start}", now(libc::CLOCK_MONOTONIC));
-            tell(collector, &text);
+            let work = work.as_ref().map_or(0, |done| done.load(Ordering::Relaxed));
+            Tick { sequence, longest, start, work }.tell(collector, realtime);
         }
         if sequence % (1000 / args.every.max(1)).max(1) == 0 {
             println!("tick {sequence} longest {longest}");
@@ -78,6 +111,27 @@ pub(crate) fn run(args: &Args) -> io::Result<()> {
     Ok(())
 }
 
+/// Private memory of `words` words of noise, never freed.
+fn private(words: usize) -> &'static [AtomicU64] {
+    (0..words as u64).map(|index| AtomicU64::new(noise::word(index))).collect::<Vec<_>>().leak()
+}
+
+/// The same in shared memory.
+fn shared(words: usize) -> io::Result<&'static [AtomicU64]> {
+    let memory = mapping::shared(words)?;
+    memory.iter().zip(0..).for_each(|(word, index)| word.store(noise::word(index), Ordering::Relaxed));
+    Ok(memory)
+}
+
+impl Tick {
+    /// Tells `collector` of the tick at `realtime`, nanoseconds.
+    pub(crate) fn tell(self, collector: SocketAddr, realtime: i64) {
+        let Self { sequence, longest, start, work } = self;
+        let monotonic = now(libc::CLOCK_MONOTONIC);
+        tell(collector, &format!("tick {sequence} {realtime} {monotonic} {longest} {start} {work}"));
+    }
+}
+
 /// Sends one datagram from a fresh socket: nothing to restore, and the sender's address is the pod's of this moment. A
 /// datagram that can't be sent is a tick the collector does not see, which is what it is there to notice.
 fn tell(collector: SocketAddr, text: &str) {
@@ -87,40 +141,18 @@ fn tell(collector: SocketAddr, text: &str) {
     }
 }
 
-/// Shared anonymous memory of `words` words, never unmapped.
-fn shared(words: usize) -> io::Result<&'static mut [u64]> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping of this length at an address that the kernel chooses. Nobody else has it, it is aligned to a
-    // page, zero means zero in every word, and it stays for as long as the process lives.
-    unsafe {
-        let memory = libc::mmap(std::ptr::null_mut(), words * size_of::<u64>(), protection, flags, -1, 0);
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(std::slice::from_raw_parts_mut(memory.cast(), words))
-    }
-}
-
 /// An error unless the page holds what was put there. Its first word is what the program writes as it runs.
-fn check(memory: &[u64], page: usize) -> io::Result<()> {
+fn check(memory: &[AtomicU64], page: usize) -> io::Result<()> {
     let words = page * WORDS_PER_PAGE + 1..(page + 1) * WORDS_PER_PAGE;
-    match words.clone().find(|index| memory[*index] != noise(*index)) {
+    let found = |index: usize| memory[index].load(Ordering::Relaxed);
+    match words.clone().find(|index| found(*index) != noise::word(*index as u64)) {
         None => Ok(()),
-        Some(index) => Err(io::Error::other(format!("word {index} of the memory is {:#x}", memory[index]))),
+        Some(index) => Err(io::Error::other(format!("word {index} of the memory is {:#x}", found(index)))),
     }
-}
-
-/// What word `index` holds: no page is zero and none equals another. Source: the finalizer of splitmix64.
-fn noise(index: usize) -> u64 {
-    let mut word = (index as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 /// Nanoseconds of `clock`.
-fn now(clock: libc::clockid_t) -> i64 {
+pub(crate) fn now(clock: libc::clockid_t) -> i64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` outlives the call, and both clocks exist on every Linux.
     unsafe { libc::clock_gettime(clock, &mut time) };
@@ -133,10 +165,10 @@ mod tests {
 
     #[test]
     fn a_word_that_is_not_what_was_put_there_is_noticed() {
-        let mut memory: Vec<u64> = (0..2 * WORDS_PER_PAGE).map(noise).collect();
-        memory[0] = 7;
+        let memory: Vec<_> = (0..2 * WORDS_PER_PAGE as u64).map(|index| AtomicU64::new(noise::word(index))).collect();
+        memory[0].store(7, Ordering::Relaxed);
         assert!(check(&memory, 0).is_ok(), "the first word is the program's own");
-        memory[WORDS_PER_PAGE + 9] ^= 1;
+        memory[WORDS_PER_PAGE + 9].fetch_xor(1, Ordering::Relaxed);
         assert!(check(&memory, 0).is_ok() && check(&memory, 1).is_err());
     }
 }

@@ -1,31 +1,76 @@
 //! The freeze that an application sees, through Tideover and through bare runc, side by side in one run.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use clap::Parser;
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser, Subcommand};
 use comfy_table::{Table, presets};
-use e2e::scenario::bare_runc::BareRunc;
-use e2e::scenario::figures::{Figure, keep};
-use e2e::scenario::manifests::Ticker;
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
-
-const LIMIT: Duration = Duration::from_secs(180);
+use e2e::bench::goals::TRANSFER;
+use e2e::bench::machine::{self, Run};
+use e2e::bench::matrix::{self, Selection};
+use e2e::bench::progress::{Progress, minutes};
+use e2e::bench::{gate, measure, plot, report, results};
+use e2e::scenario::Cluster;
+use e2e::scenario::figures::{self, Figure, keep};
 
 /// Measure the freeze, seen by the application's own 1 ms ticker.
 #[derive(Parser)]
-struct Args {
-    /// Moves of each kind and size.
-    #[arg(long, default_value_t = 7)]
-    runs: usize,
-    /// Resident sizes, MiB.
-    #[arg(long, value_delimiter = ',', default_value = "64,256")]
-    mib: Vec<usize>,
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Print the cases and how long each takes, about.
+    List(Wanted),
+    /// Move programs on the lab and keep the figures in target/bench/freeze.json.
+    Measure {
+        #[command(flatten)]
+        wanted: Wanted,
+        /// Write docs/benchmarks.md and its picture too.
+        #[arg(long)]
+        write_docs: bool,
+    },
+    /// Write docs/benchmarks.md and its picture from the figures that were kept last.
+    Docs {
+        /// Day of the run; that of the commit where it is not given.
+        #[arg(long)]
+        date: Option<String>,
+    },
+    /// Compare ratios with limits: fails where one does not hold.
+    Gate {
+        /// Figures; those that were kept last where it is not given.
+        figures: Option<PathBuf>,
+        /// Limits.
+        #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/bench-limits.json"))]
+        limits: PathBuf,
+    },
+}
+
+/// Which cases, how often.
+#[derive(Args)]
+struct Wanted {
+    /// Moves of each kind; fewer by bare runc where they take long.
+    #[arg(long, default_value_t = matrix::RUNS, value_parser = at_least_one)]
+    runs: usize,
+    /// A part of the names of the cases to measure, e.g. '64 MiB'; may be given again.
+    #[arg(long)]
+    cases: Vec<String>,
+    /// Measure only what there is a goal for.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Names of the files below target/bench.
+const FREEZE: &str = "freeze";
+const RUN: &str = "run";
+const PICTURE: &str = "benchmarks.svg";
+
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -34,63 +79,127 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::List(wanted) => {
+            for case in wanted.select()? {
+                println!("{}: {}", case.program.name(), minutes(case.estimate()));
+            }
+            Ok(())
+        }
+        Command::Measure { wanted, write_docs } => {
+            let run = measure(&wanted)?;
+            if write_docs {
+                docs(None)?;
+            }
+            let failed: Vec<_> = run.failed.into_keys().collect();
+            ensure!(failed.is_empty(), "no figures of {}", failed.join("; "));
+            Ok(())
+        }
+        Command::Docs { date } => docs(date),
+        Command::Gate { figures, limits } => gate::gate(&figures.unwrap_or_else(|| kept(FREEZE)), &limits),
+    }
+}
+
+impl Wanted {
+    fn select(&self) -> Result<Vec<e2e::bench::case::Case>> {
+        let selection = Selection { names: self.cases.clone(), quick: self.quick };
+        let cases = selection.of(matrix::all(self.runs));
+        ensure!(!cases.is_empty(), "there is no such case: `bench list` prints them");
+        Ok(cases)
+    }
+}
+
+/// A case that fails does not end the run: the others are as good as ever.
+fn measure(wanted: &Wanted) -> Result<Run> {
+    let cases = wanted.select()?;
     let cluster = Cluster::ready()?;
-    let mut figures = Vec::new();
-    for &mib in &args.mib {
-        let (tideover, bare) = side_by_side(cluster, mib, args.runs)?;
-        let ratios: Vec<f64> = tideover.iter().zip(&bare).map(|(ours, theirs)| ours / theirs).collect();
-        let case = format!("{mib} MiB");
-        figures.push(Figure::of(&case, "freeze", "ms", &tideover)?);
-        figures.push(Figure::of(&case, "freeze_bare", "ms", &bare)?);
-        figures.push(Figure::of(&case, "freeze_ratio", "1", &ratios)?);
+    let mut run = Run {
+        command: machine::command_line(std::env::args().skip(1)),
+        commit: machine::commit()?,
+        machine: machine::facts(cluster)?,
+        engines: BTreeMap::new(),
+        failed: BTreeMap::new(),
+    };
+    let mut progress = Progress::start(&cases);
+    let (mut seen, mut measured) = (Vec::new(), Vec::new());
+    for case in cases {
+        let name = case.program.name();
+        let moves = measure::case(cluster, &case);
+        progress.done(&case);
+        match moves {
+            Ok(moves) => seen.push((case, moves)),
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                run.failed.insert(name, format!("{error:#}").lines().next().unwrap_or_default().to_owned());
+            }
+        }
+        // Kept after each case: what comes after it may fail.
+        measured = results::figures(&seen)?;
+        run.engines = results::engines(&seen);
+        measured.extend(of_transfer()?);
+        keep(FREEZE, &measured)?;
+        keep(RUN, &run)?;
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["case", "metric", "unit", "n", "min", "median", "max"]);
-    for figure in &figures {
-        let numbers = [figure.min, figure.median, figure.max].map(|number| format!("{number:.2}"));
-        let n = figure.n.to_string();
-        table.add_row([&figure.case, &figure.metric, &figure.unit, &n, &numbers[0], &numbers[1], &numbers[2]]);
+    println!("{}\n{}", table(&measured), kept(FREEZE).display());
+    Ok(run)
+}
+
+/// What was measured of the transfer alone, where it was.
+fn of_transfer() -> Result<Option<Figure>> {
+    let path = kept(TRANSFER);
+    if path.exists() { Ok(results::transfer(figures::load(&path)?)) } else { Ok(None) }
+}
+
+fn docs(date: Option<String>) -> Result<()> {
+    let (figures, run): (Vec<Figure>, Run) = (figures::load(&kept(FREEZE))?, figures::load(&kept(RUN))?);
+    let date = date.map_or_else(machine::day, Ok)?;
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let picture = plot::svg(&plot::series(&figures))?;
+    for (name, text) in [(PICTURE, picture), ("benchmarks.md", report::document(&figures, &run, &date, PICTURE))] {
+        let path = directory.join(name);
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        println!("{}", path.display());
     }
-    println!("{table}\n{}", keep("freeze", &figures)?.display());
     Ok(())
 }
 
-/// `runs` moves through Tideover and as many under bare runc, in turn; milliseconds each.
-fn side_by_side(cluster: &Cluster, mib: usize, runs: usize) -> Result<(Vec<f64>, Vec<f64>)> {
-    let sandbox = Sandbox::new(cluster.kube(), "bench")?;
-    let (ours, theirs) = (Collector::listen(cluster.host_address())?, Collector::listen(cluster.host_address())?);
-    sandbox.apply(&Ticker { mib, collector: ours.address() }.deployment("ticker"))?;
-    let node = cluster.node(&cluster.workers()[0])?;
-    let bare = BareRunc::start(node, Ticker { mib, collector: theirs.address() })?;
-    let (mut tideover, mut runc) = (Vec::new(), Vec::new());
-    for number in 0..runs {
-        let pod = sandbox.ready_pod("ticker")?;
-        tideover.push(gap(&ours, || {
-            sandbox.create(&migration::manifest(&format!("move-{number}"), &pod.name))?;
-            migration::succeeded(&sandbox, &pod.name, LIMIT).map(drop)
-        })?);
-        runc.push(gap(&theirs, || bare.checkpoint_and_restore())?);
-        eprintln!("{mib} MiB, {}/{runs}: {:.1} ms, bare runc {:.1} ms", number + 1, tideover[number], runc[number]);
-    }
-    for account in [ours.account(), theirs.account()] {
-        ensure!(account.starts.len() == 1 && account.repeated == 0, "a program did not go on: {account:?}");
-    }
-    sandbox.passed()?;
-    Ok((tideover, runc))
+fn kept(name: &str) -> PathBuf {
+    figures::directory().join(format!("{name}.json"))
 }
 
-/// The longest gap that the ticker saw while `act` ran, milliseconds.
-fn gap(collector: &Collector, act: impl FnOnce() -> Result<()>) -> Result<f64> {
-    settle(collector)?;
-    collector.take_gap();
-    act()?;
-    settle(collector)?;
-    Ok(collector.take_gap().as_secs_f64() * 1000.0)
+fn table(figures: &[Figure]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["case", "metric", "unit", "n", "min", "median", "max"]);
+    for figure in figures {
+        let numbers = [figure.min, figure.median, figure.max].map(|number| format!("{number:.3}"));
+        let n = figure.n.to_string();
+        table.add_row([&figure.case, &figure.metric, &figure.unit, &n, &numbers[0], &numbers[1], &numbers[2]]);
+    }
+    table
 }
 
-/// Waits for 300 more ticks.
-fn settle(collector: &Collector) -> Result<()> {
-    let newest = collector.account().newest;
-    until("the ticker", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > newest + 300)))
+fn at_least_one(text: &str) -> Result<usize, String> {
+    let number = text.parse().map_err(|error| format!("{error}"))?;
+    if number > 0 { Ok(number) } else { Err("nothing would be measured".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_words_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn several_cases_may_be_named() {
+        let cli = Cli::parse_from(["bench", "measure", "--cases", "64 MiB, 1 %/s", "--cases", "redis", "--runs", "2"]);
+        let Command::Measure { wanted, write_docs: false } = cli.command else { panic!("not to measure") };
+        assert_eq!(wanted.select().expect("cases").len(), 2);
+        assert!(Cli::try_parse_from(["bench", "measure", "--runs", "0"]).is_err());
+    }
 }

@@ -4,25 +4,24 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::fs;
 
-use super::manifests::Ticker;
 use crate::lab::Node;
 
 const DIRECTORY: &str = "/var/lib/tideover-bench";
 const ID: &str = "bench";
 const IMAGE: &str = "docker.io/lab/probe:1";
 
-/// A ticker under bare runc on one node; removed when dropped.
+/// A probe under bare runc on one node; removed when dropped.
 #[derive(Debug)]
 pub struct BareRunc {
     node: Node,
 }
 
 impl BareRunc {
-    /// Starts `ticker` on `node`, as root, with the node's own network.
+    /// Starts the probe with `args` on `node`, as root, with the node's own network.
     ///
     /// # Errors
     /// When a step fails.
-    pub fn start(node: Node, ticker: Ticker) -> Result<Self> {
+    pub fn start(node: Node, args: &[String]) -> Result<Self> {
         let bare = Self { node };
         bare.remove()?;
         bare.shell(&format!(
@@ -31,13 +30,8 @@ impl BareRunc {
         let path = bare.node.path(format!("{DIRECTORY}/config.json"))?;
         let mut spec: Value = serde_json::from_slice(&fs::read(&path).context("read what `runc spec` wrote")?)?;
         spec["process"]["terminal"] = json!(false);
-        spec["process"]["args"] = json!([
-            "/probe",
-            "tick",
-            format!("--mib={}", ticker.mib),
-            format!("--report={}", ticker.collector),
-            "--log=/tmp/ticks"
-        ]);
+        let line: Vec<&str> = std::iter::once("/probe").chain(args.iter().map(String::as_str)).collect();
+        spec["process"]["args"] = json!(line);
         spec["root"]["readonly"] = json!(false);
         if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
             namespaces.retain(|namespace| namespace["type"] != "network");

@@ -24,7 +24,7 @@ pub struct Account {
     pub senders: Vec<IpAddr>,
     /// The longest gap that the program saw between two of its own ticks, nanoseconds.
     pub longest_gap: i64,
-    /// The longest time between two successive numbers since [`Collector::take_gap`] was called, on the program's own
+    /// The longest time from one tick to the next that arrived since [`Collector::take_gap`] was called, on the program's own
     /// realtime clock, nanoseconds.
     pub gap: i64,
     /// The newest monotonic reading, nanoseconds, and the largest step backwards of it.
@@ -32,6 +32,27 @@ pub struct Account {
     /// Largest step backwards of the monotonic clock, nanoseconds; 0 where it never went back.
     pub monotonic_back: i64,
 }
+
+/// A gap in the ticks of a program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// From the tick before it until the tick after it.
+    pub length: Duration,
+    /// When the tick after it was, realtime nanoseconds.
+    pub end: i64,
+}
+
+/// What a program had done at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// Realtime nanoseconds.
+    pub at: i64,
+    /// Operations.
+    pub work: u64,
+}
+
+/// The least time between two samples that are kept, nanoseconds.
+const SAMPLE_EVERY: i64 = 10_000_000;
 
 /// A listening collector; it ends when dropped.
 #[derive(Debug)]
@@ -47,6 +68,8 @@ struct State {
     account: Account,
     seen: HashMap<i64, Vec<u64>>,
     newest_at: i64,
+    gap_end: i64,
+    samples: Vec<Sample>,
 }
 
 impl Collector {
@@ -78,9 +101,20 @@ impl Collector {
     }
 
     /// [`Account::gap`], which begins anew with this call.
-    pub fn take_gap(&self) -> Duration {
+    pub fn take_gap(&self) -> Gap {
         let mut state = self.account.lock().unwrap_or_else(PoisonError::into_inner);
-        Duration::from_nanos(u64::try_from(std::mem::take(&mut state.account.gap)).unwrap_or(0))
+        let length = u64::try_from(std::mem::take(&mut state.account.gap)).unwrap_or(0);
+        Gap { length: Duration::from_nanos(length), end: std::mem::take(&mut state.gap_end) }
+    }
+
+    /// What the program had done at moments since [`Collector::forget_samples`] was called, in order.
+    pub fn samples(&self) -> Vec<Sample> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner).samples.clone()
+    }
+
+    /// Begins anew to sample.
+    pub fn forget_samples(&self) {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner).samples.clear();
     }
 }
 
@@ -112,6 +146,7 @@ struct Tick {
     monotonic: i64,
     longest_gap: i64,
     start: i64,
+    work: u64,
 }
 
 impl Tick {
@@ -121,7 +156,8 @@ impl Tick {
         let realtime = words.next()?.parse().ok()?;
         let monotonic = words.next()?.parse().ok()?;
         let longest_gap = words.next()?.parse().ok()?;
-        Some(Self { sequence, realtime, monotonic, longest_gap, start: words.next()?.parse().ok()? })
+        let start = words.next()?.parse().ok()?;
+        Some(Self { sequence, realtime, monotonic, longest_gap, start, work: words.next()?.parse().ok()? })
     }
 }
 
@@ -144,8 +180,13 @@ impl State {
         account.repeated += u64::from(bits[word] & bit != 0);
         bits[word] |= bit;
         account.ticks += 1;
-        if tick.sequence == account.newest + 1 {
-            account.gap = account.gap.max(tick.realtime - self.newest_at);
+        // Where a tick in between was lost the gap is overstated, and never missed.
+        if tick.sequence > account.newest && self.newest_at > 0 && tick.realtime - self.newest_at > account.gap {
+            account.gap = tick.realtime - self.newest_at;
+            self.gap_end = tick.realtime;
+        }
+        if self.samples.last().is_none_or(|last| tick.realtime >= last.at + SAMPLE_EVERY) {
+            self.samples.push(Sample { at: tick.realtime, work: tick.work });
         }
         self.newest_at = tick.realtime;
         account.newest = account.newest.max(tick.sequence);
@@ -160,7 +201,11 @@ mod tests {
     use super::*;
 
     fn tick(state: &mut State, sequence: u64, start: i64) {
-        let text = format!("tick {sequence} 5 {} 7 {start}", sequence * 1000);
+        tick_at(state, sequence, start, 5);
+    }
+
+    fn tick_at(state: &mut State, sequence: u64, start: i64, realtime: i64) {
+        let text = format!("tick {sequence} {realtime} {} 7 {start} {}", sequence * 1000, sequence * 10);
         let tick = Tick::parse(text.as_bytes()).expect("a tick");
         state.take(&tick, IpAddr::from([10, 0, 0, 1]));
     }
@@ -181,6 +226,32 @@ mod tests {
         tick(&mut state, 0, 1);
         tick(&mut state, 0, 2);
         assert_eq!((state.account.repeated, state.account.starts.len()), (0, 2));
+    }
+
+    #[test]
+    fn the_longest_gap_is_known_with_its_end() {
+        let mut state = State::default();
+        for (sequence, realtime) in [(0, 1), (1, 3), (2, 53), (3, 54), (4, 60)] {
+            tick_at(&mut state, sequence, 1, realtime * 1_000_000);
+        }
+        assert_eq!((state.account.gap, state.gap_end), (50_000_000, 53_000_000));
+    }
+
+    #[test]
+    fn a_gap_whose_last_tick_was_lost_is_not_missed() {
+        let mut state = State::default();
+        for (sequence, realtime) in [(7, 1), (8, 2), (10, 40)] {
+            tick_at(&mut state, sequence, 1, realtime * 1_000_000);
+        }
+        assert_eq!(state.account.gap, 38_000_000);
+    }
+
+    #[test]
+    fn work_is_sampled_now_and_then() {
+        let mut state = State::default();
+        (0..25).for_each(|sequence| tick_at(&mut state, sequence, 1, sequence as i64 * 1_000_000));
+        let samples: Vec<_> = state.samples.iter().map(|sample| (sample.at / 1_000_000, sample.work)).collect();
+        assert_eq!(samples, [(0, 0), (10, 100), (20, 200)]);
     }
 
     #[test]

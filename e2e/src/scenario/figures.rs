@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// What was measured `n` times.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     /// What was measured: the size, the variant.
     pub case: String,
@@ -40,16 +41,30 @@ impl Figure {
     }
 }
 
-/// Writes `figures` to `target/bench/<name>.json` of the work tree and returns the path.
+/// `target/bench` of the work tree, where benchmarks leave what they measured.
+pub fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench")
+}
+
+/// Writes `kept` to `<name>.json` in [`directory`] and returns the path.
 ///
 /// # Errors
 /// When it can't be written.
-pub fn keep(name: &str, figures: &[Figure]) -> Result<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+pub fn keep(name: &str, kept: &impl Serialize) -> Result<PathBuf> {
+    let directory = directory();
     std::fs::create_dir_all(&directory).context("make target/bench")?;
     let path = directory.join(format!("{name}.json"));
-    std::fs::write(&path, serde_json::to_vec_pretty(figures)?).with_context(|| format!("write {}", path.display()))?;
+    std::fs::write(&path, serde_json::to_vec_pretty(kept)?).with_context(|| format!("write {}", path.display()))?;
     Ok(path)
+}
+
+/// Reads what was kept in `path`.
+///
+/// # Errors
+/// When it is not there, or of another form.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
 }
 
 #[cfg(test)]

@@ -108,41 +108,14 @@ pub struct Ticker {
 }
 
 impl Ticker {
-    fn pod_spec(self, indent: usize) -> String {
+    fn words(self) -> Vec<String> {
         let Self { mib, collector } = self;
-        let text = format!(
-            "\
-terminationGracePeriodSeconds: 1
-containers:
-  - name: ticker
-    image: lab/probe:1
-    imagePullPolicy: IfNotPresent
-    args: [tick, '--mib={mib}', '--report={collector}', --log=/tmp/ticks]
-    securityContext: {{runAsUser: 1000}}
-    resources: {{requests: {{cpu: 10m, memory: {}Mi}}}}
-",
-            mib + 16
-        );
-        text.lines().map(|line| format!("{:indent$}{line}\n", "")).collect()
+        vec!["tick".to_owned(), format!("--mib={mib}"), format!("--report={collector}"), "--log=/tmp/ticks".to_owned()]
     }
 
     /// As a Deployment `name` of one replica.
     pub fn deployment(self, name: &str) -> String {
-        format!(
-            "\
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: {name}}}
-spec:
-  replicas: 1
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-{}---
-",
-            self.pod_spec(6)
-        )
+        probe_deployment(name, self.mib, &self.words())
     }
 
     /// As a pod `name` that nothing owns.
@@ -155,9 +128,47 @@ metadata: {{name: {name}, labels: {{app: {name}}}}}
 spec:
 {}---
 ",
-            self.pod_spec(2)
+            pod_spec(2, self.mib, &self.words())
         )
     }
+}
+
+/// The probe with `args`, which holds `mib` MiB, as a Deployment `name` of one replica.
+pub fn probe_deployment(name: &str, mib: usize, args: &[String]) -> String {
+    format!(
+        "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+{}---
+",
+        pod_spec(6, mib, args)
+    )
+}
+
+fn pod_spec(indent: usize, mib: usize, args: &[String]) -> String {
+    let (command, flags) = args.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let flags: String = flags.iter().map(|flag| format!(", '{flag}'")).collect();
+    let text = format!(
+        "\
+terminationGracePeriodSeconds: 1
+containers:
+  - name: ticker
+    image: lab/probe:1
+    imagePullPolicy: IfNotPresent
+    args: [{command}{flags}]
+    securityContext: {{runAsUser: 1000}}
+    resources: {{requests: {{cpu: 10m, memory: {}Mi}}}}
+",
+        mib + 16
+    );
+    text.lines().map(|line| format!("{:indent$}{line}\n", "")).collect()
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use super::cluster::{Cluster, NAMESPACE};
 /// A process that was found and can be ended without looking for it again.
 #[derive(Debug)]
 pub struct Victim {
+    /// Its number on this host.
+    pub pid: i32,
     handle: OwnedFd,
 }
 
@@ -57,11 +59,12 @@ fn the_one(name: &str, is_it: impl Fn(i32) -> Result<bool>) -> Result<Victim> {
         let of = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm")).unwrap_or_default();
         if of.trim() == comm && is_it(pid).unwrap_or(false) {
             let process = Pid::from_raw(pid).context("process 0")?;
-            found.push(pidfd_open(process, PidfdFlags::empty()).context("open the victim")?);
+            let handle = pidfd_open(process, PidfdFlags::empty()).context("open the victim")?;
+            found.push(Victim { pid, handle });
         }
     }
     ensure!(found.len() == 1, "{} processes are the {name} to kill", found.len());
-    Ok(Victim { handle: found.remove(0) })
+    Ok(found.remove(0))
 }
 
 fn pid_namespace(pid: i32) -> Result<String> {

@@ -13,7 +13,7 @@ use crate::agent::transfer::link::Incoming;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::causes::chain;
 use std::time::Duration;
-use tideover_crds::{Failure, FailureReason, MemoryEngine, Migration, Round, SourceStep, Strategy};
+use tideover_crds::{Failure, FailureReason, MemoryEngine, Migration, PreCopied, Round, SourceStep, Strategy};
 use tokio::sync::watch::error::RecvError;
 
 /// Most rounds that a report lists: those before the handover.
@@ -91,6 +91,7 @@ impl SourceDriver {
     /// Another round has landed.
     fn copied(&mut self, round: RoundSeen) {
         let Some(precopy) = self.connected.as_mut().and_then(|connected| connected.precopy.as_mut()) else { return };
+        self.report.pre_copied = Some(pre_copied(&precopy.seen));
         let next = converge::next(&precopy.seen, self.aim);
         if next != Next::Again {
             precopy.rest();
@@ -119,14 +120,38 @@ impl SourceDriver {
     ///
     /// # Errors
     /// With the failure to report, also where the attempt is called off meanwhile. Nothing is frozen.
-    pub(super) async fn last_round(connected: &mut Connected, news: &mut News) -> Result<Option<LeftOut>, Failure> {
+    pub(super) async fn last_round(
+        &mut self,
+        connected: &mut Connected,
+        news: &mut News,
+    ) -> Result<Option<LeftOut>, Failure> {
         let Some(precopy) = connected.precopy.take() else { return Ok(None) };
         let mut watching = Watching::new(news, connected.attempt);
-        let (followed, round) = tokio::select! {
+        let (followed, seen, round) = tokio::select! {
             finished = precopy.finish(&connected.sender, &mut connected.receiver) => finished?,
             failure = watching.called_off() => return Err(failure),
         };
         connected.round = round;
+        self.report.pre_copied = Some(pre_copied(&seen));
         LeftOut::of(followed, connected.directory.join(IMAGES)).await.map(Some)
+    }
+}
+
+fn pre_copied(rounds: &[RoundSeen]) -> PreCopied {
+    PreCopied {
+        rounds: u32::try_from(rounds.len()).unwrap_or(u32::MAX),
+        bytes: rounds.iter().map(|round| round.bytes).sum(),
+        millis: rounds.iter().map(|round| millis(round.took)).sum(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_round_counts() {
+        let rounds = [(7, 2), (3, 1)].map(|(bytes, took)| RoundSeen { bytes, took: Duration::from_millis(took) });
+        assert_eq!(pre_copied(&rounds), PreCopied { rounds: 2, bytes: 10, millis: 3.0 });
     }
 }

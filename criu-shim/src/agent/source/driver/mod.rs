@@ -216,7 +216,7 @@ impl SourceDriver {
                 return self.fail(failure).await;
             }
         };
-        let left_out = match Self::last_round(&mut connected, news).await {
+        let left_out = match self.last_round(&mut connected, news).await {
             Ok(left_out) => left_out,
             Err(failure) => {
                 self.forget_freeze().await;

@@ -142,7 +142,7 @@ impl PreCopy {
         }
     }
 
-    /// The last round before the freeze, at once. Returns the processes and the number of the next round.
+    /// The last round before the freeze, at once. Returns the processes and all rounds, with the number of the next.
     ///
     /// # Errors
     /// As [`PreCopy::next`].
@@ -150,7 +150,7 @@ impl PreCopy {
         mut self,
         sender: &LinkSender<FromSource>,
         receiver: &mut LinkReceiver<FromTarget>,
-    ) -> Result<(Followed, u32), Failure> {
+    ) -> Result<(Followed, Vec<RoundSeen>, u32), Failure> {
         if !matches!(self.state, State::Due { .. }) {
             self.next(sender, receiver).await?;
         }
@@ -159,7 +159,7 @@ impl PreCopy {
         }
         self.next(sender, receiver).await?;
         match std::mem::replace(&mut self.state, State::Failed) {
-            State::Due { followed, .. } => Ok((followed, self.round)),
+            State::Due { followed, .. } => Ok((followed, std::mem::take(&mut self.seen), self.round)),
             _ => Err(retryable(FailureReason::TransferFailed, "the last round before the freeze has not ended")),
         }
     }

@@ -1,0 +1,53 @@
+//! Memory straight from the kernel. Owns every raw mapping of the probe; none is ever unmapped.
+
+use std::io;
+use std::sync::atomic::AtomicU64;
+
+const PAGE: usize = 4096;
+
+/// Shared anonymous memory of `words` words.
+pub(crate) fn shared(words: usize) -> io::Result<&'static [AtomicU64]> {
+    let memory = map(words * size_of::<u64>(), libc::MAP_SHARED)?;
+    // SAFETY: a mapping of this length that nobody else has, aligned to a page. Zero means zero in every word, and it stays
+    // for as long as the process lives.
+    Ok(unsafe { std::slice::from_raw_parts(memory.cast(), words) })
+}
+
+/// `count` private mappings of a page each, that the kernel can't merge: every other one may not be written. Each has its
+/// page.
+pub(crate) fn many(count: usize) -> io::Result<()> {
+    let start = map(count * PAGE, libc::MAP_PRIVATE)?;
+    for number in 0..count {
+        // SAFETY: inside the mapping, whose memory nobody else knows of.
+        unsafe {
+            let page = start.add(number * PAGE);
+            page.write(1);
+            if number % 2 == 1 && libc::mprotect(page.cast(), PAGE, libc::PROT_READ) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn map(length: usize, sharing: libc::c_int) -> io::Result<*mut u8> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address that the kernel chooses: no memory that is in use is changed.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, sharing | libc::MAP_ANONYMOUS, -1, 0) };
+    if memory == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(memory.cast()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_of_many_mappings_is_one_to_the_kernel() {
+        let count = || std::fs::read_to_string("/proc/self/maps").expect("maps").lines().count();
+        let before = count();
+        many(200).expect("mappings");
+        let more = count() - before;
+        // The first may have joined a neighbour, and other tests map memory too.
+        assert!((199..240).contains(&more), "{more} more mappings");
+    }
+}

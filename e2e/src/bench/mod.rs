@@ -1,0 +1,26 @@
+//! The benchmark of the freeze: what is measured, how, and how it is told.
+//!
+//! Reading order: [`case`] is one thing to measure and [`matrix`] all of them, [`measure`] runs one with what [`moved`]
+//! and [`bare`] see of a single move, [`results`] makes figures of that. [`report`], [`plot`] and [`gate`] only ever read
+//! figures that were kept, so that no number in a document was not measured.
+//!
+//! Every freeze is the longest gap that the program's own ticks show. Nothing here times a move from outside.
+
+pub mod bare;
+pub mod case;
+pub mod gate;
+pub mod goals;
+pub mod machine;
+pub mod markdown;
+pub mod matrix;
+pub mod measure;
+pub mod moved;
+pub mod plot;
+pub mod progress;
+pub mod report;
+pub mod resident;
+pub mod resources;
+pub mod results;
+pub mod status;
+pub mod store;
+pub mod throughput;

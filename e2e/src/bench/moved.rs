@@ -1,0 +1,125 @@
+//! One move through Tideover, and everything that is seen of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::resident;
+use super::resources::{Meter, Used};
+use super::status::Told;
+use super::throughput::{Rates, WINDOW, rates};
+use crate::scenario::flip::IMAGES;
+use crate::scenario::wait::until_true;
+use crate::scenario::watch::Watch;
+use crate::scenario::{Cluster, Collector, Sandbox, migration, until};
+
+/// How long a move, or what comes before or after it, may take.
+const LIMIT: Duration = Duration::from_secs(300);
+/// Ticks that a program is given to find its pace.
+const SETTLE: u64 = 300;
+
+/// What was seen of one move.
+#[derive(Debug, Clone)]
+pub struct Moved {
+    /// The longest gap that the collector saw, milliseconds.
+    pub gap: f64,
+    /// Memory that was the pod's own before, bytes.
+    pub resident: u64,
+    /// What the Migration says.
+    pub told: Told,
+    /// The source's agent.
+    pub source: Used,
+    /// The target's agent.
+    pub target: Used,
+    /// What the program did, where it counts that.
+    pub rates: Option<Rates>,
+}
+
+/// Moves the pod of `app` by a Migration called `name` and waits until nothing of the move is left.
+///
+/// # Errors
+/// When it does not succeed.
+pub fn watch(
+    cluster: &Cluster,
+    sandbox: &Sandbox,
+    collector: &Collector,
+    (app, name): (&str, &str),
+    works: bool,
+) -> Result<Moved> {
+    let pod = sandbox.ready_pod(app)?;
+    collector.forget_samples();
+    settle(collector)?;
+    let resident = resident::unique_bytes(&pod.uid)?;
+    if works {
+        let begin = collector.samples().first().context("nothing was sampled")?.at;
+        sampled(collector, begin)?;
+    }
+    let watch = Watch::start(sandbox)?;
+    let meter = Meter::start(cluster)?;
+    collector.take_gap();
+    sandbox.create(&migration::manifest(name, &pod.name))?;
+    succeeded(&watch, name)?;
+    drop(watch);
+    settle(collector)?;
+    let gap = collector.take_gap();
+    if works {
+        sampled(collector, gap.end)?;
+    }
+    let told = filled(cluster, sandbox, name)?;
+    let used = meter.finish()?;
+    let of = |node: &str| used.get(node).copied().with_context(|| format!("nobody looked at the agent of {node}"));
+    let rates = || rates(&collector.samples(), &told.span, gap.end).context("the samples do not reach far enough");
+    Ok(Moved {
+        gap: gap.length.as_secs_f64() * 1e3,
+        resident,
+        source: of(&pod.node)?,
+        target: of(&told.target)?,
+        rates: works.then(rates).transpose()?,
+        told,
+    })
+}
+
+/// Waits until the program has ticked for a while.
+///
+/// # Errors
+/// When it does not tick.
+pub fn settle(collector: &Collector) -> Result<()> {
+    let newest = collector.account().newest;
+    until_true("the ticker", LIMIT, || Ok(collector.account().newest > newest + SETTLE))
+}
+
+/// Waits until the Migration has ended, and it must have succeeded. Asking for it again and again would cost more of two
+/// cores than the move does, so it is watched.
+fn succeeded(watch: &Watch, name: &str) -> Result<()> {
+    let object = until(format!("{name} to end"), LIMIT, || {
+        while let Some(object) = watch.next(Duration::ZERO)? {
+            if object["metadata"]["name"] == name && migration::has_ended(&object) {
+                return Ok(Some(object));
+            }
+        }
+        Ok(None)
+    })?;
+    let phase = &object["status"]["phase"];
+    ensure!(phase == "Succeeded", "{name} {phase}: {}", migration::message(&object));
+    Ok(())
+}
+
+/// Waits until it is known what the program did in the window that begins with `begin`.
+fn sampled(collector: &Collector, begin: i64) -> Result<()> {
+    until_true("the program's work", LIMIT, || {
+        Ok(collector.samples().last().is_some_and(|newest| newest.at >= begin + WINDOW))
+    })
+}
+
+/// Waits until all memory is in the processes, so that the target has removed what it kept of the move; then everything has
+/// been reported.
+fn filled(cluster: &Cluster, sandbox: &Sandbox, name: &str) -> Result<Told> {
+    let object = || sandbox.get(&["migration", name])?.context("the Migration is gone");
+    let found = object()?;
+    let uid = found["metadata"]["uid"].as_str().context("a Migration without a UID")?;
+    let target = found["status"]["targetNode"].as_str().context("a Migration without a target")?;
+    let kept = cluster.node(target)?.path(Path::new(IMAGES).join(uid))?;
+    until_true("the memory to be filled in", LIMIT, || Ok(!kept.exists()))?;
+    Told::by(&object()?)
+}

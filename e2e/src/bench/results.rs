@@ -1,0 +1,219 @@
+//! Figures, made of what was seen. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+
+use super::case::{Case, Probe, Program};
+use super::goals::TRANSFER;
+use super::matrix::PERCENTS;
+use super::measure::Seen;
+use super::moved::Moved;
+use super::throughput::Rates;
+use crate::scenario::figures::Figure;
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// Sizes whose freezes are compared, the larger over the smaller, MiB.
+const GROWTH: (usize, usize) = (4096, 1024);
+
+/// Figures of one case, as they come.
+struct Sheet<'a> {
+    case: &'a str,
+    moves: &'a [Moved],
+    figures: Vec<Figure>,
+}
+
+impl Sheet<'_> {
+    fn add(&mut self, metric: &str, unit: &str, values: &[f64]) -> Result<()> {
+        self.figures.push(Figure::of(self.case, metric, unit, values)?);
+        Ok(())
+    }
+
+    /// One value of each move.
+    fn each(&mut self, metric: &str, unit: &str, value: impl Fn(&Moved) -> f64) -> Result<()> {
+        let values: Vec<f64> = self.moves.iter().map(value).collect();
+        self.add(metric, unit, &values)
+    }
+}
+
+/// The figures of all cases, and those that come of two of them.
+///
+/// # Errors
+/// When nothing was measured of one.
+pub fn figures(seen: &[(Case, Seen)]) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for (case, seen) in seen {
+        figures.extend(of_case(case, seen)?);
+    }
+    for percent in PERCENTS {
+        let gaps = |mib| {
+            let program = Program::Probe(Probe::plain(mib, percent));
+            seen.iter().find(|(case, _)| case.program == program).map(|(case, seen)| (case, gaps(&seen.moves)))
+        };
+        if let (Some((large, larger)), Some((_, smaller))) = (gaps(GROWTH.0), gaps(GROWTH.1)) {
+            figures.push(Figure::of(&large.program.name(), "freeze_growth", "1", &over(&larger, &smaller)?)?);
+        }
+    }
+    Ok(figures)
+}
+
+/// The worst ratio of those that were measured of the transfer alone.
+pub fn transfer(figures: Vec<Figure>) -> Option<Figure> {
+    let ratios = figures.into_iter().filter(|figure| figure.metric == "transfer_ratio");
+    let worst = ratios.min_by(|one, other| one.median.total_cmp(&other.median));
+    worst.map(|figure| Figure { case: TRANSFER.to_owned(), unit: "1".to_owned(), ..figure })
+}
+
+/// Which engines copied the memory of each case.
+pub fn engines(seen: &[(Case, Seen)]) -> BTreeMap<String, BTreeSet<String>> {
+    let engines = |seen: &Seen| seen.moves.iter().map(|moved| moved.told.engine.clone()).collect();
+    seen.iter().map(|(case, seen)| (case.program.name(), engines(seen))).collect()
+}
+
+fn of_case(case: &Case, seen: &Seen) -> Result<Vec<Figure>> {
+    let name = case.program.name();
+    let mut sheet = Sheet { case: &name, moves: &seen.moves, figures: Vec::new() };
+    // A client sees more than the freeze: it finds its way to another pod.
+    let gap = if matches!(case.program, Program::Store { .. }) { "latency" } else { "freeze" };
+    sheet.each(gap, "ms", |moved| moved.gap)?;
+    if !seen.bare.is_empty() {
+        sheet.add("freeze_bare", "ms", &seen.bare)?;
+        sheet.add("freeze_ratio", "1", &over(&gaps(&seen.moves), &seen.bare)?)?;
+    }
+    let moved_bytes = |moved: &Moved| (moved.told.copied + moved.told.in_freeze) as f64;
+    sheet.each("bytes_ratio", "1", |moved| moved_bytes(moved) / moved.resident as f64)?;
+    sheet.each("freeze_bytes", "MiB", |moved| moved.told.in_freeze as f64 / MIB)?;
+    sheet.each("resident", "MiB", |moved| moved.resident as f64 / MIB)?;
+    sheet.each("rounds", "1", |moved| moved.told.rounds as f64)?;
+    sheet.each("pre_copy", "s", |moved| moved.told.copying_seconds())?;
+    sheet.each("attempts", "1", |moved| moved.told.attempt as f64)?;
+    sheet.each("source_agent_cpu", "s", |moved| moved.source.cpu_seconds)?;
+    sheet.each("source_agent_memory", "MiB", |moved| moved.source.own as f64 / MIB)?;
+    sheet.each("source_agent_peak", "MiB", |moved| moved.source.peak as f64 / MIB)?;
+    sheet.each("target_agent_cpu", "s", |moved| moved.target.cpu_seconds)?;
+    sheet.each("target_agent_memory", "MiB", |moved| moved.target.own as f64 / MIB)?;
+    sheet.each("target_agent_peak", "MiB", |moved| moved.target.peak as f64 / MIB)?;
+    let rates: Vec<Rates> = seen.moves.iter().filter_map(|moved| moved.rates).collect();
+    if !rates.is_empty() {
+        let of = |value: fn(&Rates) -> f64| rates.iter().map(value).collect::<Vec<_>>();
+        sheet.add("rate_before", "1/s", &of(|rates| rates.before))?;
+        sheet.add("rate_during", "1/s", &of(|rates| rates.during))?;
+        sheet.add("rate_after", "1/s", &of(|rates| rates.after))?;
+        sheet.add("throughput_ratio", "1", &of(|rates| rates.during / rates.before))?;
+        sheet.add("throughput_after_ratio", "1", &of(|rates| rates.after / rates.before))?;
+    }
+    for phase in phases(&seen.moves) {
+        let millis =
+            |moved: &Moved| moved.told.phases.iter().find(|(name, _)| *name == phase).map_or(0.0, |(_, ms)| *ms);
+        sheet.each(&phase, "ms", millis)?;
+    }
+    Ok(sheet.figures)
+}
+
+/// Names of the phases that any of the moves went through, in the order in which they come first.
+fn phases(moves: &[Moved]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for (name, _) in moves.iter().flat_map(|moved| &moved.told.phases) {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+fn gaps(moves: &[Moved]) -> Vec<f64> {
+    moves.iter().map(|moved| moved.gap).collect()
+}
+
+/// Each of `values` over the median of `base`: the two need not be of one number.
+fn over(values: &[f64], base: &[f64]) -> Result<Vec<f64>> {
+    let median = Figure::of("", "", "", base)?.median;
+    Ok(values.iter().map(|value| value / median).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::matrix;
+    use crate::bench::resources::Used;
+    use crate::bench::status::{Span, Told};
+
+    fn moved(gap: f64, phase: &str) -> Moved {
+        let used = Used { cpu_seconds: 0.5, own: 20 << 20, peak: 90 << 20 };
+        let told = Told {
+            phases: vec![("phase Preparing".to_owned(), 100.0), (phase.to_owned(), 10.0)],
+            span: Span { created: 0, copying: 1_000_000_000, freezing: 3_000_000_000 },
+            engine: "WriteProtect".to_owned(),
+            attempt: 1,
+            target: "worker-2".to_owned(),
+            rounds: 4,
+            copied: 100 << 20,
+            in_freeze: 10 << 20,
+        };
+        let rates = Some(Rates { before: 100.0, during: 95.0, after: 50.0 });
+        Moved { gap, resident: 100 << 20, told, source: used, target: used, rates }
+    }
+
+    fn seen(gaps: &[f64], bare: &[f64]) -> Seen {
+        Seen { moves: gaps.iter().map(|gap| moved(*gap, "freeze: dump")).collect(), bare: bare.to_vec() }
+    }
+
+    fn case(mib: usize, percent: usize) -> Case {
+        Case { program: Program::Probe(Probe::plain(mib, percent)), runs: 1, bare_runs: 1 }
+    }
+
+    fn median(figures: &[Figure], case: &str, metric: &str) -> Option<f64> {
+        figures.iter().find(|figure| figure.case == case && figure.metric == metric).map(|figure| figure.median)
+    }
+
+    #[test]
+    fn ratios_are_over_the_median_of_the_other_side() {
+        let figures = figures(&[(case(64, 1), seen(&[10.0, 20.0, 30.0], &[100.0, 400.0]))]).expect("figures");
+        let of = |metric| median(&figures, "64 MiB, 1 %/s", metric);
+        assert_eq!(of("freeze"), Some(20.0));
+        assert_eq!(of("freeze_ratio"), Some(20.0 / 250.0));
+        assert_eq!(of("bytes_ratio"), Some(1.1));
+        assert_eq!(of("throughput_ratio"), Some(0.95));
+        assert_eq!(of("pre_copy"), Some(2.0));
+        assert_eq!(of("source_agent_memory"), Some(20.0));
+        assert_eq!(of("freeze_growth"), None);
+    }
+
+    #[test]
+    fn growth_compares_two_sizes_at_one_rate() {
+        let all = [(case(1024, 1), seen(&[40.0], &[])), (case(4096, 1), seen(&[100.0, 80.0], &[]))];
+        let figures = figures(&all).expect("figures");
+        assert_eq!(median(&figures, "4096 MiB, 1 %/s", "freeze_growth"), Some(2.25));
+        assert_eq!(median(&figures, "4096 MiB, 0 %/s", "freeze_growth"), None);
+        assert_eq!(median(&figures, "1024 MiB, 1 %/s", "freeze_ratio"), None, "nothing was moved by bare runc");
+    }
+
+    #[test]
+    fn a_phase_that_one_move_alone_went_through_took_the_others_no_time() {
+        let moves = vec![moved(1.0, "freeze: dump"), moved(1.0, "phase BackingOff"), moved(1.0, "freeze: dump")];
+        let figures = figures(&[(case(1, 0), Seen { moves, bare: Vec::new() })]).expect("figures");
+        assert_eq!(median(&figures, "1 MiB, 0 %/s", "phase BackingOff"), Some(0.0));
+        assert_eq!(median(&figures, "1 MiB, 0 %/s", "freeze: dump"), Some(10.0));
+    }
+
+    #[test]
+    fn of_the_transfer_the_worst_ratio_counts() {
+        let figure = |case, metric, unit, value| Figure::of(case, metric, unit, &[value]).expect("values");
+        let measured = vec![
+            figure("256-memory", "transfer_rate", "MiB/s", 0.1),
+            figure("256-image", "transfer_ratio", "", 0.8),
+            figure("256-memory", "transfer_ratio", "", 0.7),
+        ];
+        assert_eq!(transfer(measured), Some(figure(TRANSFER, "transfer_ratio", "1", 0.7)));
+        assert_eq!(transfer(Vec::new()), None);
+    }
+
+    #[test]
+    fn no_figure_of_a_case_comes_twice() {
+        let all: Vec<_> = matrix::all(2).into_iter().map(|case| (case, seen(&[1.0, 2.0], &[9.0]))).collect();
+        let figures = figures(&all).expect("figures");
+        let names: BTreeSet<_> = figures.iter().map(|figure| (&figure.case, &figure.metric)).collect();
+        assert_eq!(names.len(), figures.len());
+    }
+}
