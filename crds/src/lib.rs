@@ -14,6 +14,7 @@ pub mod migration;
 pub mod names;
 pub mod node_maintenance;
 pub mod obstacle;
+pub mod pre_copy;
 pub mod protected_workload;
 pub mod report;
 
@@ -23,13 +24,14 @@ pub use migration::{
 };
 pub use node_maintenance::{NodeMaintenance, NodeMaintenanceSpec, NodeMaintenanceStatus, PodProgress};
 pub use obstacle::{Obstacle, ObstacleReason};
+pub use pre_copy::{NonConvergence, PreCopyPolicy, ResolvedPreCopy};
 pub use protected_workload::{
     FailurePolicy, MaintenanceAction, MigrationPolicy, OnMaintenance, PodProtection, ProtectedWorkload,
     ProtectedWorkloadSpec, ProtectedWorkloadStatus,
 };
 pub use report::{
-    Failure, FailureReason, HostFacts, MemoryEngine, PreCopied, Round, SourceReport, SourceStep, SourceTimings,
-    TargetReport, TargetStep, TargetTimings,
+    Convergence, Failure, FailureReason, HostFacts, MemoryEngine, PreCopied, Round, SourceReport, SourceStep,
+    SourceTimings, TargetReport, TargetStep, TargetTimings,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

@@ -1,5 +1,6 @@
 //! Migration: one move of one pod.
 
+use crate::pre_copy::ResolvedPreCopy;
 use crate::protected_workload::{FailurePolicy, MigrationPolicy};
 use crate::report::{Failure, SourceReport, TargetReport};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
@@ -183,6 +184,9 @@ pub struct ResolvedPolicy {
     pub on_failure: FailurePolicy,
     /// Largest deleted but open file that is carried along, bytes.
     pub deleted_file_limit_bytes: u64,
+    /// How memory is copied before the freeze.
+    #[serde(default)]
+    pub pre_copy: ResolvedPreCopy,
 }
 
 impl ResolvedPolicy {
@@ -198,6 +202,7 @@ impl ResolvedPolicy {
             retry_delay_millis: millis(policy.retry_delay),
             on_failure: policy.on_failure,
             deleted_file_limit_bytes: u64::from(policy.deleted_file_limit_mib) << 20,
+            pre_copy: ResolvedPreCopy::from(&policy.pre_copy),
         }
     }
 }

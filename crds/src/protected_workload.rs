@@ -1,6 +1,7 @@
 //! ProtectedWorkload: the policy that people apply with kubectl.
 
 use crate::obstacle::Obstacle;
+use crate::pre_copy::PreCopyPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
@@ -71,7 +72,7 @@ pub enum MaintenanceAction {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationPolicy {
-    /// The freeze that pre-copy aims for. Default 300ms.
+    /// The freeze that pre-copy aims for. Default 300ms, which is QEMU's.
     #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1h')").message("maxDowntime must be more than 0s and at most 1h"))]
     #[serde(default = "default_max_downtime")]
     pub max_downtime: Duration,
@@ -94,6 +95,9 @@ pub struct MigrationPolicy {
     #[x_kube(validation = Rule::new("self >= 1 && self <= 65536").message("deletedFileLimitMiB must be between 1 and 65536"))]
     #[serde(rename = "deletedFileLimitMiB", default = "default_deleted_file_limit_mib")]
     pub deleted_file_limit_mib: u32,
+    /// How memory is copied before the freeze.
+    #[serde(default)]
+    pub pre_copy: PreCopyPolicy,
 }
 
 impl Default for MigrationPolicy {
@@ -105,6 +109,7 @@ impl Default for MigrationPolicy {
             retry_delay: default_retry_delay(),
             on_failure: FailurePolicy::default(),
             deleted_file_limit_mib: default_deleted_file_limit_mib(),
+            pre_copy: PreCopyPolicy::default(),
         }
     }
 }

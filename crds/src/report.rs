@@ -27,6 +27,9 @@ pub struct SourceReport {
     /// All that crossed before the freeze, with the rounds that are not listed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_copied: Option<PreCopied>,
+    /// What the rounds say about the freeze to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convergence: Option<Convergence>,
     /// Durations, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<SourceTimings>,
@@ -46,6 +49,7 @@ impl SourceReport {
             notes: Vec::new(),
             rounds: Vec::new(),
             pre_copied: None,
+            convergence: None,
             timings: None,
             failure: None,
         }
@@ -155,6 +159,21 @@ pub struct PreCopied {
     pub millis: f64,
 }
 
+/// What the rounds so far say about the freeze to come.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Convergence {
+    /// Bytes that cross to the target in a second.
+    pub sent_per_second: f64,
+    /// Bytes of memory that the application writes in a second, each page counted once a round.
+    pub written_per_second: f64,
+    /// How long a freeze is predicted to be, milliseconds.
+    pub predicted_freeze_millis: f64,
+    /// Percent of its cpu time that the container is left with; none where it was not slowed down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u32>,
+}
+
 /// Durations on the source, milliseconds on its monotonic clock.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -249,6 +268,8 @@ pub enum FailureReason {
     AgentRestarted,
     /// The attempt took longer than the policy allows.
     Timeout,
+    /// Rounds of pre-copy did not come below the policy's `maxDowntime`, and it says not to move then.
+    NotConverging,
     /// Called off: uncordoned, deleted, or the pod was deleted.
     Cancelled,
     /// After the commit the state was lost with the target, or given up: the application starts cold.

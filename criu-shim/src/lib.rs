@@ -14,3 +14,4 @@ pub mod memory;
 pub mod pages;
 pub mod relay;
 pub mod shim;
+pub mod throttle;

@@ -1,5 +1,6 @@
 //! What every task of the agent shares.
 
+use crate::agent::beside::Beside;
 use crate::agent::failure::retryable;
 use crate::agent::host::{self, NodeRoot};
 use crate::agent::identity::Tls;
@@ -40,6 +41,8 @@ pub struct Context {
     pub criu_version: Version,
     /// What incoming states may still take of this node's disk.
     pub room: Room,
+    /// What freezes of this node's moves have taken.
+    pub beside: Arc<Beside>,
     /// Set when the agent was told to end: nothing new is begun.
     pub leaving: Arc<AtomicBool>,
 }

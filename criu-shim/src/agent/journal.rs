@@ -4,6 +4,7 @@
 //! attempt was decided is only ever known from the API object. It holds no state of a pod.
 
 use crate::criu::ProcessId;
+use crate::throttle::LimitRecord;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -102,6 +103,8 @@ pub enum Side {
     Source(SourceEntry),
     /// This node is the target.
     Target(TargetEntry),
+    /// This node is the source, and nothing is frozen.
+    Slowed(SlowedEntry),
 }
 
 /// Written before the freeze, removed when the pod runs again or is gone: while it is there, the pod may be frozen.
@@ -120,6 +123,17 @@ pub struct SourceEntry {
     pub cgroup: PathBuf,
     /// The CRIU that was started for it. Nothing is thawed before that has ended.
     pub criu: ProcessId,
+    /// Its cpu limits that are, or are about to be, other than they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpu: Vec<LimitRecord>,
+}
+
+/// Written before a container is slowed down, removed when it has its cpu time back, or replaced by a [`SourceEntry`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlowedEntry {
+    /// Its cpu limits that are, or are about to be, other than they were.
+    pub cpu: Vec<LimitRecord>,
 }
 
 /// Written before anything is received, removed when nothing of it is left or the processes run.
@@ -132,6 +146,9 @@ pub struct TargetEntry {
     /// The processes run here.
     #[serde(default)]
     pub resumed: bool,
+    /// Cpu limits that are, or are about to be, lifted for the restore.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpu: Vec<LimitRecord>,
 }
 
 /// A restore that a shim was told to begin.

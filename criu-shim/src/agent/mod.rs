@@ -5,6 +5,7 @@
 //! [`owner`] is the one field by which exactly one of them goes on. [`journal`] is what a restarted agent reads first.
 
 pub mod alone;
+pub mod beside;
 pub mod context;
 pub mod duty;
 pub mod failure;

@@ -9,6 +9,7 @@ use crate::agent::install::{self, InstallError};
 use crate::agent::journal::{Journal, JournalError};
 use crate::agent::room::Room;
 use crate::agent::settings::Settings;
+use crate::agent::source::cpu::put_back;
 use crate::agent::supervise::{Supervisor, known};
 use crate::agent::target::listen::{self, ListenError};
 use crate::agent::target::local::{self, LocalError};
@@ -81,10 +82,10 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let _alone = alone.map_err(|_| RunError::Ended("the wait for another agent's end"))??;
     not_ready();
     let journal = Journal::open(&settings.journal())?;
-    let entries = journal.entries()?;
+    let node = NodeRoot::default();
+    let entries = put_back(journal.entries()?, &journal, &node)?;
     images::remove_unknown(&settings.images(), &known(&entries)).map_err(RunError::Images)?;
     let client = kube::Client::try_default().await.map_err(|error| RunError::Config(Box::new(error)))?;
-    let node = NodeRoot::default();
     let criu = CriuProgram::installed();
     let criu_version = host::criu_version(&criu)?;
     info!(node = settings.node_name, criu = %criu_version, "agent");
@@ -101,6 +102,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         criu,
         criu_version,
         room,
+        beside: Arc::default(),
         leaving: Arc::default(),
     });
     let registry = Registry::default();

@@ -72,9 +72,11 @@ mod tests {
             r#"{"type":"restore","token":"t","imagesDir":"/i","workDir":"/w"}"#,
         );
         reads_back(
-            FromRelay::Relay { token: "t".into(), stage: RelayStage::Requested },
-            r#"{"type":"relay","token":"t","stage":"requested"}"#,
+            FromRelay::Relay { token: "t".into(), stage: RelayStage::Requested, criu: Some(7) },
+            r#"{"type":"relay","token":"t","stage":"requested","criu":7}"#,
         );
+        let of_before: FromRelay = decode(br#"{"type":"relay","token":"t","stage":"held"}"#).unwrap();
+        assert_eq!(of_before, FromRelay::Relay { token: "t".into(), stage: RelayStage::Held, criu: None });
         reads_back(ToRelay::Abandon, r#"{"type":"abandon"}"#);
         let release: ToRelay = decode(br#"{"type":"release","options":{"logLevel":2}}"#).unwrap();
         assert_eq!(release, ToRelay::Release { options: ReleaseOptions { log_level: 2, ..Default::default() } });

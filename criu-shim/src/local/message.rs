@@ -136,6 +136,9 @@ pub enum FromRelay {
         token: String,
         /// Where the relay stands.
         stage: RelayStage,
+        /// The process that is CRIU, as the node's `/proc` names it: runc has put it into the container's cgroups.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        criu: Option<i32>,
     },
     /// The processes are rebuilt; CRIU waits at post-restore.
     Held,

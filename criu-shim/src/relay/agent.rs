@@ -19,15 +19,17 @@ const LAST_WORD: Duration = Duration::from_secs(60);
 pub(super) struct AgentLine {
     socket: PathBuf,
     token: String,
+    /// The process that is CRIU.
+    criu: Option<i32>,
     client: Option<Client>,
     next_try: Instant,
     heard: Instant,
 }
 
 impl AgentLine {
-    pub(super) fn new(socket: PathBuf, token: String) -> Self {
+    pub(super) fn new(socket: PathBuf, token: String, criu: Option<i32>) -> Self {
         let now = Instant::now();
-        Self { socket, token, client: None, next_try: now, heard: now }
+        Self { socket, token, criu, client: None, next_try: now, heard: now }
     }
 
     /// Connects, if the line is down and it is time to try, and says who this is and where it stands.
@@ -38,7 +40,7 @@ impl AgentLine {
         self.next_try = Instant::now() + RETRY;
         let connect = || -> Result<Client, ClientError> {
             let mut client = Client::connect(&self.socket, Role::Relay)?;
-            client.send(&FromRelay::Relay { token: self.token.clone(), stage })?;
+            client.send(&FromRelay::Relay { token: self.token.clone(), stage, criu: self.criu })?;
             Ok(client)
         };
         self.client = connect().ok();

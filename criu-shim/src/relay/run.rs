@@ -95,6 +95,8 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
     // Before the split, so that the relay can tell the agent what went wrong.
     let place = prepare(&request, bundle);
 
+    // The side that becomes CRIU is this process still.
+    let pid = i32::try_from(std::process::id()).ok();
     match handover::split().map_err(RelayError::Split)? {
         Side::Criu => {
             drop((runc, ours));
@@ -110,7 +112,7 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
                 criu: ours,
                 log: log_path(&request, work.as_ref()),
                 work,
-                line: AgentLine::new(PathBuf::from(SOCKET), token),
+                line: AgentLine::new(PathBuf::from(SOCKET), token, pid),
                 state: State::new(),
                 request,
                 directories,

@@ -98,6 +98,16 @@ pub fn with_checked_memory(manifest: &str) -> String {
     manifest.replace("args: [tick,", "args: [tick, --dirty-pages=4, --check-pages=32,")
 }
 
+/// `manifest` of a ticker, which writes to `pages` pages at each tick.
+pub fn with_written_memory(manifest: &str, pages: usize) -> String {
+    manifest.replace("args: [tick,", &format!("args: [tick, --dirty-pages={pages},"))
+}
+
+/// `manifest` of a ticker, which may use `cpus`.
+pub fn with_cpu_limit(manifest: &str, cpus: &str) -> String {
+    manifest.replace("resources: {", &format!("resources: {{limits: {{cpu: {cpus}}}, "))
+}
+
 /// What a ticker holds and does.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticker {
@@ -179,6 +189,17 @@ mod tests {
     fn a_ticker_is_told_to_share_its_memory() {
         let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
         assert!(with_shared_memory(&ticker.pod("a")).contains("args: [tick, --shared, '--mib=1'"));
+    }
+
+    #[test]
+    fn a_ticker_is_told_what_to_write_and_what_it_may_use() {
+        let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
+        let manifest = with_cpu_limit(&with_written_memory(&ticker.pod("a"), 7), "100m");
+        assert!(manifest.contains("args: [tick, --dirty-pages=7, '--mib=1'"), "{manifest}");
+        assert!(
+            manifest.contains("resources: {limits: {cpu: 100m}, requests: {cpu: 10m, memory: 17Mi}}"),
+            "{manifest}"
+        );
     }
 
     #[test]

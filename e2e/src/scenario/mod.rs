@@ -1,12 +1,14 @@
 //! What the demo, the end-to-end tests and the benchmarks have in common: a cluster with Tideover installed, programs
 //! that show gaps and second copies, and waits for conditions.
 //!
-//! Everything goes through the doors that people use: kubectl, helm, the API. Only [`victim`], [`moment`] and [`flip`] look
-//! into the product: to end its processes, to tell how far a move has come, and to spoil what lies on a disk.
+//! Everything goes through the doors that people use: kubectl, helm, the API. Only [`victim`], [`moment`], [`flip`] and
+//! [`cpu_limits`] look into the product or the node: to end its processes, to tell how far a move has come, to spoil what lies on
+//! a disk, and to see what the kernel was told.
 
 pub mod bare_runc;
 pub mod cluster;
 pub mod collector;
+pub mod cpu_limits;
 pub mod drain;
 pub mod figures;
 pub mod flip;

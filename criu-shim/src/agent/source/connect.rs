@@ -5,6 +5,7 @@ use crate::agent::failure::retryable;
 use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::files::process::Packing;
+use crate::agent::source::cpu::SourceCpu;
 use crate::agent::source::precopy::PreCopy;
 use crate::agent::source::preflight::Inspected;
 use crate::agent::transfer::link::{self, Incoming, LinkReceiver, LinkSender};
@@ -53,6 +54,8 @@ pub struct Connected {
     pub precopy: Option<PreCopy>,
     /// Why the dump can leave nothing out, if it can't.
     pub whole: Option<String>,
+    /// The container's cpu time.
+    pub cpu: SourceCpu,
 }
 
 /// Where and to whom.
@@ -80,6 +83,7 @@ pub async fn connect(
     let directory = context.settings.attempt_directory(&key.uid, attempt);
     let warm = warm(context, &directory, &inspected, leaves_out).await?;
     send_early(&sender, &mut receiver, &directory).await?;
+    let cpu = SourceCpu::look(context, &inspected.container).await;
     Ok(Connected {
         attempt,
         directory,
@@ -92,6 +96,7 @@ pub async fn connect(
         round: 1,
         precopy: None,
         whole: warm.whole,
+        cpu,
     })
 }
 

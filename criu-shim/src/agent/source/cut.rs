@@ -3,6 +3,7 @@
 use crate::agent::context::{Context, News};
 use crate::agent::failure::retryable;
 use crate::agent::source::connect::{self, Connected, EARLY};
+use crate::agent::source::cpu::SourceCpu;
 use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
 use crate::agent::source::settle::{self, LiveCriu};
 use crate::agent::source::watching::Watching;
@@ -62,14 +63,25 @@ pub struct Cut {
 /// Takes a cut and sends it. The journal must have the freeze already.
 pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) -> Cut {
     let Connected {
-        attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round, precopy, ..
+        attempt,
+        directory,
+        inspected,
+        bundle,
+        criu,
+        packing,
+        sender,
+        mut receiver,
+        round,
+        precopy,
+        cpu,
+        ..
     } = connected;
     let request = round::dump_request(&inspected, bundle, &directory, news);
     let (link, proof) = CutLink::take(sender);
     let mut watching = Watching::within(news, attempt, PAUSE_LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
     let since = Instant::now();
-    let (pod, froze) = round::freeze(inspected.container.freezer.clone()).await;
+    let (pod, froze) = round::freeze(inspected.container.freezer.clone(), cpu.limits).await;
     let dumped = match froze {
         Ok(_) => {
             let going = Going { packing, number: round, followed: &mut None };
@@ -106,6 +118,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Ok(warm) => {
             let connect::Warm { bundle, criu, packing, whole } = warm;
             let (sender, round) = (link.give_back(), round + 1);
+            let cpu = SourceCpu::look(context, &inspected.container).await;
             Ok(Connected {
                 attempt,
                 directory,
@@ -118,6 +131,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
                 round,
                 precopy,
                 whole,
+                cpu,
             })
         }
         Err(failure) => {
@@ -126,4 +140,26 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         }
     };
     Cut { paused, connected }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::freezer::{Freezer, FreezerState};
+    use crate::throttle::fixture::{FOUND, LIFTED, Pod};
+    use std::path::Path;
+
+    #[tokio::test]
+    async fn a_container_has_no_cpu_limit_while_it_is_frozen_and_its_own_when_it_runs() {
+        let Some(pod) = Pod::idle() else { return };
+        let mut limits = pod.limits();
+        limits.plan_lift().expect("plan");
+        let freezer = Freezer::of_process(pod.pid(), Path::new("/")).expect("freezer");
+        let (frozen, froze) = round::freeze(freezer.clone(), limits).await;
+        froze.expect("frozen");
+        assert_eq!(pod.quotas(), LIFTED);
+        settle::thaw(frozen, None, OnlyCut(())).await;
+        assert_eq!(freezer.state().expect("state"), FreezerState::Thawed);
+        assert_eq!(pod.quotas(), FOUND);
+    }
 }

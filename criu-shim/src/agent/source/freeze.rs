@@ -60,7 +60,8 @@ pub async fn freeze(
     report: &mut SourceReport,
     reporter: &Reporter<SourceReport>,
 ) -> Frozen {
-    let Connected { attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round, .. } = connected;
+    let Connected { attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round, cpu, .. } =
+        connected;
     let mut request = round::dump_request(&inspected, bundle, &directory, news);
     let mut followed = None;
     if let Some(left_out) = left_out {
@@ -68,7 +69,7 @@ pub async fn freeze(
         followed = Some(left_out.followed);
     }
     let since = Instant::now();
-    let (pod, froze) = round::freeze(inspected.container.freezer).await;
+    let (pod, froze) = round::freeze(inspected.container.freezer, cpu.limits).await;
     let mut attempt_state = Attempt { held: None, hung: None, report, reporter };
     let outcome = match froze {
         Ok(took) => {

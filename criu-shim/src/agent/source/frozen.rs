@@ -5,9 +5,11 @@
 
 use crate::agent::owner::{Aborted, Committed};
 use crate::agent::source::cut::OnlyCut;
+use crate::causes::chain;
 use crate::freezer::{Freezer, FreezerError};
+use crate::throttle::CpuLimits;
 use std::time::Duration;
-use tracing::error;
+use tracing::{error, warn};
 
 /// How long one try to freeze may take. The usual freeze takes a fraction of a millisecond.
 const FREEZE_LIMIT: Duration = Duration::from_secs(2);
@@ -41,20 +43,28 @@ impl From<OnlyCut> for MayRun {
 #[must_use]
 pub struct FrozenPod {
     freezer: Freezer,
+    /// Lifted while it is frozen, put back before it runs.
+    limits: CpuLimits,
     ended: bool,
 }
 
 impl FrozenPod {
-    /// Freezes. On return the pod may be frozen whatever the result says, which is why there is a guard in any case.
+    /// Freezes, and then does what was planned with the container's cpu limits: whoever was slowed down gets nothing to run
+    /// with before. On return the pod may be frozen whatever the result says, which is why there is a guard in any case.
     /// Blocking, at most two seconds.
-    pub fn freeze(freezer: Freezer) -> (Self, Result<Duration, FreezerError>) {
+    pub fn freeze(freezer: Freezer, mut limits: CpuLimits) -> (Self, Result<Duration, FreezerError>) {
         let frozen = freezer.freeze(FREEZE_LIMIT);
-        (Self { freezer, ended: false }, frozen)
+        if frozen.is_ok()
+            && let Err(error) = limits.carry_out()
+        {
+            warn!(error = %chain(&error), "the container is dumped under the cpu limits that it has");
+        }
+        (Self { freezer, limits, ended: false }, frozen)
     }
 
-    /// Takes over what an agent before this one froze.
-    pub fn adopt(freezer: Freezer) -> Self {
-        Self { freezer, ended: false }
+    /// Takes over what an agent before this one froze, with the limits that it has changed.
+    pub fn adopt(freezer: Freezer, limits: CpuLimits) -> Self {
+        Self { freezer, limits, ended: false }
     }
 
     /// The container's freezer.
@@ -66,13 +76,16 @@ impl FrozenPod {
     ///
     /// # Errors
     /// With the guard, so that it can be tried again. A container that has ended is no error.
-    pub fn thaw(mut self, _proof: &MayRun) -> Result<(), (Self, FreezerError)> {
+    pub fn thaw(mut self, _proof: &MayRun) -> Result<(), Box<(Self, FreezerError)>> {
+        if let Err(error) = self.limits.restore() {
+            warn!(error = %chain(&error), "a cpu limit is not as it was found, trying again");
+        }
         match self.freezer.thaw(END_LIMIT) {
             Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => {
                 self.ended = true;
                 Ok(())
             }
-            Err(error) => Err((self, error)),
+            Err(error) => Err(Box::new((self, error))),
         }
     }
 
@@ -90,13 +103,13 @@ impl FrozenPod {
     ///
     /// # Errors
     /// With the guard, so that it can be tried again. A container that has ended is no error.
-    pub fn retire(mut self, _proof: &Committed) -> Result<(), (Self, FreezerError)> {
+    pub fn retire(mut self, _proof: &Committed) -> Result<(), Box<(Self, FreezerError)>> {
         match self.freezer.kill_all(END_LIMIT) {
             Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => {
                 self.ended = true;
                 Ok(())
             }
-            Err(error) => Err((self, error)),
+            Err(error) => Err(Box::new((self, error))),
         }
     }
 }

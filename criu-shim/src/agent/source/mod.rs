@@ -4,6 +4,7 @@
 
 pub mod connect;
 pub mod container;
+pub mod cpu;
 pub mod cut;
 pub mod driver;
 pub mod freeze;

@@ -19,6 +19,7 @@ use crate::criu::{
     WarmCriu, mend, pagemap,
 };
 use crate::freezer::{Freezer, FreezerError};
+use crate::throttle::CpuLimits;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -30,14 +31,14 @@ use tideover_crds::{Failure, FailureReason};
 const DUMP_LIMIT: Duration = Duration::from_secs(90);
 
 /// Freezes on a thread that may block.
-pub(super) async fn freeze(freezer: Freezer) -> (FrozenPod, Result<Duration, FreezerError>) {
+pub(super) async fn freeze(freezer: Freezer, limits: CpuLimits) -> (FrozenPod, Result<Duration, FreezerError>) {
     let spare = freezer.clone();
-    match tokio::task::spawn_blocking(move || FrozenPod::freeze(freezer)).await {
+    match tokio::task::spawn_blocking(move || FrozenPod::freeze(freezer, limits)).await {
         Ok(frozen) => frozen,
         // The thread panicked after it may have written: the pod counts as frozen.
         Err(_) => {
             let path = spare.path_in_node().to_owned();
-            (FrozenPod::adopt(spare), Err(FreezerError::Gone { path }))
+            (FrozenPod::adopt(spare, CpuLimits::default()), Err(FreezerError::Gone { path }))
         }
     }
 }

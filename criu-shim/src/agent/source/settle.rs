@@ -7,6 +7,7 @@ use crate::agent::source::frozen::{FrozenPod, MayRun};
 use crate::causes::chain;
 use crate::criu::{ProcessId, RunningDump, Waited};
 use crate::freezer::{Freezer, FreezerError};
+use crate::throttle::CpuLimits;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
@@ -82,7 +83,10 @@ pub async fn take_over(
     let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await?;
     let pod = loop {
         match Freezer::at(&entry.cgroup, context.node.root()) {
-            Ok(freezer) => break Some(FrozenPod::adopt(freezer)),
+            Ok(freezer) => {
+                let limits = CpuLimits::adopt(&entry.cpu, context.node.root());
+                break Some(FrozenPod::adopt(freezer, limits));
+            }
             Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => break None,
             Err(error) => warn!(cgroup = ?entry.cgroup, error = %chain(&error), "looking for what may be frozen"),
         }
@@ -117,13 +121,14 @@ pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<M
         let (thawing, proof) = (pod, proof.clone());
         pod = match tokio::task::spawn_blocking(move || thawing.thaw(&proof)).await {
             Ok(Ok(())) => return,
-            Ok(Err((back, error))) => {
+            Ok(Err(failed)) => {
+                let (back, error) = *failed;
                 error!(error = %chain(&error), "the pod is to run again and does not thaw, trying again");
                 back
             }
             Err(error) => {
                 error!(%error, "thawing ended unexpectedly, trying again");
-                FrozenPod::adopt(freezer)
+                FrozenPod::adopt(freezer, CpuLimits::default())
             }
         };
         tokio::time::sleep(AGAIN).await;
@@ -151,7 +156,7 @@ async fn outlast(pod: FrozenPod, mut criu: LiveCriu, proof: &Arc<MayRun>) -> Fro
     });
     outlasting.await.unwrap_or_else(|error| {
         error!(%error, "waiting for CRIU ended unexpectedly");
-        FrozenPod::adopt(freezer)
+        FrozenPod::adopt(freezer, CpuLimits::default())
     })
 }
 
@@ -185,13 +190,14 @@ pub async fn retire(
         let (retiring, proof) = (pod, proof.clone());
         pod = match tokio::task::spawn_blocking(move || retiring.retire(&proof)).await {
             Ok(Ok(())) => return,
-            Ok(Err((back, error))) => {
+            Ok(Err(failed)) => {
+                let (back, error) = *failed;
                 error!(error = %chain(&error), "processes of the source are left, trying again");
                 back
             }
             Err(error) => {
                 error!(%error, "retiring ended unexpectedly, trying again");
-                FrozenPod::adopt(freezer)
+                FrozenPod::adopt(freezer, CpuLimits::default())
             }
         };
         tokio::time::sleep(AGAIN).await;

@@ -47,6 +47,8 @@ pub enum Event {
         stage: RelayStage,
         /// Takes what it is told.
         line: mpsc::Sender<ToRelay>,
+        /// The process that is CRIU, as the node's `/proc` names it.
+        criu: Option<i32>,
     },
     /// The processes are rebuilt and held.
     Held {

@@ -299,13 +299,13 @@ async fn journal_may_have(context: &Context, pod_uid: &str) -> bool {
 }
 
 async fn relay(registry: &Registry, mut line: Line) -> Result<(), LocalError> {
-    let FromRelay::Relay { token, stage } = line.expect().await? else { return Err(LocalError::Early) };
+    let FromRelay::Relay { token, stage, criu } = line.expect().await? else { return Err(LocalError::Early) };
     let (words, mut to_say) = mpsc::channel(4);
     let Some(target) = registry.target_of_token(&token) else {
         info!(?stage, "a relay that nobody waits for");
         return line.say(&ToRelay::Abandon).await;
     };
-    if target.send(Event::Relay { token: token.clone(), stage, line: words }).await.is_err() {
+    if target.send(Event::Relay { token: token.clone(), stage, line: words, criu }).await.is_err() {
         return line.say(&ToRelay::Abandon).await;
     }
     let mut still_here = tokio::time::interval_at(tokio::time::Instant::now() + STILL_HERE, STILL_HERE);

@@ -58,6 +58,13 @@ fn an_incompatible_node_is_out_of_the_question() {
 }
 
 #[test]
+fn a_source_that_writes_too_fast_is_not_held_against_the_target() {
+    let scene = undone().failed_before(failure(FailureReason::NotConverging, true));
+    let told = scene.reports(SourceStep::Thawed).target(TargetStep::Destroyed).decide().phase(Phase::BackingOff);
+    assert!(told.status().avoided_nodes.is_empty() && told.status().incompatible_nodes.is_empty());
+}
+
+#[test]
 fn what_can_not_end_differently_fails_at_once() {
     let scene = undone().failed_before(failure(FailureReason::NotDumpable, false));
     let scene = scene.reports(SourceStep::Thawed).target(TargetStep::Destroyed);

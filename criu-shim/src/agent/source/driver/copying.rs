@@ -1,20 +1,26 @@
 //! Before the freeze: connecting, and rounds of memory for as long as they are worth it.
 
 use super::SourceDriver;
+use crate::agent::beside::Size;
 use crate::agent::context::News;
 use crate::agent::duty::SourceAt;
 use crate::agent::failure::retryable;
+use crate::agent::journal::{Side, SlowedEntry};
 use crate::agent::source::connect::{self, Connected, Peer};
 use crate::agent::source::freeze::millis;
-use crate::agent::source::precopy::converge::{self, Next, RoundSeen};
+use crate::agent::source::precopy::converge::{self, Decision, Progress, Refusal, RoundSeen, Stage};
+use crate::agent::source::precopy::estimate::estimate;
 use crate::agent::source::precopy::{LeftOut, PreCopy};
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::Incoming;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::causes::chain;
-use std::time::Duration;
-use tideover_crds::{Failure, FailureReason, MemoryEngine, Migration, PreCopied, Round, SourceStep, Strategy};
+use std::time::{Duration, Instant};
+use tideover_crds::{
+    Convergence, Failure, FailureReason, MemoryEngine, Migration, PreCopied, Round, SourceStep, Strategy,
+};
 use tokio::sync::watch::error::RecvError;
+use tracing::info;
 
 /// Most rounds that a report lists: those before the handover.
 const LISTED: usize = 32;
@@ -30,9 +36,7 @@ impl SourceDriver {
         let node = status.and_then(|status| status.target_node.clone());
         let (Some(address), Some(node), Some(inspected)) = (address, node, self.inspected.clone()) else { return };
         let replace_first = status.is_some_and(|status| status.strategy == Some(Strategy::ReplaceFirst));
-        self.aim = status
-            .and_then(|status| status.policy.as_ref())
-            .map_or(self.aim, |policy| Duration::from_millis(policy.max_downtime_millis));
+        self.pace = self.pace.under(status.and_then(|status| status.policy.as_ref()));
         let peer = Peer { node, address };
         let mut connected =
             match connect::connect(&self.context, &self.key, attempt, &peer, inspected, replace_first).await {
@@ -82,61 +86,168 @@ impl SourceDriver {
             },
         };
         match copied {
-            Ok(round) => self.copied(round),
+            Ok(round) => self.copied(round).await,
             Err(failure) => self.fail(failure).await,
         }
         Ok(())
     }
 
     /// Another round has landed.
-    fn copied(&mut self, round: RoundSeen) {
-        let Some(precopy) = self.connected.as_mut().and_then(|connected| connected.precopy.as_mut()) else { return };
-        self.report.pre_copied = Some(pre_copied(&precopy.seen));
-        let next = converge::next(&precopy.seen, self.aim);
-        if next != Next::Again {
+    async fn copied(&mut self, round: RoundSeen) {
+        let (left, converged) = (self.pace.left_before(Instant::now()), self.report.step >= SourceStep::Converged);
+        let Some(connected) = &mut self.connected else { return };
+        let Some(precopy) = &mut connected.precopy else { return };
+        let beside = self.context.beside.predict(precopy.size(connected.inspected.memory_bytes));
+        let progress = precopy.progress(Stage::Before, beside, left);
+        let decision = converge::next(&self.pace.aims, &progress);
+        self.report.convergence = convergence(&progress);
+        self.report.pre_copied = Some(pre_copied(progress.rounds));
+        if decision != Decision::Again {
             precopy.rest();
         }
-        if self.report.step >= SourceStep::Converged {
+        if converged {
+            // What rounds come to until the go is looked at then.
             return;
         }
         if self.report.rounds.len() < LISTED {
             self.report.rounds.push(Round { bytes: round.bytes, millis: millis(round.took) });
         }
-        match next {
-            Next::Again => self.reporter.report(self.report.clone()),
-            Next::Converged(_) => self.reach(SourceAt::Connected, SourceStep::Converged),
-            Next::Stalled(predicted) => {
-                self.report.notes.push(format!(
-                    "memory is written about as fast as it is copied: the freeze may take {:.0} ms, {:.0} ms were aimed for",
-                    millis(predicted),
-                    millis(self.aim)
-                ));
+        match decision {
+            Decision::Again => self.reporter.report(self.report.clone()),
+            Decision::Wait => {
+                self.note("memory is written too fast: waiting for the application to be quieter".to_owned());
+                self.reporter.report(self.report.clone());
+            }
+            Decision::Throttle { percent } => self.slow_down(percent).await,
+            Decision::Freeze { predicted } => {
+                let aim = self.pace.aims.max_downtime;
+                if predicted > aim {
+                    self.note(format!(
+                        "memory is written about as fast as it is copied: the freeze may take {:.0} ms, {:.0} ms were aimed for",
+                        millis(predicted),
+                        millis(aim)
+                    ));
+                }
                 self.reach(SourceAt::Connected, SourceStep::Converged);
             }
+            Decision::GiveUp(refusal) => self.fail(not_converging(&refusal)).await,
         }
     }
 
-    /// The last round before the freeze, and what the dump can leave out for it.
+    /// Says it once.
+    fn note(&mut self, sentence: String) {
+        if !self.report.notes.contains(&sentence) {
+            self.report.notes.push(sentence);
+        }
+    }
+
+    /// Leaves the container `percent` of the cpu time that it used. Where that can't be done, the policy is asked without it.
+    async fn slow_down(&mut self, percent: u32) {
+        let Some(mut connected) = self.connected.take() else { return };
+        let slowed = self.take_cpu_time(&mut connected, percent).await;
+        if let Some(precopy) = &mut connected.precopy {
+            match &slowed {
+                Ok(()) => precopy.slowed_down(percent),
+                Err(_) => self.pace.aims.auto_converge = false,
+            }
+            precopy.hurry();
+        }
+        self.connected = Some(connected);
+        match slowed {
+            Ok(()) => self.note("the container was slowed down to make its memory converge".to_owned()),
+            Err(why) => self.note(format!("the container can't be slowed down: {why}")),
+        }
+        self.reporter.report(self.report.clone());
+    }
+
+    async fn take_cpu_time(&self, connected: &mut Connected, percent: u32) -> Result<(), String> {
+        let planned = connected.cpu.plan_share(percent, Instant::now()).map_err(|error| chain(&error))?;
+        // Whoever comes after a kill must know what to put back.
+        let slowed = SlowedEntry { cpu: connected.cpu.limits.records() };
+        self.write_journal(connected.attempt, Side::Slowed(slowed)).await.map_err(|failure| failure.message)?;
+        connected.cpu.carry_out().await.map_err(|error| chain(&error))?;
+        info!(migration = self.key.name, attempt = connected.attempt, percent, ?planned, "slowed down");
+        Ok(())
+    }
+
+    /// What is expected of the freeze to come, to learn from what it will have been.
+    pub(super) fn expected(&self, connected: &Connected) -> Option<(Size, f64)> {
+        let size = connected.precopy.as_ref()?.size(connected.inspected.memory_bytes);
+        Some((size, self.report.convergence.as_ref()?.sent_per_second))
+    }
+
+    /// Learns from a freeze that ended in a commit what the next takes beside its pages.
+    pub(super) fn learn(&self, expected: Option<(Size, f64)>) {
+        let Some(((size, rate), timings)) = expected.zip(self.report.timings.as_ref()) else { return };
+        if rate > 0.0 && timings.freeze_millis > 0.0 {
+            let crossing = Duration::try_from_secs_f64(timings.bytes as f64 / rate).unwrap_or(Duration::MAX);
+            self.context.beside.learn(size, Duration::from_secs_f64(timings.freeze_millis / 1e3), crossing);
+        }
+    }
+
+    /// The last rounds before the freeze, at least one, and what the dump can leave out for them.
     ///
     /// # Errors
     /// With the failure to report, also where the attempt is called off meanwhile. Nothing is frozen.
-    pub(super) async fn last_round(
+    pub(super) async fn last_rounds(
         &mut self,
         connected: &mut Connected,
         news: &mut News,
     ) -> Result<Option<LeftOut>, Failure> {
-        let Some(precopy) = connected.precopy.take() else { return Ok(None) };
-        let mut watching = Watching::new(news, connected.attempt);
-        let (followed, seen, round) = tokio::select! {
-            finished = precopy.finish(&connected.sender, &mut connected.receiver) => finished?,
-            failure = watching.called_off() => return Err(failure),
-        };
+        let Some(mut precopy) = connected.precopy.take() else { return Ok(None) };
+        let (go, mut watching) = (Instant::now(), Watching::new(news, connected.attempt));
+        if precopy.is_sending() {
+            // What it sends was looked at before the go.
+            round_at_the_go(&mut precopy, connected, &mut watching).await?;
+        }
+        precopy.at_the_go();
+        loop {
+            round_at_the_go(&mut precopy, connected, &mut watching).await?;
+            let beside = self.context.beside.predict(precopy.size(connected.inspected.memory_bytes));
+            let left = self.pace.left_at_the_go(go, Instant::now());
+            let progress = precopy.progress(Stage::AtTheGo, beside, left);
+            self.report.convergence = convergence(&progress);
+            self.report.pre_copied = Some(pre_copied(progress.rounds));
+            match converge::next(&self.pace.aims, &progress) {
+                Decision::Again | Decision::Throttle { .. } => {}
+                Decision::Wait => precopy.rest(),
+                Decision::Freeze { .. } => break,
+                Decision::GiveUp(refusal) => return Err(not_converging(&refusal)),
+            }
+        }
+        let (followed, round) = precopy.finish()?;
         connected.round = round;
-        self.report.pre_copied = Some(pre_copied(&seen));
         LeftOut::of(followed, connected.directory.join(IMAGES)).await.map(Some)
     }
 }
 
+async fn round_at_the_go(
+    precopy: &mut PreCopy,
+    connected: &mut Connected,
+    watching: &mut Watching<'_>,
+) -> Result<RoundSeen, Failure> {
+    tokio::select! {
+        round = precopy.next(&connected.sender, &mut connected.receiver) => round,
+        failure = watching.called_off() => Err(failure),
+    }
+}
+
+/// What is reported of the rounds so far.
+fn convergence(progress: &Progress<'_>) -> Option<Convergence> {
+    let estimate = estimate(progress.rounds, progress.since, progress.beside)?;
+    Some(Convergence {
+        sent_per_second: estimate.sent_per_second,
+        written_per_second: estimate.written_per_second,
+        predicted_freeze_millis: millis(estimate.predicted),
+        cpu_percent: (progress.cpu_percent < 100).then_some(progress.cpu_percent),
+    })
+}
+
+fn not_converging(refusal: &Refusal) -> Failure {
+    retryable(FailureReason::NotConverging, refusal.to_string())
+}
+
+/// All that crossed in `rounds`.
 fn pre_copied(rounds: &[RoundSeen]) -> PreCopied {
     PreCopied {
         rounds: u32::try_from(rounds.len()).unwrap_or(u32::MAX),
@@ -151,7 +262,8 @@ mod tests {
 
     #[test]
     fn every_round_counts() {
-        let rounds = [(7, 2), (3, 1)].map(|(bytes, took)| RoundSeen { bytes, took: Duration::from_millis(took) });
+        let round = |(bytes, took)| RoundSeen { bytes, took: Duration::from_millis(took), exposed: Duration::ZERO };
+        let rounds = [(7, 2), (3, 1)].map(round);
         assert_eq!(pre_copied(&rounds), PreCopied { rounds: 2, bytes: 10, millis: 3.0 });
     }
 }

@@ -14,6 +14,7 @@ use crate::agent::source::cut::{self, Cut};
 use crate::agent::source::freeze::{self, millis};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::precopy;
+use crate::agent::source::precopy::pace::Pace;
 use crate::agent::source::preflight::{self, Inspected};
 use crate::agent::source::settle::{self, LiveCriu, TakenOver};
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
@@ -21,6 +22,7 @@ use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
 use crate::criu::ProcessId;
 use crate::freezer::{Freezer, FreezerError};
+use crate::throttle::CpuLimits;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,8 +59,8 @@ pub struct SourceDriver {
     inspected: Option<Inspected>,
     connected: Option<Connected>,
     entry: Option<SourceEntry>,
-    /// The freeze that is aimed for.
-    aim: Duration,
+    /// What the rounds of this attempt have to keep to.
+    pace: Pace,
 }
 
 impl SourceDriver {
@@ -70,7 +72,8 @@ impl SourceDriver {
             None => (SourceLocal { attempt: 0, at: SourceAt::Idle }, None),
         };
         let report = SourceReport::new(local.attempt);
-        Self { context, key, reporter, report, local, inspected: None, connected: None, entry, aim: Duration::ZERO }
+        let pace = Pace::new(None, Instant::now());
+        Self { context, key, reporter, report, local, inspected: None, connected: None, entry, pace }
     }
 
     /// Does duties until the Migration is gone.
@@ -131,6 +134,7 @@ impl SourceDriver {
         self.local = SourceLocal { attempt, at: SourceAt::Idle };
         self.report = SourceReport::new(attempt);
         self.inspected = None;
+        self.pace = Pace::new(None, Instant::now());
     }
 
     fn reach(&mut self, at: SourceAt, step: SourceStep) {
@@ -176,7 +180,8 @@ impl SourceDriver {
     /// Freezes for a moment, for the rehearsal. Should this agent be restarted meanwhile, the next one finds the freeze in the
     /// journal and takes the abort.
     async fn cut(&mut self, attempt: u32, news: &mut News) {
-        let Some(connected) = self.connected.take() else { return };
+        let Some(mut connected) = self.connected.take() else { return };
+        connected.cpu.plan_lift();
         if let Err(failure) = self.write_down(attempt, &connected).await {
             self.connected = Some(connected);
             return self.fail(failure).await;
@@ -198,17 +203,22 @@ impl SourceDriver {
     /// Writes down that the pod is about to be frozen.
     async fn write_down(&self, attempt: u32, connected: &Connected) -> Result<SourceEntry, Failure> {
         let entry = source_entry(&self.key, connected);
+        self.write_journal(attempt, Side::Source(entry.clone())).await?;
+        Ok(entry)
+    }
+
+    async fn write_journal(&self, attempt: u32, side: Side) -> Result<(), Failure> {
         let Key { namespace, name, uid } = &self.key;
         let journal = self.context.journal.clone();
-        let written = Entry::new(namespace, name, uid, attempt, Side::Source(entry.clone()));
+        let written = Entry::new(namespace, name, uid, attempt, side);
         let written = tokio::task::spawn_blocking(move || journal.write(&written)).await;
         let failed = |error: &dyn std::error::Error| retryable(FailureReason::FreezeFailed, chain(error));
-        written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
-        Ok(entry)
+        written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
     }
 
     async fn freeze(&mut self, attempt: u32, news: &mut News) {
         let Some(mut connected) = self.connected.take() else { return };
+        connected.cpu.plan_lift();
         let entry = match self.write_down(attempt, &connected).await {
             Ok(entry) => entry,
             Err(failure) => {
@@ -216,12 +226,14 @@ impl SourceDriver {
                 return self.fail(failure).await;
             }
         };
-        let left_out = match self.last_round(&mut connected, news).await {
+        let expected = self.expected(&connected);
+        let left_out = match self.last_rounds(&mut connected, news).await {
             Ok(left_out) => left_out,
             Err(failure) => {
-                self.forget_freeze().await;
                 self.connected = Some(connected);
-                return self.fail(failure).await;
+                self.fail(failure).await;
+                // Not before the container has its cpu time back.
+                return self.forget_freeze().await;
             }
         };
         self.local.at = SourceAt::Frozen;
@@ -243,6 +255,7 @@ impl SourceDriver {
             Ok(Decision::Committed(proof)) => {
                 self.report.failure = None;
                 self.committed(entry, frozen.pod, proof, frozen.receiver, frozen.since, frozen.held).await;
+                self.learn(expected);
             }
             Err(error) => {
                 drop(frozen.pod);
@@ -359,8 +372,10 @@ impl SourceDriver {
                     container_id: String::new(),
                     cgroup: Default::default(),
                     criu: ProcessId { pid: 0, start_time: 0 },
+                    cpu: Vec::new(),
                 };
-                settle::retire(&self.context, &entry, found.map(FrozenPod::adopt), None, proof).await;
+                let pod = found.map(|freezer| FrozenPod::adopt(freezer, CpuLimits::default()));
+                settle::retire(&self.context, &entry, pod, None, proof).await;
                 self.retired().await;
             }
             (_, Err(error)) => {
@@ -410,7 +425,7 @@ impl SourceDriver {
         self.forget_freeze().await;
     }
 
-    /// Removes the journal entry: the pod runs, or is gone.
+    /// Removes the journal entry: the pod runs as before, or is gone.
     async fn forget_freeze(&self) {
         let (journal, uid) = (self.context.journal.clone(), self.key.uid.clone());
         match tokio::task::spawn_blocking(move || journal.remove(&uid)).await {
@@ -441,6 +456,7 @@ fn source_entry(key: &Key, connected: &Connected) -> SourceEntry {
         container_id: container.id.clone(),
         cgroup: container.freezer.path_in_node().to_owned(),
         criu: connected.criu.process(),
+        cpu: connected.cpu.limits.records(),
     }
 }
 

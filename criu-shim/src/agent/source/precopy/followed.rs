@@ -93,6 +93,11 @@ impl Followed {
         Ok(followed)
     }
 
+    /// How many processes are followed.
+    pub fn processes(&self) -> usize {
+        self.processes.len()
+    }
+
     /// What was written since this was asked last. Processes that have come since are followed too, if they can be. What
     /// has ended is forgotten, and so is what can't be followed any more: it is dumped whole. Blocking.
     ///

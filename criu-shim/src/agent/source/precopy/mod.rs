@@ -1,14 +1,18 @@
 //! Pre-copy: rounds of pages, while the application runs.
 //!
-//! [`followed`] knows what was written, [`reader`] reads it, [`converge`] decides whether another round helps. This drives
-//! them: a round is sent by a task of its own, so that whoever waits for it can be called away and come back.
+//! [`followed`] knows what was written, [`reader`] reads it, [`converge`] decides whether another round helps, within what
+//! [`pace`] leaves it. This drives them: a round is sent by a task of its own, so that whoever waits for it can be called away
+//! and come back.
 
 pub mod converge;
+pub mod estimate;
 mod followed;
+pub mod pace;
 mod reader;
 
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
 
+use crate::agent::beside::Size;
 use crate::agent::failure::retryable;
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::manifest::Manifest;
@@ -18,7 +22,7 @@ use crate::causes::chain;
 use crate::criu::ClaimedParent;
 use crate::freezer::Freezer;
 use crate::memory::ReadError;
-use converge::RoundSeen;
+use converge::{Progress, RoundSeen, Stage};
 use reader::PageReader;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,7 +41,15 @@ pub struct PreCopy {
     /// Number of the next round.
     round: u32,
     /// Rounds that the target has.
-    pub seen: Vec<RoundSeen>,
+    seen: Vec<RoundSeen>,
+    /// When it was last looked what is written.
+    looked: Option<Instant>,
+    /// Number of the first round that counts, from 0; see [`Progress::since`].
+    since: usize,
+    /// Percent of its cpu time that the container is left with.
+    cpu_percent: u32,
+    /// Processes that are followed.
+    processes: usize,
 }
 
 /// A process of the container may have ended, or been replaced: only the state says who has the trackers.
@@ -57,6 +69,8 @@ enum State {
 struct Sent {
     followed: Followed,
     manifest: Manifest,
+    /// When it was looked what is written.
+    looked: Instant,
 }
 
 /// What the target says of a round: its number, and the digest over what has landed.
@@ -70,7 +84,9 @@ impl PreCopy {
     pub async fn begin(freezer: Freezer, round: u32) -> Result<Self, String> {
         let attached = tokio::task::spawn_blocking(move || Followed::attach(freezer)).await;
         let followed = attached.map_err(|error| chain(&error))?.map_err(|error| chain(&error))?;
-        Ok(Self { state: State::Due { followed, at: Instant::now() }, round, seen: Vec::new() })
+        let processes = followed.processes();
+        let state = State::Due { followed, at: Instant::now() };
+        Ok(Self { state, round, seen: Vec::new(), looked: None, since: 0, cpu_percent: 100, processes })
     }
 
     /// Goes on until another round has landed. Dropping the future loses nothing.
@@ -112,9 +128,10 @@ impl PreCopy {
                         Some(answer) => answer,
                         None => verified(receiver).await?,
                     };
+                    let exposed = self.looked.map_or(Duration::ZERO, |before| sent.looked - before);
                     let (expected, seen) = (
                         (self.round, sent.manifest.digest()),
-                        RoundSeen { bytes: sent.manifest.bytes(), took: begun.elapsed() },
+                        RoundSeen { bytes: sent.manifest.bytes(), took: begun.elapsed(), exposed },
                     );
                     let State::Landing { sent, .. } = std::mem::replace(&mut self.state, State::Failed) else {
                         continue;
@@ -123,6 +140,8 @@ impl PreCopy {
                         let message = format!("the target has {answer:?} of a round that was sent as {expected:?}");
                         return Err(retryable(FailureReason::Corrupted, message));
                     }
+                    self.looked = Some(sent.looked);
+                    self.processes = sent.followed.processes();
                     self.seen.push(seen);
                     self.round += 1;
                     self.state = State::Due { followed: sent.followed, at: Instant::now() };
@@ -142,24 +161,47 @@ impl PreCopy {
         }
     }
 
-    /// The last round before the freeze, at once. Returns the processes and all rounds, with the number of the next.
-    ///
-    /// # Errors
-    /// As [`PreCopy::next`].
-    pub async fn finish(
-        mut self,
-        sender: &LinkSender<FromSource>,
-        receiver: &mut LinkReceiver<FromTarget>,
-    ) -> Result<(Followed, Vec<RoundSeen>, u32), Failure> {
-        if !matches!(self.state, State::Due { .. }) {
-            self.next(sender, receiver).await?;
-        }
+    /// Ends a pause: the next round is due at once.
+    pub fn hurry(&mut self) {
         if let State::Due { at, .. } = &mut self.state {
             *at = Instant::now();
         }
-        self.next(sender, receiver).await?;
+    }
+
+    /// Whether a round is on its way.
+    pub fn is_sending(&self) -> bool {
+        !matches!(self.state, State::Due { .. })
+    }
+
+    /// How far the rounds have come, for a freeze at `stage` that takes `beside` and rounds that have `left`.
+    pub fn progress(&self, stage: Stage, beside: Duration, left: Duration) -> Progress<'_> {
+        let (rounds, since, cpu_percent) = (self.seen.as_slice(), self.since, self.cpu_percent);
+        Progress { rounds, since, cpu_percent, stage, beside, left }
+    }
+
+    /// How large the container is, which has `resident` bytes.
+    pub fn size(&self, resident: u64) -> Size {
+        Size { resident, processes: self.processes }
+    }
+
+    /// The container has less cpu time from now on. What the next round sends was written partly before.
+    pub fn slowed_down(&mut self, percent: u32) {
+        (self.cpu_percent, self.since) = (percent, self.seen.len() + 1);
+    }
+
+    /// The go was given: of the rounds before, only the last counts any more. None is on its way.
+    pub fn at_the_go(&mut self) {
+        self.since = self.seen.len().saturating_sub(1);
+        self.hurry();
+    }
+
+    /// The processes, and the number of the next round.
+    ///
+    /// # Errors
+    /// While a round is on its way.
+    pub fn finish(mut self) -> Result<(Followed, u32), Failure> {
         match std::mem::replace(&mut self.state, State::Failed) {
-            State::Due { followed, .. } => Ok((followed, std::mem::take(&mut self.seen), self.round)),
+            State::Due { followed, .. } => Ok((followed, self.round)),
             _ => Err(retryable(FailureReason::TransferFailed, "the last round before the freeze has not ended")),
         }
     }
@@ -235,6 +277,7 @@ pub async fn let_go(followed: Option<Followed>) {
 }
 
 async fn send_round(sender: &LinkSender<FromSource>, round: u32, mut followed: Followed) -> Result<Sent, Failure> {
+    let at = Instant::now();
     let looked = tokio::task::spawn_blocking(move || (followed.written(), followed)).await;
     let (written, followed) = looked.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
     let written = written.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
@@ -244,7 +287,7 @@ async fn send_round(sender: &LinkSender<FromSource>, round: u32, mut followed: F
         sending.end().await
     };
     let manifest = sent.await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))?;
-    Ok(Sent { followed, manifest })
+    Ok(Sent { followed, manifest, looked: at })
 }
 
 /// Sends what was written as parts of a round. Of processes that are `frozen`, all of it.

@@ -75,6 +75,7 @@ impl TargetDriver {
             }
         }
         self.relay = None;
+        self.restore_limits();
         self.look_for_mark().await;
         if self.local.resumed {
             // Given up just after it was let go: it runs, and that is what is reported.

@@ -21,7 +21,7 @@ impl TargetDriver {
             Event::Round { attempt, round } if attempt == self.local.attempt => self.landed(round, migration).await,
             Event::Round { .. } => {}
             Event::Create { create, answer } => self.asked = Some((create, answer)),
-            Event::Relay { token, stage, line } => self.relay_came(&token, stage, line).await,
+            Event::Relay { token, stage, line, criu } => self.relay_came(&token, stage, line, criu).await,
             Event::Held { token } if self.is_current(&token) => self.held().await,
             Event::Held { .. } => {}
             Event::Ended { token, success, message, heard } if self.is_current(&token) => {

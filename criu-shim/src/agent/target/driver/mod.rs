@@ -1,5 +1,6 @@
 //! One Migration on its target node: takes what happens, does the target's duties, and reports.
 
+mod cpu;
 mod ending;
 mod happening;
 mod integrity;
@@ -22,6 +23,7 @@ use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::{Landing, WORK};
 use crate::causes::chain;
 use crate::local::{Create, ToRelay, ToShim, has_ran_mark};
+use crate::throttle::CpuLimits;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,6 +63,8 @@ pub struct TargetDriver {
     /// Whether that has not been heard to have ended.
     running: bool,
     relay: Option<mpsc::Sender<ToRelay>>,
+    /// Cpu limits of the container that is being restored.
+    limits: CpuLimits,
     /// CRIU was not given its request, and why is reported: that this restore ends is no news.
     refused: bool,
     rehearsal: Rehearsal,
@@ -96,6 +100,7 @@ impl TargetDriver {
             restore: None,
             running: false,
             relay: None,
+            limits: CpuLimits::default(),
             refused: false,
             rehearsal: Rehearsal::default(),
             released: None,
@@ -113,6 +118,11 @@ impl TargetDriver {
         self.local = reply::adopted(attempt, &entry, has_ran);
         self.early = true;
         self.report = TargetReport::new(attempt);
+        // Dropped, and so put back, where the restore has ended.
+        let limits = CpuLimits::adopt(&entry.cpu, self.context.node.root());
+        if !self.local.resumed {
+            self.limits = limits;
+        }
         if let Some(restore) = entry.restore {
             self.registry.add_token(&restore.token, &self.key.uid);
             self.running = !self.local.resumed;
@@ -268,6 +278,7 @@ impl TargetDriver {
         self.restore = None;
         self.released = None;
         self.relay = None;
+        self.restore_limits();
         self.rehearsal = Rehearsal::default();
         self.running = false;
         self.refused = false;

@@ -70,7 +70,8 @@ impl TargetDriver {
         })?;
         let restore =
             RestoreEntry { token, pod_uid: create.pod_uid, container_id: create.container_id, bundle: create.bundle };
-        self.write_journal(TargetEntry { restore: Some(restore.clone()), resumed: false }).await?;
+        self.restore_limits();
+        self.write_journal(TargetEntry { restore: Some(restore.clone()), ..TargetEntry::default() }).await?;
         self.registry.add_token(&restore.token, &self.key.uid);
         self.restore = Some(restore);
         self.running = true;
@@ -88,7 +89,14 @@ impl TargetDriver {
         ToShim::Restore { token, images_dir: directory.join(IMAGES), work_dir: directory.join(WORK) }
     }
 
-    pub(super) async fn relay_came(&mut self, token: &str, stage: RelayStage, line: mpsc::Sender<ToRelay>) {
+    /// A relay speaks, whose CRIU is process `criu`.
+    pub(super) async fn relay_came(
+        &mut self,
+        token: &str,
+        stage: RelayStage,
+        line: mpsc::Sender<ToRelay>,
+        criu: Option<i32>,
+    ) {
         if !self.is_current(token) {
             line.send(ToRelay::Abandon).await.ok();
             return;
@@ -105,9 +113,13 @@ impl TargetDriver {
             // A left-over of the agent before this one, which may have been committed; the object says so.
             return;
         }
-        if stage == RelayStage::Requested && !self.local.staged {
-            self.prepare_pages().await;
-            self.reach(TargetStep::Waiting);
+        if stage == RelayStage::Requested {
+            // Before the go where the pod is replaced first.
+            self.lift_limits(criu).await;
+            if !self.local.staged {
+                self.prepare_pages().await;
+                self.reach(TargetStep::Waiting);
+            }
         }
     }
 

@@ -77,8 +77,9 @@ impl TargetDriver {
         if std::mem::replace(&mut self.local.resumed, true) {
             return;
         }
+        self.restore_limits();
         // Before it is reported: an agent that came after this one must not take it for a restore that is still to come.
-        let entry = TargetEntry { restore: self.restore.clone(), resumed: true };
+        let entry = TargetEntry { restore: self.restore.clone(), resumed: true, cpu: Vec::new() };
         if let Err(failure) = self.write_journal(entry).await {
             warn!(migration = self.key.name, message = failure.message, "could not write down that it runs");
         }
@@ -102,6 +103,7 @@ impl TargetDriver {
     /// A restore will not come about. Before the commit that ends the attempt; after it the state stays here, and kubelet's
     /// next `create` tries again.
     pub(super) async fn not_restored(&mut self, failure: Failure, migration: Option<&Migration>) {
+        self.restore_limits();
         self.local.waiting = false;
         self.local.released = false;
         self.local.held = false;

@@ -1,0 +1,153 @@
+//! The cpu time of the container on the source: how much it uses, and its limits while it is moved.
+
+use crate::agent::context::Context;
+use crate::agent::host::NodeRoot;
+use crate::agent::journal::{Entry, Journal, JournalError, Side};
+use crate::agent::source::container::Container;
+use crate::causes::chain;
+use crate::throttle::{Bandwidth, CpuLimits, ThrottleError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tracing::warn;
+
+/// The container's cpu time. Dropping it puts back the limits that were found.
+#[derive(Debug, Default)]
+pub struct SourceCpu {
+    /// Its limits.
+    pub limits: CpuLimits,
+    /// When its cpu time was looked at first, and what it was.
+    first: Option<(Instant, Duration)>,
+    /// Cpus that it kept busy before it was slowed down.
+    used: Option<f64>,
+}
+
+impl SourceCpu {
+    /// Looks at the container's. Where that can't be done, it is moved with the limits that it has.
+    pub async fn look(context: &Arc<Context>, container: &Container) -> Self {
+        let (pid, root) = (container.pid, context.node.root().to_owned());
+        let looked = tokio::task::spawn_blocking(move || CpuLimits::of_process(pid, &root)).await;
+        let why = match looked {
+            Ok(Ok(limits)) => {
+                let first = limits.usage().ok().map(|usage| (Instant::now(), usage));
+                return Self { limits, first, used: None };
+            }
+            Ok(Err(error)) => chain(&error),
+            Err(error) => chain(&error),
+        };
+        warn!(container = container.id, why, "the container's cpu limits stay as they are");
+        Self::default()
+    }
+
+    /// Plans to leave the container `percent` of what it used before it was slowed down first. `now` is the time.
+    ///
+    /// # Errors
+    /// Where that is not known, or its limit can't be read.
+    pub fn plan_share(&mut self, percent: u32, now: Instant) -> Result<Bandwidth, ThrottleError> {
+        let used = match self.used {
+            Some(used) => used,
+            None => {
+                let (at, before) = self.first.ok_or(ThrottleError::NoAccount)?;
+                let time = now.saturating_duration_since(at).as_secs_f64().max(1e-3);
+                self.limits.usage()?.saturating_sub(before).as_secs_f64() / time
+            }
+        };
+        self.used = Some(used);
+        self.limits.plan_share(used, percent)
+    }
+
+    /// Plans that the container has all cpu time while it is dumped: CRIU's code in its processes runs under its limits.
+    pub fn plan_lift(&mut self) {
+        if let Err(error) = self.limits.plan_lift() {
+            warn!(error = %chain(&error), "the container is dumped under the cpu limits that it has");
+        }
+    }
+
+    /// Does what was planned.
+    ///
+    /// # Errors
+    /// Where a limit can't be written.
+    pub async fn carry_out(&mut self) -> Result<(), ThrottleError> {
+        let mut limits = std::mem::take(&mut self.limits);
+        let carried_out = tokio::task::spawn_blocking(move || (limits.carry_out(), limits)).await;
+        // A thread that panicked has dropped the limits, and so put them back.
+        let (carried_out, limits) = carried_out.map_err(ThrottleError::Ended)?;
+        self.limits = limits;
+        carried_out
+    }
+}
+
+/// Gives containers their cpu time back that an agent before this one has slowed down. Returns what else the journal has.
+/// Blocking.
+///
+/// # Errors
+/// Where the journal can't be changed. What can't be put back stays in it.
+pub fn put_back(entries: Vec<Entry>, journal: &Journal, node: &NodeRoot) -> Result<Vec<Entry>, JournalError> {
+    let mut others = Vec::new();
+    for entry in entries {
+        let Side::Slowed(slowed) = &entry.side else {
+            others.push(entry);
+            continue;
+        };
+        match CpuLimits::adopt(&slowed.cpu, node.root()).restore() {
+            Ok(()) => journal.remove(&entry.uid)?,
+            Err(error) => warn!(migration = entry.name, error = %chain(&error), "a container stays slowed down"),
+        }
+    }
+    Ok(others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::journal::SlowedEntry;
+    use crate::agent::journal::TargetEntry;
+    use crate::throttle::fixture::{FOUND, Pod};
+    use std::path::Path;
+
+    #[test]
+    fn a_container_that_was_slowed_down_by_an_agent_that_was_killed_gets_its_cpu_time_back() {
+        let Some(pod) = Pod::idle() else { return };
+        let directory = tempfile::tempdir().expect("dir");
+        let journal = Journal::open(directory.path()).expect("journal");
+        let mut limits = pod.limits();
+        limits.plan_share(0.1, 30).expect("plan");
+        let slowed = Side::Slowed(SlowedEntry { cpu: limits.records() });
+        journal.write(&Entry::new("n", "move", "uid-1", 1, slowed)).expect("write");
+        journal.write(&Entry::new("n", "other", "uid-2", 1, Side::Target(TargetEntry::default()))).expect("write");
+        limits.carry_out().expect("slow down");
+        assert_eq!(pod.quotas(), ["3000", "20000"]);
+        // As SIGKILL would.
+        std::mem::forget(limits);
+
+        let node = NodeRoot::at(Path::new("/"));
+        let others = put_back(journal.entries().expect("entries"), &journal, &node).expect("put back");
+        assert_eq!(pod.quotas(), FOUND);
+        assert_eq!(others.len(), 1, "what is not about that is left to others");
+        assert_eq!(journal.entries().expect("entries"), others);
+    }
+
+    #[test]
+    fn a_share_is_of_what_was_used_before_the_first_step() {
+        let Some(pod) = Pod::start(&["sh", "-c", "while :; do :; done"]) else { return };
+        let limits = pod.limits();
+        let first = limits.usage().ok().map(|usage| (Instant::now(), usage));
+        let mut cpu = SourceCpu { limits, first, used: None };
+        let begun = Instant::now();
+        while cpu.limits.usage().expect("usage") < Duration::from_millis(50) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it does not run");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let share = cpu.plan_share(50, Instant::now()).expect("plan").quota.expect("a limit");
+        // It may take a tenth of a cpu: half of that, or less where the machine is busy.
+        assert!((1_000..10_000).contains(&share), "{share}");
+        let used = cpu.used;
+        cpu.plan_share(20, Instant::now()).expect("plan");
+        assert_eq!(cpu.used, used, "not of what it is left with");
+    }
+
+    #[test]
+    fn a_container_whose_cpu_time_is_not_known_is_not_slowed_down() {
+        let mut cpu = SourceCpu::default();
+        assert!(matches!(cpu.plan_share(50, Instant::now()), Err(ThrottleError::NoAccount)));
+    }
+}
