@@ -195,6 +195,8 @@ pub struct SourceTimings {
     pub freeze_millis: f64,
     /// Bytes sent inside the freeze.
     pub bytes: u64,
+    /// Bytes of shared memory that the dump left out, because they were sent before; those that differed were sent again.
+    pub shared_bytes: u64,
 }
 
 /// Durations on the target, milliseconds on its monotonic clock.

@@ -2,25 +2,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
+mod container;
+
+use container::{ARGUMENT, Container, LIMIT, criu, dump, uptime};
 use criu_shim::criu::{
-    Bundle, Claim, ClaimedParent, CriuProgram, DumpOptions, DumpRequest, Memory, Place, PrivateKdat, Waited, WarmCriu,
-    image, pagemap, version, wire,
+    Bundle, Claim, ClaimedParent, CriuProgram, DumpOptions, DumpRequest, Memory, Place, PrivateKdat, WarmCriu, image,
+    pagemap, version, wire,
 };
-use criu_shim::freezer::{Freezer, hierarchies};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use criu_shim::freezer::Freezer;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::ops::Range;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
 
 const PAGE: usize = 4096;
 const KDAT: &str = "/run/criu.kdat";
-const LIMIT: Duration = Duration::from_secs(60);
 const PARENT: u64 = 1;
 const LAZY: u64 = 2;
 const PRESENT: u64 = 4;
@@ -41,7 +40,8 @@ fn check(mebibytes: usize) {
     let criu = criu();
     let version = version::version(&criu).unwrap();
     let root = tempfile::tempdir().unwrap();
-    let container = Container::start(root.path(), mebibytes);
+    let container = Container::start(root.path(), "hold_memory", &mebibytes.to_string());
+    let held = parse(&container.ready).unwrap();
     let place = Place { namespaces_of: container.pid, node_root: "/".into(), private_kdat: None };
     let freezer = Freezer::of_process(container.pid, Path::new("/")).unwrap();
     assert_eq!(freezer.path_in_node(), container.cgroup);
@@ -75,9 +75,9 @@ fn check(mebibytes: usize) {
     let less_millis = dump(believing, &less);
 
     let left_out = pagemap::in_parent(&images, 1).unwrap();
-    let claimed = [container.memory.clone()];
+    let claimed = [held.clone()];
     let everywhere = |range: &Range<u64>| left_out.iter().any(|at| at.start <= range.start && range.end <= at.end);
-    assert!(everywhere(&container.memory), "{left_out:x?}");
+    assert!(everywhere(&held), "{left_out:x?}");
     let by_criu = pages(&images, PARENT);
 
     let begin = Instant::now();
@@ -94,7 +94,7 @@ fn check(mebibytes: usize) {
     let mut left = 0;
     for (address, bytes) in &all {
         let bytes = bytes.as_ref().unwrap();
-        if container.memory.contains(address) {
+        if held.contains(address) {
             assert!(by_criu[address].is_none() && now[address].is_none(), "{address:#x} is in the images");
             assert!(bytes.iter().all(|byte| *byte == content(*address)));
             left += 1;
@@ -131,27 +131,6 @@ fn only_our_own_sees_the_edit(criu: &CriuProgram, before: &[u8], plain: &WarmCri
     let (program, arguments) = criu.command();
     let check = Command::new(program).args(arguments).args(["check", "--feature", "mem_dirty_track"]).output().unwrap();
     assert!(!check.status.success(), "another CRIU believes in soft-dirty");
-}
-
-fn criu() -> CriuProgram {
-    let path = PathBuf::from(std::env::var_os("TIDEOVER_CRIU").expect("TIDEOVER_CRIU is not set"));
-    match path.parent().filter(|directory| directory.join("lib").is_dir()).and_then(Path::parent) {
-        Some(root) => CriuProgram::below(root),
-        None => CriuProgram::at(&path),
-    }
-}
-
-fn uptime() -> Duration {
-    let text = fs::read_to_string("/proc/uptime").unwrap();
-    Duration::from_secs_f64(text.split(' ').next().unwrap().parse().unwrap())
-}
-
-/// Dumps, and returns how long that took, milliseconds.
-fn dump(criu: WarmCriu, request: &DumpRequest) -> f64 {
-    match criu.dump(request).unwrap().wait(LIMIT) {
-        Ok(Waited::Done(report)) => report.millis,
-        other => panic!("{other:?}; {}", fs::read_to_string(request.work_dir.join("dump.log")).unwrap_or_default()),
-    }
 }
 
 /// Every page of the process by the images: its address, and its bytes unless its entry has the flags `absent`. Only
@@ -194,138 +173,15 @@ fn content(address: u64) -> u8 {
     (address / PAGE as u64 % 251) as u8 + 1
 }
 
-/// A process in namespaces, a root file system and a freezer cgroup of its own.
-struct Container {
-    parent: Child,
-    pid: i32,
-    cgroup: PathBuf,
-    rootfs: PathBuf,
-    memory: Range<u64>,
-}
-
-impl Container {
-    fn start(root: &Path, mebibytes: usize) -> Self {
-        let rootfs = root.join("rootfs");
-        let program = std::env::current_exe().unwrap();
-        copy_mapped_files(&rootfs);
-        fs::copy(&program, rootfs.join("hold")).unwrap();
-        let mut parent = Command::new("unshare")
-            .args(["--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--propagation", "private"])
-            .arg(&program)
-            .args(part("enter_the_container"))
-            .env("TIDEOVER_TEST_ROOTFS", &rootfs)
-            .env("TIDEOVER_TEST_MEBIBYTES", mebibytes.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let memory = wait_for(&mut parent, || parse(&fs::read_to_string(rootfs.join("ready")).ok()?));
-        let children = format!("/proc/{0}/task/{0}/children", parent.id());
-        let pid: i32 = fs::read_to_string(children).unwrap().trim().parse().unwrap();
-        let cgroup = new_cgroup(pid);
-        Self { parent, pid, cgroup, rootfs, memory }
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let _ = Freezer::at(&self.cgroup, Path::new("/")).map(|freezer| freezer.thaw(LIMIT));
-        // The first process of the container's PID namespace takes all others with it, and `unshare` waits for it.
-        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-        let _ = self.parent.wait();
-        let deadline = Instant::now() + LIMIT;
-        while fs::remove_dir(&self.cgroup).is_err() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-fn wait_for<T>(child: &mut Child, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(child.try_wait().unwrap().is_none() && Instant::now() < deadline, "the container did not come up");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 fn parse(ready: &str) -> Option<Range<u64>> {
-    let (start, end) = ready.trim_end().strip_suffix(';')?.split_once(' ')?;
+    let (start, end) = ready.trim_end().split_once(' ')?;
     Some(start.parse().ok()?..end.parse().ok()?)
-}
-
-/// The arguments that make this program run one of its parts.
-fn part(name: &str) -> [&str; 5] {
-    ["--exact", name, "--ignored", "--nocapture", "--test-threads=1"]
-}
-
-/// Copies what this program has mapped, its loader and libraries, to the same paths below a root.
-fn copy_mapped_files(rootfs: &Path) {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let mut files: Vec<PathBuf> = maps.lines().filter_map(|line| line.find('/').map(|at| line[at..].into())).collect();
-    files.push("/lib64/ld-linux-x86-64.so.2".into());
-    files.dedup();
-    for file in files.iter().filter(|file| **file != std::env::current_exe().unwrap()) {
-        let inside = rootfs.join(file.strip_prefix("/").unwrap());
-        fs::create_dir_all(inside.parent().unwrap()).unwrap();
-        fs::copy(file, inside).unwrap();
-    }
-    for directory in ["old", "lib/x86_64-linux-gnu"] {
-        fs::create_dir_all(rootfs.join(directory)).unwrap();
-    }
-    let libraries = rootfs.join("usr/lib/x86_64-linux-gnu");
-    for library in fs::read_dir(libraries).into_iter().flatten() {
-        let name = library.as_ref().unwrap().file_name();
-        fs::copy(library.unwrap().path(), rootfs.join("lib/x86_64-linux-gnu").join(name)).unwrap();
-    }
-}
-
-/// A cgroup with `pid` in it, that can be frozen.
-fn new_cgroup(pid: i32) -> PathBuf {
-    let mounts = hierarchies(&fs::read_to_string("/proc/1/mountinfo").unwrap());
-    let v1 = mounts.iter().find(|hierarchy| hierarchy.controllers.iter().any(|name| name == "freezer"));
-    let hierarchy = v1.or(mounts.iter().find(|hierarchy| hierarchy.unified)).unwrap();
-    let cgroup = hierarchy.mount_point.join(format!("tideover-test-{pid}"));
-    fs::create_dir(&cgroup).unwrap();
-    fs::write(cgroup.join("cgroup.procs"), pid.to_string()).unwrap();
-    cgroup
-}
-
-#[test]
-#[ignore = "a part of the others: the first process of the container, before it has its root"]
-fn enter_the_container() {
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    let Some(rootfs) = std::env::var_os("TIDEOVER_TEST_ROOTFS").map(PathBuf::from) else { return };
-    // What the caller of the tests left open belongs to mounts that the container does not have.
-    let open = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().file_name());
-    let open: Vec<i32> = open.map(|name| name.to_str().unwrap().parse().unwrap()).collect();
-    for number in open.into_iter().filter(|number| *number > 2) {
-        let _ = nix::unistd::close(number);
-    }
-    // The kernel writes the number of the processor into a thread's memory (rseq) whenever it changes, also under CRIU.
-    let mut first = nix::sched::CpuSet::new();
-    first.set(0).unwrap();
-    nix::sched::sched_setaffinity(Pid::from_raw(0), &first).unwrap();
-    const NONE: Option<&str> = None;
-    mount(Some(&rootfs), &rootfs, NONE, MsFlags::MS_BIND, NONE).unwrap();
-    nix::unistd::chdir(&rootfs).unwrap();
-    let device = nix::sys::stat::makedev(1, 3);
-    nix::sys::stat::mknod("null", nix::sys::stat::SFlag::S_IFCHR, nix::sys::stat::Mode::all(), device).unwrap();
-    nix::unistd::pivot_root(".", "old").unwrap();
-    nix::unistd::chdir("/").unwrap();
-    umount2("/old", MntFlags::MNT_DETACH).unwrap();
-    nix::unistd::setsid().unwrap();
-    let null = || fs::OpenOptions::new().read(true).write(true).open("/null").unwrap();
-    let error = Command::new("/hold").args(part("hold_memory")).stdin(null()).stdout(null()).stderr(null()).exec();
-    panic!("{error}");
 }
 
 #[test]
 #[ignore = "a part of the others: the process that is dumped"]
 fn hold_memory() {
-    let Some(mebibytes) = std::env::var("TIDEOVER_TEST_MEBIBYTES").ok() else { return };
+    let Some(mebibytes) = std::env::var(ARGUMENT).ok() else { return };
     let length = mebibytes.parse::<usize>().unwrap() << 20;
     let mut memory = vec![0u8; length + PAGE];
     let begin = memory.as_ptr() as usize;

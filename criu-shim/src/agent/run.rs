@@ -86,7 +86,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let entries = put_back(journal.entries()?, &journal, &node)?;
     images::remove_unknown(&settings.images(), &known(&entries)).map_err(RunError::Images)?;
     let client = kube::Client::try_default().await.map_err(|error| RunError::Config(Box::new(error)))?;
-    let criu = CriuProgram::installed();
+    let criu = CriuProgram::installed().withholding();
     let criu_version = host::criu_version(&criu)?;
     info!(node = settings.node_name, criu = %criu_version, "agent");
     let (identity_sender, identity) = watch::channel(None);

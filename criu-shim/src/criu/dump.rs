@@ -5,6 +5,7 @@ use super::claim::ClaimedParent;
 use super::mounts::{self, Mount};
 use super::prepared::{self, Entry, Kind};
 use super::rpc::{CgroupMode, ExternalMount, NetworkLock, Options};
+use super::withheld::ObjectId;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -51,6 +52,10 @@ pub struct DumpOptions {
     pub external_mounts: BTreeMap<PathBuf, String>,
     /// How much of the processes' memory goes into the images.
     pub memory: Memory,
+    /// Shared memory that does not go into the images: at most [`super::MOST_WITHHELD`]. Only a CRIU with the preload for
+    /// it ([`super::CriuProgram::withholding`]) leaves it out, and then it must be accounted for before a restore
+    /// ([`super::shared::fill_in`]).
+    pub withheld: Vec<ObjectId>,
 }
 
 /// How much of the processes' memory goes into the images of a dump.
@@ -61,7 +66,7 @@ pub enum Memory {
     All,
     /// All but private memory that the parent claims. The CRIU must run with kernel facts of its own
     /// ([`super::Place::private_kdat`]), or says that it can't track memory; what it left out must be accounted for before
-    /// a restore ([`super::pagemap::settle`]). Shared memory is in the images all the same.
+    /// a restore ([`super::pagemap::settle`]). Shared memory is a matter of its own ([`DumpOptions::withheld`]).
     Except(ClaimedParent),
 }
 
@@ -73,6 +78,7 @@ impl Default for DumpOptions {
             inotify_paths: Vec::new(),
             external_mounts: BTreeMap::new(),
             memory: Memory::All,
+            withheld: Vec::new(),
         }
     }
 }

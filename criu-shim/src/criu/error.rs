@@ -50,6 +50,9 @@ pub enum CriuError {
         #[source]
         source: std::io::Error,
     },
+    /// CRIU could not be told which shared memory it leaves out.
+    #[error("tell CRIU what it leaves out")]
+    Withhold(#[source] SharedError),
     /// A request could not be sent.
     #[error("send a request to CRIU")]
     Send(#[source] std::io::Error),
@@ -243,6 +246,45 @@ pub enum PagemapError {
         path: PathBuf,
     },
     /// An image could not be put in place.
+    #[error("write {path}")]
+    Write {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why shared memory could not be left out of a dump.
+#[derive(Debug, Error)]
+pub enum SharedError {
+    /// The list that CRIU is given could not be made or written.
+    #[error("list the shared memory that CRIU leaves out")]
+    List(#[source] std::io::Error),
+    /// More than a list holds.
+    #[error("{objects} objects of shared memory are to be left out of a dump")]
+    TooMany {
+        /// How many.
+        objects: usize,
+    },
+    /// The object itself can't be looked at.
+    #[error("look at shared memory")]
+    Read(#[source] std::io::Error),
+    /// The image of an object can't be used.
+    #[error("read the image of shared memory")]
+    Image(#[source] PagemapError),
+    /// The object is shorter than what was copied of it.
+    #[error("shared memory {inode} has {size} bytes, and pages up to {end} were copied")]
+    Beyond {
+        /// Its inode.
+        inode: u32,
+        /// Where the last page ends.
+        end: u64,
+        /// Its length, bytes.
+        size: u64,
+    },
+    /// The image of an object could not be written.
     #[error("write {path}")]
     Write {
         /// The image.

@@ -1,7 +1,7 @@
 //! CRIU from the agent's side: a prost client of its RPC, and what must be known before and mended after a dump.
 //!
 //! Owns starting `criu swrk` warm, asking for one dump, reading why one failed, and the image files that Tideover
-//! itself reads or writes: also those of a dump without memory ([`claim`], [`kdat`], [`pagemap`]). It never freezes or
+//! itself reads or writes: also those of a dump without memory ([`claim`], [`kdat`], [`pagemap`], [`shared`]). It never freezes or
 //! thaws anything and never ends CRIU: a CRIU that is killed half way leaves its parasite in the tasks.
 //!
 //! Restores are not asked for here: `runc restore` does that, through the relay ([`crate::relay`]).
@@ -26,15 +26,17 @@ mod process;
 mod program;
 pub mod ranges;
 pub mod rpc;
+pub mod shared;
 mod spawn;
 mod swrk;
 pub mod version;
 pub mod wire;
+mod withheld;
 
 pub use bundle::Bundle;
 pub use claim::{Claim, ClaimedParent};
 pub use dump::{DumpOptions, DumpRequest, Memory};
-pub use error::{ClaimError, CriuError, KdatError, PagemapError};
+pub use error::{ClaimError, CriuError, KdatError, PagemapError, SharedError};
 pub use kdat::PrivateKdat;
 pub use log::{first_error, last_errors};
 pub use place::{Place, own_cgroups};
@@ -42,3 +44,4 @@ pub use process::ProcessId;
 pub use program::CriuProgram;
 pub(crate) use spawn::NO_BREAKPOINTS;
 pub use swrk::{DumpReport, RunningDump, Waited, WarmCriu};
+pub use withheld::{MOST as MOST_WITHHELD, ObjectId};

@@ -70,8 +70,13 @@ impl PagemapEntry {
         Self { vaddr: range.start, compat_nr_pages: 0, in_parent: None, flags: Some(flags), nr_pages }
     }
 
+    /// Whether the pages file has the pages, and nothing else.
+    pub(super) fn is_present(&self) -> bool {
+        self.in_parent != Some(true) && self.flags.unwrap_or(PRESENT) == PRESENT
+    }
+
     /// The addresses; none if they are none.
-    fn range(&self) -> Option<Range<u64>> {
+    pub(super) fn range(&self) -> Option<Range<u64>> {
         let length = self.nr_pages.unwrap_or_else(|| self.compat_nr_pages.into()).checked_mul(PAGE)?;
         let range = self.vaddr..self.vaddr.checked_add(length)?;
         ranges::is_sorted(std::slice::from_ref(&range)).then_some(range)

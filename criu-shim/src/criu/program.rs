@@ -2,7 +2,7 @@
 
 use super::capability;
 use crate::local::INSTALL_ROOT;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// The real CRIU on a node: its program, and the loader and libraries that came with it.
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub struct CriuProgram {
     criu: PathBuf,
     loader: Option<Loader>,
-    preload: Option<PathBuf>,
+    preloads: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,13 @@ impl CriuProgram {
 
     /// CRIU at any other place, with the system's libraries and without preload.
     pub fn at(criu: &Path) -> Self {
-        Self { criu: criu.to_owned(), loader: None, preload: None }
+        Self { criu: criu.to_owned(), loader: None, preloads: Vec::new() }
+    }
+
+    /// With the installed preload that can leave shared memory out of a dump.
+    #[must_use]
+    pub fn withholding(self) -> Self {
+        self.preloading(&Path::new(INSTALL_ROOT).join("lib/libshmem_preload.so"))
     }
 
     /// CRIU in `criu/criu` below `root`, started by the loader in `criu/lib` where there is one, and without preload.
@@ -41,20 +47,20 @@ impl CriuProgram {
             .into_iter()
             .find(|program| program.exists())
             .map(|program| Loader { program, libraries: libraries.clone() });
-        Self { criu: root.join("criu/criu"), loader, preload: None }
+        Self { criu: root.join("criu/criu"), loader, preloads: Vec::new() }
     }
 
-    /// With, or without, the preload that answers what the kernel refuses without CAP_SYS_RESOURCE.
+    /// With the preload, if it is to be, that answers what the kernel refuses without CAP_SYS_RESOURCE.
     #[must_use]
-    pub fn with_preload(mut self, preload: bool) -> Self {
-        self.preload = preload.then(|| Path::new(INSTALL_ROOT).join("lib/librlimit_preload.so"));
-        self
+    pub fn with_preload(self, preload: bool) -> Self {
+        let library = Path::new(INSTALL_ROOT).join("lib/librlimit_preload.so");
+        if preload { self.preloading(&library) } else { self }
     }
 
-    /// With this preload.
+    /// With this preload too.
     #[must_use]
     pub fn preloading(mut self, library: &Path) -> Self {
-        self.preload = Some(library.to_owned());
+        self.preloads.push(library.to_owned());
         self
     }
 
@@ -62,9 +68,9 @@ impl CriuProgram {
     pub fn command(&self) -> (PathBuf, Vec<OsString>) {
         let Some(loader) = &self.loader else { return (self.criu.clone(), Vec::new()) };
         let mut arguments = vec!["--library-path".into(), loader.libraries.clone().into_os_string()];
-        if let Some(preload) = &self.preload {
+        if !self.preloads.is_empty() {
             // Not by environment: `tar`, which CRIU executes, belongs to the node and its C library.
-            arguments.extend(["--preload".into(), preload.clone().into_os_string()]);
+            arguments.extend(["--preload".into(), self.preloads()]);
         }
         arguments.push(self.criu.clone().into_os_string());
         (loader.program.clone(), arguments)
@@ -72,10 +78,17 @@ impl CriuProgram {
 
     /// Variables that CRIU needs in its environment.
     pub fn environment(&self) -> Vec<(&'static str, OsString)> {
-        match (&self.loader, &self.preload) {
-            (None, Some(preload)) => vec![("LD_PRELOAD", preload.clone().into_os_string())],
-            _ => Vec::new(),
+        if self.loader.is_none() && !self.preloads.is_empty() {
+            vec![("LD_PRELOAD", self.preloads())]
+        } else {
+            Vec::new()
         }
+    }
+
+    /// As ld.so(8) takes a list.
+    fn preloads(&self) -> OsString {
+        let preloads: Vec<_> = self.preloads.iter().map(|preload| preload.as_os_str()).collect();
+        preloads.join(OsStr::new(":"))
     }
 
     /// The CRIU binary itself, for messages.
@@ -107,5 +120,6 @@ mod tests {
         let program = CriuProgram::at(Path::new("/usr/sbin/criu")).preloading(Path::new("/p.so"));
         assert_eq!(program.command(), ("/usr/sbin/criu".into(), vec![]));
         assert_eq!(program.environment(), [("LD_PRELOAD", "/p.so".into())]);
+        assert_eq!(program.preloading(Path::new("/q.so")).environment(), [("LD_PRELOAD", "/p.so:/q.so".into())]);
     }
 }

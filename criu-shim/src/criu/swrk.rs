@@ -2,6 +2,7 @@
 
 use super::dump::{LOG_FILE, look_in_container, resolve_in_container};
 use super::rpc::{Features, Request, RequestType, Response};
+use super::withheld::Withheld;
 use super::{CriuError, CriuProgram, DumpRequest, Place, ProcessId, first_error, last_errors, mounts, spawn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,6 +28,7 @@ const LOG_LINES: usize = 4;
 pub(super) struct Swrk {
     socket: Option<OwnedFd>,
     child: Option<Child>,
+    withheld: Withheld,
 }
 
 impl Swrk {
@@ -34,8 +36,10 @@ impl Swrk {
         let place = place.map(Place::open).transpose()?;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|errno| CriuError::SocketPair(errno.into()))?;
-        let child = spawn::swrk(program, place, theirs)?;
-        Ok(Self { socket: Some(ours), child: Some(child) })
+        let withheld = Withheld::new().map_err(CriuError::Withhold)?;
+        let inherited = withheld.descriptor().map_err(CriuError::Withhold)?;
+        let child = spawn::swrk(program, place, theirs, inherited)?;
+        Ok(Self { socket: Some(ours), child: Some(child), withheld })
     }
 
     pub(super) fn ask(&self, request: &Request) -> Result<(), CriuError> {
@@ -153,6 +157,7 @@ impl WarmCriu {
             |path| resolve_in_container(request.pid, path),
             |path| look_in_container(request.pid, path),
         );
+        self.swrk.withheld.set(&request.options.withheld).map_err(CriuError::Withhold)?;
         let begin = Instant::now();
         self.swrk.ask(&Request { r#type: RequestType::Dump.into(), opts: Some(opts), ..Default::default() })?;
         Ok(RunningDump {

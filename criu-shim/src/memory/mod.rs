@@ -1,6 +1,7 @@
 //! Which pages of a running process are written, found out from outside: what pre-copy sends.
 //!
-//! Owns the tracking of one process ([`Tracker`]) and reading its memory ([`MemoryReader`]). The kernel write-protects
+//! Owns the tracking of one process ([`Tracker`]), reading its memory ([`MemoryReader`]), and the same for memory that
+//! belongs to no process ([`shared`]). The kernel write-protects
 //! pages and takes the protection off at the first write, so that the difference between two looks is what was written
 //! between them. That takes a userfaultfd, which can only be made inside the process: one thread is stopped for a moment
 //! and made to call it. It never writes to the process' memory, never freezes or thaws, and never decides how many
@@ -14,6 +15,7 @@ mod pagemap;
 mod ptrace;
 mod range;
 mod read;
+pub mod shared;
 mod tracker;
 mod uffd;
 mod vma;

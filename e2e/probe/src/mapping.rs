@@ -1,9 +1,11 @@
-//! Memory straight from the kernel. Owns every raw mapping of the probe; none is ever unmapped.
+//! Memory straight from the kernel. Owns every raw mapping of the ticker; none is ever unmapped.
 
 use std::io;
 use std::sync::atomic::AtomicU64;
 
 const PAGE: usize = 4096;
+/// Bytes of a scattered mapping. Mappings are followed from 1 MiB on.
+const PIECE: usize = 256 << 10;
 
 /// Shared anonymous memory of `words` words.
 pub(crate) fn shared(words: usize) -> io::Result<&'static [AtomicU64]> {
@@ -30,6 +32,19 @@ pub(crate) fn many(count: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a mapping of its own of every [`PIECE`] bytes of `memory`, by advice in which neighbours differ.
+pub(crate) fn scatter(memory: &[AtomicU64]) -> io::Result<()> {
+    let skip = memory.as_ptr().align_offset(PAGE);
+    let pages = memory.get(skip..).unwrap_or_default();
+    for piece in pages.chunks_exact(PIECE / size_of::<u64>()).step_by(2) {
+        // SAFETY: whole pages of this process' own; all that changes is whether a core file would have them.
+        if unsafe { libc::madvise(piece.as_ptr().cast_mut().cast(), PIECE, libc::MADV_DONTDUMP) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 fn map(length: usize, sharing: libc::c_int) -> io::Result<*mut u8> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping at an address that the kernel chooses: no memory that is in use is changed.
@@ -40,6 +55,20 @@ fn map(length: usize, sharing: libc::c_int) -> io::Result<*mut u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scattered_memory_is_in_short_mappings() {
+        let memory = shared((8 << 20) / 8).expect("memory");
+        scatter(memory).expect("advice");
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+        let middle = memory.as_ptr() as usize + (4 << 20);
+        let lengths = maps.lines().filter_map(|line| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+            (start <= middle && middle < end).then_some(end - start)
+        });
+        assert_eq!(lengths.collect::<Vec<_>>(), [PIECE]);
+    }
 
     #[test]
     fn each_of_many_mappings_is_one_to_the_kernel() {

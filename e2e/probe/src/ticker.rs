@@ -18,9 +18,12 @@ pub(crate) struct Args {
     /// Resident memory to hold, MiB, filled with bytes that do not compress.
     #[arg(long, default_value_t = 1)]
     mib: usize,
-    /// Hold it in shared memory, whose pages no engine copies before the freeze.
+    /// Hold it in shared memory.
     #[arg(long)]
     shared: bool,
+    /// Hold it in mappings so short that they are not followed: all of it is copied in the freeze.
+    #[arg(long)]
+    scattered: bool,
     /// Collector of the ticks.
     #[arg(long)]
     report: Option<SocketAddr>,
@@ -69,6 +72,9 @@ pub(crate) fn run(args: &Args) -> io::Result<()> {
 pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let words = args.mib * (1 << 20) / 8;
     let memory = if args.shared { shared(words)? } else { private(words) };
+    if args.scattered {
+        mapping::scatter(memory)?;
+    }
     filled()?;
     let work = args.work.map(|per_second| work::start(memory, per_second)).transpose()?;
     let pages = memory.len() / WORDS_PER_PAGE;

@@ -124,8 +124,8 @@ pub fn built() -> Result<Vec<Image>, ProductError> {
 struct Programs {
     /// Static programs.
     programs: PathBuf,
-    /// The library that is loaded into CRIU.
-    preload: PathBuf,
+    /// Libraries that are loaded into CRIU.
+    preloads: PathBuf,
 }
 
 fn workspace() -> PathBuf {
@@ -150,11 +150,8 @@ fn compile(step: &mut Step) -> Result<Programs, ProductError> {
     let packages = ["-p", "tideover-operator", "-p", "criu-shim", "-p", "tideover-probe"];
     cargo(step, &directory.join("programs.log"), ["--target", TARGET, "--config", &flags].into_iter().chain(packages))?;
     // A library that is loaded into another program cannot be static.
-    cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload"])?;
-    Ok(Programs {
-        programs: target.join(TARGET).join("release"),
-        preload: target.join("release").join("librlimit_preload.so"),
-    })
+    cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload", "-p", "shmem-preload"])?;
+    Ok(Programs { programs: target.join(TARGET).join("release"), preloads: target.join("release") })
 }
 
 fn cargo<'a>(step: &mut Step, log: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<(), ProductError> {
@@ -190,7 +187,8 @@ fn agent(name: &str, programs: &Programs, criu: &Path) -> Result<ImageBuilder, P
         .copy(inside("bin/criu-pages"), &programs.programs.join("criu-pages"))?
         // Under this name, because runc starts whatever `criu` is first on its search path.
         .copy(inside("relay/criu"), &programs.programs.join("criu-relay"))?
-        .copy(inside("lib/librlimit_preload.so"), &programs.preload)?
+        .copy(inside("lib/librlimit_preload.so"), &programs.preloads.join("librlimit_preload.so"))?
+        .copy(inside("lib/libshmem_preload.so"), &programs.preloads.join("libshmem_preload.so"))?
         .copy(inside("criu/criu"), &criu.join("criu"))?
         .link("/usr/bin/tideover-agent", inside("bin/tideover-agent"))
         .directory("/tmp", 0o1777, 0)

@@ -89,6 +89,11 @@ pub fn with_init_container(manifest: &str) -> String {
 
 /// `manifest` of a ticker, which holds its memory where all of it is copied in the freeze: for a scenario that needs the
 /// freeze to last.
+pub fn with_scattered_memory(manifest: &str) -> String {
+    manifest.replace("args: [tick,", "args: [tick, --scattered,")
+}
+
+/// `manifest` of a ticker, which holds its memory where other processes could have it too.
 pub fn with_shared_memory(manifest: &str) -> String {
     manifest.replace("args: [tick,", "args: [tick, --shared,")
 }
@@ -186,9 +191,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ticker_is_told_to_share_its_memory() {
+    fn a_ticker_is_told_how_to_hold_its_memory() {
         let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
         assert!(with_shared_memory(&ticker.pod("a")).contains("args: [tick, --shared, '--mib=1'"));
+        assert!(with_scattered_memory(&ticker.pod("a")).contains("args: [tick, --scattered, '--mib=1'"));
     }
 
     #[test]

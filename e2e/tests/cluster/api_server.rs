@@ -46,7 +46,7 @@ fn a_pod_stays_frozen_while_the_api_server_does_not_answer() -> Result<()> {
     let collector = Collector::listen(cluster.host_address())?;
     let watch = Watch::start(&sandbox)?;
     let ticker = Ticker { mib: MEMORY, collector: collector.address() };
-    sandbox.apply(&manifests::with_shared_memory(&ticker.deployment("ticker")))?;
+    sandbox.apply(&manifests::with_scattered_memory(&ticker.deployment("ticker")))?;
     let pod = sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
 

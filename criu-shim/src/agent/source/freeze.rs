@@ -142,6 +142,7 @@ impl Attempt<'_> {
         };
         let at = Instant::now();
         self.timings().dump_millis = millis(dumped.took);
+        self.timings().shared_bytes = dumped.shared;
         self.step(SourceStep::Dumped);
         let manifest = line.images(dumped.round, vec![images]).await?;
         self.timings().bytes = manifest.bytes();

@@ -5,7 +5,7 @@ use crate::agent::failure::retryable;
 use crate::agent::files::process::{PackReader, Packing};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::images::{self, Content, Image};
-use crate::agent::source::precopy::{self, Copied, Followed, LastLook};
+use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
@@ -15,8 +15,8 @@ use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::causes::chain;
 use crate::criu::{
-    Bundle, Claim, ClaimError, ClaimedParent, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, Waited,
-    WarmCriu, mend, pagemap,
+    Bundle, Claim, ClaimError, ClaimedParent, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, SharedError,
+    Waited, WarmCriu, mend, pagemap,
 };
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
@@ -85,6 +85,8 @@ pub(super) struct Dumped {
     pub(super) round: RoundSender,
     /// How long CRIU took.
     pub(super) took: Duration,
+    /// Shared memory that it left out, bytes.
+    pub(super) shared: u64,
 }
 
 /// What goes while CRIU works.
@@ -112,21 +114,22 @@ impl Line<'_> {
     pub(super) async fn dump(
         &mut self,
         begun: impl Future<Output = Result<RoundSender, SendError>>,
-        request: DumpRequest,
+        mut request: DumpRequest,
         criu: WarmCriu,
         going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
         let Going { packing, number, followed } = going;
+        let images = request.images_dir.clone();
         let (begin, may_begin) = mpsc::channel();
         let (tell_copied, copied) = mpsc::channel();
         let dumping = tokio::task::spawn_blocking(move || {
-            // It ends at the latest with who was to say it.
-            may_begin.recv().ok();
+            // It ends at the latest with who was to say it: nothing is left out then.
+            request.options.withheld = may_begin.recv().unwrap_or_default();
             dump(criu, &request, &copied)
         });
         // A dump that has failed meanwhile waits for neither.
-        let LastLook { written, copied } = precopy::last_look(followed, move || {
-            begin.send(()).ok();
+        let LastLook { written, copied, shared } = precopy::last_look(followed, move |withheld| {
+            begin.send(withheld).ok();
         })
         .await;
         tell_copied.send(copied).ok();
@@ -135,6 +138,7 @@ impl Line<'_> {
         let early = async {
             let mut round = begun.await?;
             precopy::send_pages(&mut round, number, written, true).await?;
+            precopy::send_shared(&mut round, number, shared.clone(), true).await?;
             for (part, archive) in archives {
                 round.part(part, archive).await?;
             }
@@ -146,7 +150,8 @@ impl Line<'_> {
             failure = self.watching.called_off() => Err(failure),
         };
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        Ok(Dumped { took: dumped?, round: early? })
+        let (took, round) = (dumped?, early?);
+        Ok(Dumped { took, round, shared: fill_in(shared, images).await? })
     }
 
     /// Sends what is in `directories` and completes the round.
@@ -219,6 +224,14 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
         leave_nothing_out(&request.images_dir, parent.clone(), &copied).map_err(|error| failed(&error))?;
     }
     Ok(begun.elapsed())
+}
+
+/// Says in the images what shared memory the dump left out, all of which has been sent by now. Returns how many bytes.
+async fn fill_in(shared: Vec<Shared>, images: PathBuf) -> Result<u64, Failure> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    let filling = tokio::task::spawn_blocking(move || shared.iter().map(|shared| shared.fill_in(&images)).sum());
+    let filled: Result<u64, SharedError> = filling.await.map_err(|error| failed(&error))?;
+    filled.map_err(|error| failed(&error))
 }
 
 /// What CRIU left out and the target has not got goes into the images after all. A process that was left whole is looked at

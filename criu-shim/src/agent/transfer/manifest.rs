@@ -56,6 +56,7 @@ impl Manifest {
                 Part::Volume { name } => (b'v', Cow::Borrowed(name.as_str())),
                 Part::SharedMemory => (b's', Cow::Borrowed("")),
                 Part::Memory { pid, round } => (b'm', Cow::Owned(format!("{pid}/{round}"))),
+                Part::Shared { inode, round } => (b'o', Cow::Owned(format!("{inode}/{round}"))),
             };
             hasher.update(&[kind]);
             hasher.update(&(name.len() as u64).to_be_bytes());

@@ -160,6 +160,14 @@ pub enum Part {
         /// The round in which they were read.
         round: u32,
     },
+    /// Pages of an object of shared memory ([`pages`](super::pages)), with offsets in it for addresses. They replace those of
+    /// earlier rounds.
+    Shared {
+        /// Its inode, by which the images name it.
+        inode: u32,
+        /// The round in which they were read.
+        round: u32,
+    },
 }
 
 impl fmt::Display for Part {
@@ -170,6 +178,7 @@ impl fmt::Display for Part {
             Self::Volume { name } => write!(formatter, "the volume {name}"),
             Self::SharedMemory => formatter.write_str("the content of /dev/shm"),
             Self::Memory { pid, round } => write!(formatter, "the memory of process {pid} in round {round}"),
+            Self::Shared { inode, round } => write!(formatter, "the shared memory {inode} in round {round}"),
         }
     }
 }
@@ -193,8 +202,8 @@ pub enum NameError {
 }
 
 impl Part {
-    /// Directory (under the attempt's own) and file name in which this part is kept; none for memory, which goes into the
-    /// page store of its process.
+    /// Directory (under the attempt's own) and file name in which this part is kept; none for memory, which goes into a
+    /// page store.
     ///
     /// # Errors
     /// Where the name could be anything but a plain file name.
@@ -204,7 +213,7 @@ impl Part {
             Self::Layer => (FILES, "layer.tar".to_owned()),
             Self::Volume { name } => (FILES, format!("volume-{}.tar", plain(name)?)),
             Self::SharedMemory => (FILES, "shm.tar".to_owned()),
-            Self::Memory { .. } => return Ok(None),
+            Self::Memory { .. } | Self::Shared { .. } => return Ok(None),
         }))
     }
 }

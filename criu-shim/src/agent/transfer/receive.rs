@@ -289,6 +289,7 @@ impl Landing {
         };
         let writing = match *part {
             Part::Memory { pid, .. } => Writing::Memory(self.memory.writing(pid, &path, queue)),
+            Part::Shared { inode, .. } => Writing::Memory(self.memory.writing_shared(inode, &path, queue)),
             _ => {
                 let path = path.clone();
                 Writing::File(tokio::task::spawn_blocking(move || write_chunks(&path, queue)))

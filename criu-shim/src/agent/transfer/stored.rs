@@ -4,12 +4,13 @@
 //! read back and compared, every time: before a commit that is made on it alone, and before CRIU gets its request. It is
 //! the one place where the target computes digests, because a second time would lengthen the freeze.
 //!
-//! Memory that goes into a page store has no entry: reading a gigabyte back would take longer than the whole freeze. The
+//! Memory that goes into a page store has no entry, nor has the pages file of shared memory, which is one too: reading a gigabyte back would take longer than the whole freeze. The
 //! store is used only where the processes are rebuilt before the commit, and knows by itself whether a page is missing.
 
 use crate::agent::transfer::digest::{Whole, digests};
 use crate::agent::transfer::manifest::{Landed, Manifest};
-use crate::agent::transfer::message::{FILES, IMAGES, MAX_PARTS, NameError, Part};
+use crate::agent::transfer::message::{FILES, IMAGES, MAX_PARTS, MEMORY, NameError, Part};
+use crate::pages::store::is_shared;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -134,7 +135,7 @@ struct Entry {
 /// # Errors
 /// Where it can't be written; the one before stands then.
 pub fn store(directory: &Path, manifest: &Manifest) -> std::io::Result<()> {
-    let files = manifest.parts().filter(|(part, _)| !matches!(part, Part::Memory { .. }));
+    let files = manifest.parts().filter(|(part, _)| !matches!(part, Part::Memory { .. } | Part::Shared { .. }));
     let parts = files.map(|(part, landed)| Entry {
         part: part.clone(),
         bytes: landed.bytes,
@@ -154,13 +155,14 @@ pub fn store(directory: &Path, manifest: &Manifest) -> std::io::Result<()> {
 /// # Errors
 /// With the first thing that is not as it was sent; nothing of the attempt may be used then.
 pub fn verify(directory: &Path) -> Result<(), StoredError> {
-    let expected = expected(directory)?;
+    let (expected, memory) = (expected(directory)?, directory.join(MEMORY));
     for place in [IMAGES, FILES] {
         let path = directory.join(place);
         let failed = |source| StoredError::Read { path: path.clone(), source };
         for entry in path.read_dir().map_err(failed)? {
-            let file = format!("{place}/{}", entry.map_err(failed)?.file_name().to_string_lossy());
-            if !expected.contains_key(&file) {
+            let entry = entry.map_err(failed)?;
+            let file = format!("{place}/{}", entry.file_name().to_string_lossy());
+            if !expected.contains_key(&file) && !is_shared(&memory, &entry.path()).map_err(failed)? {
                 return Err(StoredError::Extra { file });
             }
         }

@@ -127,3 +127,14 @@ fn the_largest_manifest_can_be_read() {
     let bytes = serde_json::to_vec(&entry).expect("json").len();
     assert!(bytes < 400, "{bytes} bytes each");
 }
+
+#[test]
+fn the_pages_file_of_shared_memory_is_no_part_that_was_sent_and_any_other_is_extra() {
+    let attempt = Attempt::landed();
+    std::fs::create_dir(attempt.path(MEMORY)).expect("dir");
+    std::fs::write(attempt.path(MEMORY).join("shared-5.pages"), b"pages").expect("write");
+    std::fs::hard_link(attempt.path(MEMORY).join("shared-5.pages"), attempt.path("images/pages-7.img")).expect("link");
+    verify(attempt.0.path()).expect("its pages lie where CRIU reads them");
+    std::fs::write(attempt.path("images/pages-8.img"), b"pages").expect("write");
+    assert!(matches!(attempt.refusal(), StoredError::Extra { file } if file == "images/pages-8.img"));
+}

@@ -42,6 +42,12 @@ pub enum StoreError {
         /// Address of the first page that is missing.
         address: u64,
     },
+    /// What came of shared memory is not what CRIU's image says. A restore would mix pages up.
+    #[error("the pages of shared memory {inode} are not those of its image, or in another order")]
+    Order {
+        /// Its inode, by which the images name it.
+        inode: u32,
+    },
     /// More extents than an index may have.
     #[error("the store of process {pid} is in {extents} pieces, more than an index holds")]
     TooScattered {

@@ -19,18 +19,22 @@
 //! | 32 | BLAKE3 of everything before |
 //!
 //! The length of the file follows from the number of extents and is checked before anything is decoded.
+//!
+//! An object of shared memory has one file, `shared-81.pages`, named by its inode: CRIU reads that itself.
 
 mod error;
 mod extents;
 mod index;
 mod mapping;
 mod read;
+mod shared;
 mod write;
 
 pub use error::StoreError;
 pub use index::Extent;
 pub use mapping::Bytes;
 pub use read::Store;
+pub use shared::{SharedWriter, is_shared, is_shared_name};
 pub use write::{StoreWriter, Stored};
 
 use std::path::{Path, PathBuf};
@@ -57,6 +61,10 @@ pub fn pids(directory: &Path) -> std::io::Result<Vec<i32>> {
 
 fn data_path(directory: &Path, pid: i32) -> PathBuf {
     directory.join(format!("{pid}.pages"))
+}
+
+fn shared_path(directory: &Path, inode: u32) -> PathBuf {
+    directory.join(format!("shared-{inode}.pages"))
 }
 
 fn index_path(directory: &Path, pid: i32) -> PathBuf {

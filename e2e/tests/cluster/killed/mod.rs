@@ -27,7 +27,7 @@ fn one_copy_goes_on(name: &str, who: Who) -> Result<()> {
     let watch = Watch::start(&sandbox)?;
     sandbox.apply(&manifests::policy("ticker", "ticker", "  migration: {retryDelay: 1s}\n"))?;
     let ticker = Ticker { mib: MEMORY, collector: collector.address() };
-    sandbox.apply(&manifests::with_shared_memory(&ticker.deployment("ticker")))?;
+    sandbox.apply(&manifests::with_scattered_memory(&ticker.deployment("ticker")))?;
     sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
     let mut moves = (1..).map(|number| format!("move-{number}"));

@@ -1,7 +1,8 @@
 //! The processes of one container whose memory is followed while they run.
 
+use super::shared::{Shared, SharedMemory};
 use crate::agent::transfer::message::Part;
-use crate::criu::{Claim, ProcessId, ranges};
+use crate::criu::{Claim, ObjectId, ProcessId, ranges};
 use crate::freezer::{Freezer, FreezerError};
 use crate::memory::{AttachError, Range, TrackError, Tracker};
 use std::path::Path;
@@ -49,6 +50,8 @@ pub struct LastLook {
     pub written: Vec<Written>,
     /// What the target has then.
     pub copied: Vec<Copied>,
+    /// Shared memory that the dump leaves out. What differs in it is still to be found.
+    pub shared: Vec<Shared>,
 }
 
 /// What the target has of one process, once the last of it is sent.
@@ -77,6 +80,8 @@ pub struct Followed {
     processes: Vec<Process>,
     /// Those that can't be followed.
     refused: Vec<ProcessId>,
+    /// What belongs to none of them.
+    pub shared: SharedMemory,
 }
 
 impl Followed {
@@ -85,7 +90,8 @@ impl Followed {
     /// # Errors
     /// Where one can't be followed; none is then.
     pub fn attach(freezer: Freezer) -> Result<Self, Unfollowed> {
-        let mut followed = Self { freezer, processes: Vec::new(), refused: Vec::new() };
+        let mut followed =
+            Self { freezer, processes: Vec::new(), refused: Vec::new(), shared: SharedMemory::default() };
         for pid in followed.freezer.pids().map_err(Unfollowed::Processes)? {
             let process = Process::attach(pid).map_err(|source| Unfollowed::Attach { pid, source })?;
             followed.processes.extend(process);
@@ -133,6 +139,15 @@ impl Followed {
         Ok(written)
     }
 
+    /// The shared memory of the processes, if it is to be looked at now. Blocking.
+    ///
+    /// # Errors
+    /// Where the processes are not known.
+    pub fn shared(&mut self) -> Result<Vec<Shared>, Unfollowed> {
+        let pids = self.freezer.pids().map_err(Unfollowed::Processes)?;
+        Ok(self.shared.look(&pids))
+    }
+
     /// What a dump of the processes is told to leave out: everything that a look at the frozen processes might find to
     /// have been copied. Each of them is settled after the dump.
     pub fn claims(&self) -> Vec<Claim> {
@@ -141,13 +156,14 @@ impl Followed {
 
     /// The last look, at processes that are frozen. One that can't be looked at has nothing copied. Blocking.
     ///
-    /// `begin` is called when a dump may begin: it changes nothing of what is looked at from then on.
-    pub fn last_look(&mut self, begin: impl FnOnce()) -> LastLook {
-        let mut look = LastLook::default();
+    /// `begin` is called, with the shared memory that it leaves out, when a dump may begin: it changes nothing of what is
+    /// looked at from then on.
+    pub fn last_look(&mut self, begin: impl FnOnce(Vec<ObjectId>)) -> LastLook {
+        let mut look = LastLook { shared: self.shared.last_look(), ..LastLook::default() };
         let alive = self.processes.iter_mut().filter(|process| process.id.is_alive());
         // In a dump, a thread has the stack pointer of CRIU's parasite.
         let alive: Vec<_> = alive.map(|process| (stack_pages(process.id.pid), process)).collect();
-        begin();
+        begin(look.shared.iter().map(|shared| shared.id).collect());
         for (stacks, process) in alive {
             let (pid, image_pid) = (process.id.pid, process.image_pid);
             let seen = process.tracker.last_look().unwrap_or_default();

@@ -1,16 +1,18 @@
 //! Pre-copy: rounds of pages, while the application runs.
 //!
-//! [`followed`] knows what was written, [`reader`] reads it, [`converge`] decides whether another round helps, within what
-//! [`pace`] leaves it. This drives them: a round is sent by a task of its own, so that whoever waits for it can be called away
-//! and come back.
+//! [`followed`] knows what was written, [`reader`] reads it, [`shared`] does both for shared memory, [`converge`] decides
+//! whether another round helps, within what [`pace`] leaves it. This drives them: a round is sent by a task of its own, so
+//! that whoever waits for it can be called away and come back.
 
 pub mod converge;
 pub mod estimate;
 mod followed;
 pub mod pace;
 mod reader;
+mod shared;
 
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
+pub use shared::{Shared, send_shared};
 
 use crate::agent::beside::Size;
 use crate::agent::failure::retryable;
@@ -19,7 +21,7 @@ use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send::{self, RoundSender, SendError};
 use crate::causes::chain;
-use crate::criu::ClaimedParent;
+use crate::criu::{ClaimedParent, ObjectId};
 use crate::freezer::Freezer;
 use crate::memory::ReadError;
 use converge::{Progress, RoundSeen, Stage};
@@ -192,6 +194,9 @@ impl PreCopy {
     /// The go was given: of the rounds before, only the last counts any more. None is on its way.
     pub fn at_the_go(&mut self) {
         self.since = self.seen.len().saturating_sub(1);
+        if let State::Due { followed, .. } = &mut self.state {
+            followed.shared.wake();
+        }
         self.hurry();
     }
 
@@ -254,11 +259,14 @@ fn uptime() -> Duration {
     Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default()
 }
 
-/// Looks at the frozen processes, and says by `begin` when the dump may begin. Where it does not work at all, the dump can't be
-/// completed, and the attempt fails.
-pub async fn last_look(followed: &mut Option<Followed>, begin: impl FnOnce() + Send + 'static) -> LastLook {
+/// Looks at the frozen processes, and says by `begin` when the dump may begin and what shared memory it leaves out. Where it
+/// does not work at all, the dump can't be completed, and the attempt fails.
+pub async fn last_look(
+    followed: &mut Option<Followed>,
+    begin: impl FnOnce(Vec<ObjectId>) + Send + 'static,
+) -> LastLook {
     let Some(mut looking) = followed.take() else {
-        begin();
+        begin(Vec::new());
         return LastLook::default();
     };
     match tokio::task::spawn_blocking(move || (looking.last_look(begin), looking)).await {
@@ -278,15 +286,22 @@ pub async fn let_go(followed: Option<Followed>) {
 
 async fn send_round(sender: &LinkSender<FromSource>, round: u32, mut followed: Followed) -> Result<Sent, Failure> {
     let at = Instant::now();
-    let looked = tokio::task::spawn_blocking(move || (followed.written(), followed)).await;
-    let (written, followed) = looked.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-    let written = written.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+    let looked = tokio::task::spawn_blocking(move || (followed.written(), followed.shared(), followed)).await;
+    let (written, shared, mut followed) =
+        looked.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+    let failed = |error: Unfollowed| retryable(FailureReason::DumpFailed, chain(&error));
+    let (written, shared) = (written.map_err(failed)?, shared.map_err(failed)?);
+    let (took, looks) = (at.elapsed(), !shared.is_empty());
     let sent = async {
         let mut sending = send::begin(sender, round, false).await?;
         send_pages(&mut sending, round, written, false).await?;
-        sending.end().await
+        let compared = send_shared(&mut sending, round, shared, false).await?;
+        Ok::<_, SendError>((sending.end().await?, compared))
     };
-    let manifest = sent.await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))?;
+    let (manifest, compared) = sent.await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))?;
+    if looks {
+        followed.shared.rest_after(took + compared);
+    }
     Ok(Sent { followed, manifest, looked: at })
 }
 

@@ -6,7 +6,7 @@ use crate::agent::source::container::find;
 use crate::agent::transfer::message::{IMAGES, MEMORY};
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
-use crate::criu::pagemap;
+use crate::criu::{pagemap, shared};
 use crate::local::{Pages, PagesAt, ToRelay};
 use crate::pages::daemon::{Status, is_alive};
 use crate::pages::store;
@@ -29,9 +29,10 @@ pub(super) fn pages_at(directory: &Path) -> PagesAt {
     PagesAt { store: directory.join(MEMORY), work: directory.join(WORK) }
 }
 
-/// Whether pages have landed in an attempt's directory. Blocking.
+/// Whether pages of processes have landed in an attempt's directory. Shared memory is CRIU's own business. Blocking.
 fn has_begun(directory: &Path) -> bool {
-    directory.join(MEMORY).read_dir().is_ok_and(|mut entries| entries.next().is_some())
+    let entries = directory.join(MEMORY).read_dir().into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| !store::is_shared_name(&entry.file_name()))
 }
 
 /// The memory in an attempt's directory that comes after the restore, if any does. Blocking.
@@ -47,6 +48,9 @@ pub(super) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
         if !lazy.is_empty() && !pids.contains(&pid) {
             return Err(failed(format!("the memory of process {pid} is not here any more")));
         }
+    }
+    if let Some(inode) = shared::incomplete(&images).map_err(|error| failed(chain(&error)))? {
+        return Err(failed(format!("the shared memory {inode} is not here any more")));
     }
     Ok((!pids.is_empty()).then(|| Pages { at: pages_at(directory), pids }))
 }
