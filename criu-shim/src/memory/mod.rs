@@ -1,12 +1,14 @@
 //! Which pages of a running process are written, found out from outside: what pre-copy sends.
 //!
-//! Owns the tracking of one process ([`Tracker`]), reading its memory ([`MemoryReader`]), and the same for memory that
+//! Owns the tracking of one process ([`Tracker`], and [`Comparer`] where that can't be; [`Engine`] chooses), reading its memory ([`MemoryReader`]), and the same for memory that
 //! belongs to no process ([`shared`]). The kernel write-protects
 //! pages and takes the protection off at the first write, so that the difference between two looks is what was written
 //! between them. That takes a userfaultfd, which can only be made inside the process: one thread is stopped for a moment
 //! and made to call it. It never writes to the process' memory, never freezes or thaws, and never decides how many
 //! rounds are enough.
 
+mod compare;
+mod engine;
 mod error;
 mod inject;
 mod obstacle;
@@ -15,6 +17,7 @@ mod pagemap;
 mod ptrace;
 mod range;
 mod read;
+mod sent;
 pub mod shared;
 mod tracker;
 mod uffd;
@@ -25,10 +28,13 @@ mod vma;
 #[cfg(target_arch = "x86_64")]
 mod tests;
 
+pub use compare::Comparer;
+pub use engine::{Attached, Engine};
 pub use error::{AttachError, ReadError, TrackError};
 pub use obstacle::Obstacle;
 pub use range::Range;
 pub use read::{MemoryReader, Piece};
+pub use sent::Sent;
 pub use tracker::{LastLook, Tracker};
 pub use vma::Reason;
 use vma::{Vma, tracking};

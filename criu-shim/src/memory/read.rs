@@ -1,9 +1,10 @@
 //! Reading the memory of a process while it runs, or while it is frozen.
 
-use super::{Range, ReadError};
+use super::{Range, ReadError, Sent};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Most that is read at once, bytes. More is not faster, and the buffer stays in the processor's cache.
 pub const CHUNK: usize = 1 << 20;
@@ -26,6 +27,8 @@ pub enum Piece {
 pub struct MemoryReader {
     pid: i32,
     memory: File,
+    /// Who is to know what was read.
+    sent: Option<Arc<Mutex<Sent>>>,
 }
 
 impl MemoryReader {
@@ -36,9 +39,15 @@ impl MemoryReader {
     pub fn open(pid: i32) -> Result<Self, ReadError> {
         let path = PathBuf::from(format!("/proc/{pid}/mem"));
         match File::open(&path) {
-            Ok(memory) => Ok(Self { pid, memory }),
+            Ok(memory) => Ok(Self { pid, memory, sent: None }),
             Err(source) => Err(ReadError::Open { path, source }),
         }
+    }
+
+    /// Whatever is read is noted in `sent`, if there is such a note: it must be what is sent.
+    #[must_use]
+    pub fn noting(self, sent: Option<Arc<Mutex<Sent>>>) -> Self {
+        Self { sent, ..self }
     }
 
     /// Reads the start of `rest` into `buffer`, as much as fits and at most [`CHUNK`], and takes what it dealt with off
@@ -55,14 +64,24 @@ impl MemoryReader {
         let start = rest.start;
         let length = buffer.len().min(CHUNK).min(usize::try_from(rest.len()).unwrap_or(CHUNK));
         let buffer = buffer.get_mut(..length).unwrap_or_default();
+        let mut read = 0;
         let piece = match self.memory.read_at(buffer, start) {
             Ok(0) => return Err(ReadError::Gone { pid: self.pid }),
-            Ok(count) => Piece::Read(Range { start, end: start + count as u64 }),
+            Ok(count) => {
+                read = count;
+                Piece::Read(Range { start, end: start + count as u64 })
+            }
             Err(error) if [Some(libc::EIO), Some(libc::EFAULT)].contains(&error.raw_os_error()) => {
                 Piece::Unreadable(Range { start, end: rest.end.min((start / PAGE + 1) * PAGE) })
             }
             Err(source) => return Err(ReadError::Read { pid: self.pid, address: start, length, source }),
         };
+        if let (Piece::Read(_), Some(sent)) = (piece, &self.sent) {
+            let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+            for (page, bytes) in (start / PAGE..).zip(buffer[..read].chunks_exact(PAGE as usize)) {
+                sent.note(page, bytes);
+            }
+        }
         let (Piece::Read(done) | Piece::Unreadable(done)) = piece;
         rest.start = done.end;
         Ok(Some(piece))

@@ -47,7 +47,7 @@ pub struct LastLook {
 
 /// What tells the address spaces apart that a process has one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct AddressSpace {
+pub(super) struct AddressSpace {
     process_start: u64,
     code_start: u64,
     code_end: u64,
@@ -212,16 +212,7 @@ impl Tracker {
     }
 
     fn check_space(&self) -> Result<(), TrackError> {
-        let path = PathBuf::from(format!("/proc/{}/stat", self.pid));
-        let stat = std::fs::read_to_string(&path).map_err(|source| self.read_error(path, source))?;
-        match address_space(&stat) {
-            None => Err(TrackError::Gone { pid: self.pid }),
-            Some(space) if space == self.space => Ok(()),
-            Some(space) if space.process_start == self.space.process_start => {
-                Err(TrackError::Replaced { pid: self.pid })
-            }
-            Some(_) => Err(TrackError::Gone { pid: self.pid }),
-        }
+        self.space.check(self.pid)
     }
 
     /// Opened for each scan, because the file stays with the address space it was opened for.
@@ -231,12 +222,7 @@ impl Tracker {
     }
 
     fn mappings(&self, file: &str) -> Result<Vec<Vma>, TrackError> {
-        let path = PathBuf::from(format!("/proc/{}/{file}", self.pid));
-        let text = match std::fs::read(&path) {
-            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-            Err(source) => return Err(self.read_error(path, source)),
-        };
-        vma::parse(&text).map_err(|line| TrackError::Unexpected { path, content: line.to_owned() })
+        mappings(self.pid, file)
     }
 
     fn guard(&self) -> u64 {
@@ -248,8 +234,36 @@ impl Tracker {
     }
 
     fn read_error(&self, path: PathBuf, source: std::io::Error) -> TrackError {
-        if is_gone(&source) { TrackError::Gone { pid: self.pid } } else { TrackError::Read { path, source } }
+        read_error(self.pid, path, source)
     }
+}
+
+impl AddressSpace {
+    /// An error unless it is still the one of process `pid`.
+    pub(super) fn check(&self, pid: i32) -> Result<(), TrackError> {
+        let path = PathBuf::from(format!("/proc/{pid}/stat"));
+        let stat = std::fs::read_to_string(&path).map_err(|source| read_error(pid, path, source))?;
+        match address_space(&stat) {
+            None => Err(TrackError::Gone { pid }),
+            Some(space) if space == *self => Ok(()),
+            Some(space) if space.process_start == self.process_start => Err(TrackError::Replaced { pid }),
+            Some(_) => Err(TrackError::Gone { pid }),
+        }
+    }
+}
+
+/// The mappings of process `pid` by its `maps` or `smaps`.
+pub(super) fn mappings(pid: i32, file: &str) -> Result<Vec<Vma>, TrackError> {
+    let path = PathBuf::from(format!("/proc/{pid}/{file}"));
+    let text = match std::fs::read(&path) {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        Err(source) => return Err(read_error(pid, path, source)),
+    };
+    vma::parse(&text).map_err(|line| TrackError::Unexpected { path, content: line.to_owned() })
+}
+
+pub(super) fn read_error(pid: i32, path: PathBuf, source: std::io::Error) -> TrackError {
+    if is_gone(&source) { TrackError::Gone { pid } } else { TrackError::Read { path, source } }
 }
 
 /// Whether the kernel knows guard pages. Comes before anything is done to the process.
@@ -270,13 +284,13 @@ fn find_obstacle(pid: i32) -> Result<Option<Obstacle>, (PathBuf, std::io::Error)
     obstacle::find(pid).map_err(|source| (PathBuf::from(format!("/proc/{pid}/fd")), source))
 }
 
-fn is_gone(error: &std::io::Error) -> bool {
+pub(super) fn is_gone(error: &std::io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Fields 22, 26, 27 and 28 of the text of `/proc/PID/stat`; none for a process that has ended.
 /// Source: proc_pid_stat(5).
-fn address_space(stat: &str) -> Option<AddressSpace> {
+pub(super) fn address_space(stat: &str) -> Option<AddressSpace> {
     // The second field is the command in brackets, which may itself hold brackets and blanks.
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();

@@ -9,7 +9,6 @@
 
 mod find;
 mod object;
-mod sent;
 
 pub use find::{Found, device, find};
 pub use object::SharedObject;

@@ -1,16 +1,13 @@
 //! One object of shared memory: what differs from what was sent, and reading it.
 
-use super::sent::{GROUP, Sent};
 use crate::memory::Range;
 use crate::memory::range::coalesce;
+use crate::memory::sent::{GROUP, PAGE, Sent};
 use rustix::fs::SeekFrom;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
-
-/// Bytes of a page.
-pub(super) const PAGE: u64 = 4096;
 
 /// Bytes of a group of pages.
 const GROUP_BYTES: u64 = GROUP as u64 * PAGE;
@@ -22,7 +19,7 @@ const CHUNK: usize = 256 << 10;
 ///
 /// # Guarantees
 /// Whatever was written to it, by whomever and how: a page that is not what was read of it last is among
-/// [`SharedObject::changed`]. (Two pages with one digest of 128 bits under a random key are not to be expected.)
+/// [`SharedObject::changed`].
 #[derive(Debug)]
 pub struct SharedObject {
     file: File,
@@ -35,9 +32,7 @@ impl SharedObject {
     /// # Errors
     /// Where no random number is to be had.
     pub fn new(file: File) -> io::Result<Self> {
-        let mut key = [0; 32];
-        File::open("/dev/urandom")?.read_exact(&mut key)?;
-        Ok(Self { file, sent: Sent::new(key) })
+        Ok(Self { file, sent: Sent::nothing()? })
     }
 
     /// Its length now, bytes.
@@ -82,7 +77,10 @@ impl SharedObject {
     pub fn take(&mut self, start: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.read(start, buffer)?;
         for (page, bytes) in (start / PAGE..).zip(buffer.chunks(PAGE as usize)) {
-            self.sent.note(page, bytes);
+            // Zeros that follow on nothing are nothing to send: there it is a hole, which reads as zeros.
+            if self.sent.has(page) || !is_zero(bytes) {
+                self.sent.note(page, bytes);
+            }
         }
         Ok(())
     }
@@ -103,7 +101,8 @@ impl SharedObject {
                 let bytes = &mut buffer[..CHUNK.min((end - start) as usize)];
                 self.read(start, bytes)?;
                 for (page, bytes) in (start / PAGE..).zip(bytes.chunks(PAGE as usize)) {
-                    if self.sent.differs(page, bytes) {
+                    let same = if self.sent.has(page) { self.sent.is(page, bytes) } else { is_zero(bytes) };
+                    if !same {
                         changed.push(Range { start: page * PAGE, end: (page + 1) * PAGE });
                     }
                 }
@@ -141,4 +140,9 @@ impl SharedObject {
         }
         Ok(ranges)
     }
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    // Most pages differ early on.
+    page.iter().take(16).all(|byte| *byte == 0) && page.iter().all(|byte| *byte == 0)
 }

@@ -1,6 +1,6 @@
-use super::object::PAGE;
 use super::*;
 use crate::memory::Range;
+use crate::memory::sent::PAGE;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use std::collections::BTreeSet;
 use std::fs::File;

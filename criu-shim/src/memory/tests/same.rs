@@ -1,7 +1,8 @@
 //! The whole of it: what was sent over all rounds is the memory at the end.
 
 use super::child::{Child, MIB, PAGE};
-use crate::memory::{LastLook, MemoryReader, Piece, Range, Tracker};
+use super::{KINDS, Kind};
+use crate::memory::{LastLook, MemoryReader, Piece, Range};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -71,11 +72,11 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Runs the steps; slots lie next to each other, so that mappings merge where the kernel lets them.
-fn run(steps: &[Step]) -> usize {
+fn run(steps: &[Step], kind: Kind) -> usize {
     let mut child = Child::new();
     let room = child.island(SLOTS as u64 * LENGTH);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
-    let reader = MemoryReader::open(child.pid).unwrap();
+    let mut tracker = kind.attach(child.pid);
+    let reader = MemoryReader::open(child.pid).unwrap().noting(tracker.sent());
     let mut store = Store::new();
     let at = |slot: usize| room.start + slot as u64 * LENGTH;
     // What a store would fault on is left out by asking the kernel.
@@ -117,7 +118,10 @@ fn run(steps: &[Step]) -> usize {
                 // A call that reads there, of whatever name that is.
                 child.call(libc::SYS_access, &[at(slot) + page * PAGE, 0]);
             }
-            Step::Round => send(&reader, &tracker.take_written().unwrap(), &mut store),
+            Step::Round => {
+                tracker.wake();
+                send(&reader, &tracker.take_written().unwrap(), &mut store);
+            }
         }
     }
     child.wait_idle();
@@ -133,21 +137,28 @@ proptest! {
     fn whatever_happened_between_rounds_the_target_has_the_same_memory(
         steps in prop::collection::vec(step(), 0..120),
     ) {
-        run(&steps);
+        for kind in KINDS {
+            run(&steps, kind);
+        }
     }
 }
 
 #[test]
 fn a_process_that_writes_all_the_time_arrives_whole() {
+    KINDS.map(writes_all_the_time);
+}
+
+fn writes_all_the_time(kind: Kind) {
     let mut child = Child::new();
     let area = child.island(8 * MIB);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
-    let reader = MemoryReader::open(child.pid).unwrap();
+    let mut tracker = kind.attach(child.pid);
+    let reader = MemoryReader::open(child.pid).unwrap().noting(tracker.sent());
     let mut store = Store::new();
     for round in 0..20u64 {
         // The kernel fills the memory in the process' name while the round goes on.
         let part = area.len() / (1 + round % 4);
         child.tell(libc::SYS_getrandom, &[area.start + area.len() - part, part, 0]);
+        tracker.wake();
         send(&reader, &tracker.take_written().unwrap(), &mut store);
         assert_eq!(child.answer(), part.cast_signed());
     }

@@ -51,8 +51,11 @@ impl SourceDriver {
         };
         match following {
             Ok(precopy) => {
+                let all_protected = precopy.compared.is_empty();
+                let engine = if all_protected { MemoryEngine::WriteProtect } else { MemoryEngine::ReadAndCompare };
+                self.report.engine = Some(engine);
+                self.report.notes.extend(precopy.compared.clone());
                 connected.precopy = Some(precopy);
-                self.report.engine = Some(MemoryEngine::WriteProtect);
                 self.connected = Some(connected);
                 self.reach(SourceAt::Connected, SourceStep::PreCopying);
             }

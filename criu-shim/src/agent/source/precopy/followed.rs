@@ -2,10 +2,12 @@
 
 use super::shared::{Shared, SharedMemory};
 use crate::agent::transfer::message::Part;
+use crate::causes::chain;
 use crate::criu::{Claim, ObjectId, ProcessId, ranges};
 use crate::freezer::{Freezer, FreezerError};
-use crate::memory::{AttachError, Range, TrackError, Tracker};
+use crate::memory::{AttachError, Attached, Engine, Range, Sent, TrackError};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use thiserror::Error;
 
 /// Why the memory of a container can't be followed: it is copied in the freeze then.
@@ -34,6 +36,8 @@ pub struct Written {
     pub image_pid: i32,
     /// Its pages.
     pub ranges: Vec<Range>,
+    /// Where it must be noted what was read of them, if anywhere.
+    pub sent: Option<Arc<Mutex<Sent>>>,
 }
 
 impl Written {
@@ -69,10 +73,12 @@ pub struct Copied {
 struct Process {
     id: ProcessId,
     image_pid: i32,
-    tracker: Tracker,
+    engine: Engine,
+    /// Why it is not a better one.
+    instead: Option<AttachError>,
 }
 
-/// The processes, each with its tracker. Dropped, nothing is left of that in them; it takes 19 ms for 1 GiB, so not while
+/// The processes, each with its engine. Dropped, nothing is left of that in them; it takes 19 ms for 1 GiB, so not while
 /// they are frozen.
 #[derive(Debug)]
 pub struct Followed {
@@ -123,10 +129,9 @@ impl Followed {
         }
         let mut written = Vec::new();
         let refused = &mut self.refused;
-        self.processes.retain_mut(|process| match process.tracker.take_written() {
+        self.processes.retain_mut(|process| match process.engine.take_written() {
             Ok(ranges) => {
-                let (pid, image_pid) = (process.id.pid, process.image_pid);
-                written.extend((!ranges.is_empty()).then_some(Written { pid, image_pid, ranges }));
+                written.extend((!ranges.is_empty()).then(|| process.written(ranges)));
                 true
             }
             // It executes another program: that one may be followed from the next round on.
@@ -137,6 +142,18 @@ impl Followed {
             }
         });
         Ok(written)
+    }
+
+    /// Why processes are read and compared that could not be write-protected, one sentence each.
+    pub fn compared(&self) -> Vec<String> {
+        let refusals = self.processes.iter().filter_map(|process| Some((process.id.pid, process.instead.as_ref()?)));
+        refusals.map(|(pid, why)| format!("the memory of process {pid} is read and compared: {}", chain(why))).collect()
+    }
+
+    /// Has everything looked at by the next round, however soon it comes: it is the last one before the freeze.
+    pub fn wake(&mut self) {
+        self.shared.wake();
+        self.processes.iter_mut().for_each(|process| process.engine.wake());
     }
 
     /// The shared memory of the processes, if it is to be looked at now. Blocking.
@@ -166,10 +183,10 @@ impl Followed {
         begin(look.shared.iter().map(|shared| shared.id).collect());
         for (stacks, process) in alive {
             let (pid, image_pid) = (process.id.pid, process.image_pid);
-            let seen = process.tracker.last_look().unwrap_or_default();
+            let seen = process.engine.last_look().unwrap_or_default();
             // Where a thread's stack pointer is, CRIU writes before it asks for pages.
             let copied = stacks.map(|stacks| ranges::without(&addresses(&seen.present), &stacks));
-            look.written.push(Written { pid, image_pid, ranges: seen.written });
+            look.written.push(process.written(seen.written));
             look.copied.push(Copied { pid, image_pid, ranges: copied.unwrap_or_default() });
         }
         look
@@ -180,11 +197,17 @@ impl Process {
     /// None where it has ended meanwhile.
     fn attach(pid: i32) -> Result<Option<Self>, AttachError> {
         let Some((id, image_pid)) = ProcessId::now(pid).zip(innermost_pid(pid)) else { return Ok(None) };
-        match Tracker::attach(pid) {
-            Ok(tracker) => Ok(Some(Self { id, image_pid, tracker })),
+        match Engine::attach(pid) {
+            Ok(Attached { engine, instead }) => Ok(Some(Self { id, image_pid, engine, instead })),
             Err(_) if !id.is_alive() || has_ended(pid) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Process {
+    fn written(&self, ranges: Vec<Range>) -> Written {
+        Written { pid: self.id.pid, image_pid: self.image_pid, ranges, sent: self.engine.sent() }
     }
 }
 

@@ -52,6 +52,8 @@ pub struct PreCopy {
     cpu_percent: u32,
     /// Processes that are followed.
     processes: usize,
+    /// Why memory is read and compared, where some is.
+    pub compared: Vec<String>,
 }
 
 /// A process of the container may have ended, or been replaced: only the state says who has the trackers.
@@ -86,9 +88,9 @@ impl PreCopy {
     pub async fn begin(freezer: Freezer, round: u32) -> Result<Self, String> {
         let attached = tokio::task::spawn_blocking(move || Followed::attach(freezer)).await;
         let followed = attached.map_err(|error| chain(&error))?.map_err(|error| chain(&error))?;
-        let processes = followed.processes();
+        let (processes, compared) = (followed.processes(), followed.compared());
         let state = State::Due { followed, at: Instant::now() };
-        Ok(Self { state, round, seen: Vec::new(), looked: None, since: 0, cpu_percent: 100, processes })
+        Ok(Self { state, round, seen: Vec::new(), looked: None, since: 0, cpu_percent: 100, processes, compared })
     }
 
     /// Goes on until another round has landed. Dropping the future loses nothing.
@@ -195,7 +197,7 @@ impl PreCopy {
     pub fn at_the_go(&mut self) {
         self.since = self.seen.len().saturating_sub(1);
         if let State::Due { followed, .. } = &mut self.state {
-            followed.shared.wake();
+            followed.wake();
         }
         self.hurry();
     }
@@ -317,7 +319,7 @@ pub async fn send_pages(
 ) -> Result<(), SendError> {
     for one in written {
         let part = one.part(round);
-        match PageReader::open(one.pid, one.ranges, frozen) {
+        match PageReader::open(one.pid, one.ranges, one.sent, frozen) {
             Ok(reader) => sending.part(part, reader).await?,
             // It has ended: nothing of it will be dumped.
             Err(ReadError::Open { source, .. }) if !frozen && source.kind() == std::io::ErrorKind::NotFound => {}

@@ -1,8 +1,9 @@
 //! The pages of one process as the stream that crosses, read while the process runs or is frozen.
 
 use crate::agent::transfer::pages::{MAX_PAGES, PAGE, encode};
-use crate::memory::{MemoryReader, Piece, Range, ReadError};
+use crate::memory::{MemoryReader, Piece, Range, ReadError, Sent};
 use std::io::{Error, Read};
+use std::sync::{Arc, Mutex};
 use std::vec::IntoIter;
 
 /// Reads the pages of `ranges` from a process, and encodes them.
@@ -22,14 +23,14 @@ pub struct PageReader {
 }
 
 impl PageReader {
-    /// For process `pid`, as the caller's `/proc` names it.
+    /// For process `pid`, as the caller's `/proc` names it. What is read is noted in `sent`.
     ///
     /// # Errors
     /// Where its memory may not be read, or it has ended.
-    pub fn open(pid: i32, ranges: Vec<Range>, frozen: bool) -> Result<Self, ReadError> {
+    pub fn open(pid: i32, ranges: Vec<Range>, sent: Option<Arc<Mutex<Sent>>>, frozen: bool) -> Result<Self, ReadError> {
         Ok(Self {
             frozen,
-            memory: MemoryReader::open(pid)?,
+            memory: MemoryReader::open(pid)?.noting(sent),
             ranges: ranges.into_iter(),
             rest: Range { start: 0, end: 0 },
             bytes: vec![0; MAX_PAGES * PAGE],
@@ -104,9 +105,9 @@ mod tests {
         let ranges = vec![Range { start: begin, end: begin + (PAGES * PAGE) as u64 }];
         let mut stream = Vec::new();
         let own = std::process::id() as i32;
-        let mut reader = PageReader::open(own, ranges.clone(), false).expect("this process");
+        let mut reader = PageReader::open(own, ranges.clone(), None, false).expect("this process");
         reader.read_to_end(&mut stream).expect("its memory");
-        let mut frozen = PageReader::open(own, ranges, true).expect("this process");
+        let mut frozen = PageReader::open(own, ranges, None, true).expect("this process");
         assert!(frozen.read_to_end(&mut Vec::new()).is_err(), "a page was passed over");
         // SAFETY: the same mapping, of which nothing is used any more.
         unsafe { munmap(base, PAGES * PAGE).expect("unmap") };

@@ -1,8 +1,11 @@
-//! What was sent of an object: a digest of each page, and the order in which pages were sent first. No I/O.
+//! What was sent of some memory: a digest of each page, and the order in which pages were sent first. No I/O.
 
-use super::object::PAGE;
-use crate::memory::Range;
+use super::Range;
 use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+/// Bytes of a page.
+pub(super) const PAGE: u64 = 4096;
 
 /// Pages whose digests are kept together: those of 2 MiB.
 pub(super) const GROUP: usize = 512;
@@ -12,35 +15,43 @@ pub(super) type Digest = [u8; 16];
 
 const NOTHING: Digest = [0; 16];
 
+/// Digests of what was sent last, by the number of the page.
 #[derive(Debug)]
-pub(super) struct Sent {
+pub struct Sent {
     key: [u8; 32],
     groups: BTreeMap<u64, Box<[Digest; GROUP]>>,
     order: Vec<Range>,
 }
 
 impl Sent {
-    /// `key` must be random: who writes the pages may not be able to make two that look alike.
-    pub(super) fn new(key: [u8; 32]) -> Self {
+    /// With a key of its own: who writes the pages may not be able to make two that look alike.
+    ///
+    /// # Errors
+    /// Where no random number is to be had.
+    pub(super) fn nothing() -> io::Result<Self> {
+        let mut key = [0; 32];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut key)?;
+        Ok(Self::with_key(key))
+    }
+
+    fn with_key(key: [u8; 32]) -> Self {
         Self { key, groups: BTreeMap::new(), order: Vec::new() }
     }
 
-    /// Whether page number `page` must be sent, which is `bytes` now.
-    pub(super) fn differs(&self, page: u64, bytes: &[u8]) -> bool {
-        match self.digest(page) {
-            Some(sent) => *sent != self.digest_of(bytes),
-            // What was never sent is a hole there, which reads as zeros.
-            None => !is_zero(bytes),
-        }
+    /// Whether page number `page` was ever sent.
+    pub(super) fn has(&self, page: u64) -> bool {
+        self.digest(page).is_some()
     }
 
-    /// Takes note that page number `page` is sent as `bytes`. Zeros that follow on nothing are nothing to send.
+    /// Whether page number `page` was sent last as these bytes. (Two pages with one digest of 128 bits under a random key are
+    /// not to be expected.)
+    pub(super) fn is(&self, page: u64, bytes: &[u8]) -> bool {
+        self.digest(page).is_some_and(|sent| *sent == self.digest_of(bytes))
+    }
+
+    /// Takes note that page number `page` is sent as `bytes`.
     pub(super) fn note(&mut self, page: u64, bytes: &[u8]) {
-        let first = self.digest(page).is_none();
-        if first && is_zero(bytes) {
-            return;
-        }
-        let digest = self.digest_of(bytes);
+        let (first, digest) = (!self.has(page), self.digest_of(bytes));
         let group = self.groups.entry(page / GROUP as u64).or_insert_with(|| Box::new([NOTHING; GROUP]));
         group[(page % GROUP as u64) as usize] = digest;
         if first {
@@ -52,7 +63,7 @@ impl Sent {
         }
     }
 
-    /// Bytes of the object, in the order in which they were sent first.
+    /// What was sent, in the order in which it was sent first.
     pub(super) fn order(&self) -> &[Range] {
         &self.order
     }
@@ -74,37 +85,28 @@ impl Sent {
     }
 }
 
-fn is_zero(page: &[u8]) -> bool {
-    // Most pages differ early on.
-    page.iter().take(16).all(|byte| *byte == 0) && page.iter().all(|byte| *byte == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const ONES: [u8; PAGE as usize] = [1; PAGE as usize];
-    const TWOS: [u8; PAGE as usize] = [2; PAGE as usize];
     const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
     #[test]
-    fn a_page_is_sent_when_it_is_another_than_it_was_and_zeros_only_in_place_of_something() {
-        let mut sent = Sent::new([7; 32]);
-        assert!(sent.differs(0, &ONES) && !sent.differs(0, &ZEROS));
+    fn a_page_is_what_was_sent_last() {
+        let mut sent = Sent::nothing().unwrap();
+        assert!(!sent.has(0) && !sent.is(0, &ONES) && !sent.is(0, &ZEROS));
         sent.note(0, &ONES);
-        assert!(!sent.differs(0, &ONES) && sent.differs(0, &TWOS) && sent.differs(0, &ZEROS));
+        assert!(sent.has(0) && sent.is(0, &ONES) && !sent.is(0, &ZEROS) && !sent.has(1));
         sent.note(0, &ZEROS);
-        assert!(!sent.differs(0, &ZEROS) && sent.differs(0, &ONES));
-        sent.note(1, &ZEROS);
-        assert!(!sent.differs(1, &ZEROS));
+        assert!(sent.is(0, &ZEROS) && !sent.is(0, &ONES));
     }
 
     #[test]
     fn the_order_is_that_of_the_first_time() {
-        let mut sent = Sent::new([7; 32]);
+        let mut sent = Sent::nothing().unwrap();
         for page in [1000, 1001, 3, 1000, 4] {
             sent.note(page, &ONES);
-            sent.note(page + 1, &ZEROS);
         }
         let range = |start: u64, end: u64| Range { start: start * PAGE, end: end * PAGE };
         assert_eq!(sent.order(), [range(1000, 1002), range(3, 5)]);
@@ -113,6 +115,6 @@ mod tests {
 
     #[test]
     fn pages_that_look_alike_under_one_key_need_not_under_another() {
-        assert_ne!(Sent::new([1; 32]).digest_of(&ONES), Sent::new([2; 32]).digest_of(&ONES));
+        assert_ne!(Sent::with_key([1; 32]).digest_of(&ONES), Sent::with_key([2; 32]).digest_of(&ONES));
     }
 }
