@@ -145,7 +145,9 @@ proptest! {
 
 #[test]
 fn a_process_that_writes_all_the_time_arrives_whole() {
-    KINDS.map(writes_all_the_time);
+    for kind in KINDS {
+        writes_all_the_time(kind);
+    }
 }
 
 fn writes_all_the_time(kind: Kind) {
