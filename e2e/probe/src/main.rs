@@ -10,6 +10,7 @@ mod resp;
 mod store;
 mod ticker;
 mod work;
+mod zoo;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ enum Command {
     /// Do nothing: one of a crowd's processes.
     #[command(hide = true)]
     Idle,
+    /// Hold memory of every kind, write to it, and look at every page of it again and again.
+    Zoo(zoo::Args),
     /// Fill a store with keys.
     Fill(store::FillArgs),
     /// Write to a store for ever and print what it acknowledged.
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Tick(args) => ticker::run(&args),
         Command::Crowd(args) => crowd::run(&args),
         Command::Idle => crowd::idle(),
+        Command::Zoo(args) => zoo::run(&args),
         Command::Fill(args) => store::fill(&args),
         Command::Write(args) => store::write(&args),
         Command::Load(args) => load::run(&args),

@@ -113,6 +113,17 @@ pub fn with_cpu_limit(manifest: &str, cpus: &str) -> String {
     manifest.replace("resources: {", &format!("resources: {{limits: {{cpu: {cpus}}}, "))
 }
 
+/// A Deployment `name` of one process that holds memory of every kind, and looks at every page of it again and again.
+pub fn zoo(name: &str, collector: SocketAddr) -> String {
+    const MEMORY: usize = 160;
+    let lines = Ticker { mib: MEMORY, collector }.deployment(name);
+    let lines = lines.lines().map(|line| match line.split_once("args: [tick,") {
+        Some((indent, _)) => format!("{indent}args: [zoo, '--report={collector}']\n"),
+        None => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
 /// What a ticker holds and does.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticker {
@@ -204,6 +215,15 @@ mod tests {
         assert!(manifest.contains("args: [tick, --dirty-pages=7, '--mib=1'"), "{manifest}");
         assert!(
             manifest.contains("resources: {limits: {cpu: 100m}, requests: {cpu: 10m, memory: 17Mi}}"),
+            "{manifest}"
+        );
+    }
+
+    #[test]
+    fn a_zoo_is_no_ticker() {
+        let manifest = zoo("a", SocketAddr::from(([10, 0, 0, 1], 1)));
+        assert!(
+            manifest.contains("    args: [zoo, '--report=10.0.0.1:1']\n") && !manifest.contains("[tick"),
             "{manifest}"
         );
     }

@@ -9,6 +9,7 @@ mod api_server;
 mod cancel;
 mod convergence;
 mod drain;
+mod every_page;
 mod failed_restore;
 mod killed;
 mod node_clean;
