@@ -206,3 +206,38 @@ async fn a_cut_lands_apart_from_what_counts() {
         stored::verify(&directory).expect("each has a manifest of its own");
     }
 }
+
+/// A record of one page, as `pages` has it.
+fn page(offset: u64, byte: u8) -> Vec<u8> {
+    let header = [&offset.to_be_bytes()[..], &1_u32.to_be_bytes(), &[0; 4]].concat();
+    [header, vec![byte; 4096]].concat()
+}
+
+#[tokio::test]
+async fn shared_memory_of_all_rounds_is_where_criu_reads_it_when_the_last_has_landed() {
+    let mut wire = wire(u64::MAX);
+    let directory = wire.directory.path().join("1");
+    let part = |round| Part::Shared { inode: 5, round };
+    // `pagemap_head` with `pages_id` 1; then `vaddr`, `compat_nr_pages`, `flags` 4 and `nr_pages` of the pages at 0x2000 and 0.
+    let entries =
+        [vec![0x08, 1], vec![0x08, 0x80, 0x40, 0x10, 0, 0x20, 4, 0x28, 1], vec![0x08, 0, 0x10, 0, 0x20, 4, 0x28, 1]];
+    let image_of_it = crate::criu::image::assemble(0x5608_4025, entries);
+    let sending = async {
+        let mut round = send::begin(&wire.source, 1, false).await.expect("begin");
+        round.part(part(1), Cursor::new([page(0x2000, 1), page(0, 2)].concat())).await.expect("part");
+        let first = round.end().await.expect("end");
+        let mut round = send::begin(&wire.source, 2, true).await.expect("begin");
+        round.part(part(2), Cursor::new(page(0x2000, 3))).await.expect("part");
+        round.part(image("pagemap-shmem-5.img"), Cursor::new(image_of_it)).await.expect("part");
+        [first, round.end().await.expect("end")]
+    };
+    let landing = async {
+        let first = wire.landing.round(&mut wire.target).await.expect("landed");
+        [first.manifest, wire.landing.round(&mut wire.target).await.expect("landed").manifest]
+    };
+    let (sent, landed) = tokio::join!(sending, landing);
+    assert_eq!(landed, sent);
+    let pages = std::fs::read(directory.join("images/pages-1.img")).expect("its pages");
+    assert_eq!(pages, [[3_u8; 4096], [2; 4096]].concat());
+    stored::verify(&directory).expect("nothing is there that does not belong there");
+}
