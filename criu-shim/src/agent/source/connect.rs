@@ -12,6 +12,7 @@ use crate::agent::transfer::link::{self, Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part, Preamble, VERSION};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send;
+use crate::agent::transfer::wire;
 use crate::causes::chain;
 use crate::criu::{Bundle, Place, PrivateKdat, WarmCriu, descriptors};
 use rustls::pki_types::ServerName;
@@ -117,9 +118,7 @@ async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer, byte
         let tls = identity.wait_for(Option::is_some).await.ok().and_then(|tls| tls.clone());
         let tls = tls.ok_or_else(|| unreachable("this node gets no certificate".into()))?;
         let stream = TcpStream::connect(address).await.map_err(|error| unreachable(chain(&error)))?;
-        stream.set_nodelay(true).map_err(|error| unreachable(chain(&error)))?;
-        let connector = tokio_rustls::TlsConnector::from(tls.client());
-        let stream = connector.connect(name, stream).await.map_err(|error| unreachable(chain(&error)))?;
+        let stream = wire::connect(stream, &tls, name).await.map_err(|error| unreachable(chain(&error)))?;
         let (sender, mut receiver) = link::open::<_, FromSource, FromTarget>(stream);
         let preamble = Preamble {
             version: VERSION,

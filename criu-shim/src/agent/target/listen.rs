@@ -6,12 +6,12 @@ use crate::agent::target::event::{Arrival, Event};
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::link::{self, Incoming};
 use crate::agent::transfer::message::{FromSource, FromTarget};
+use crate::agent::transfer::wire;
 use crate::causes::chain;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
@@ -20,8 +20,6 @@ use tracing::{debug, info, warn};
 const MAX_STRANGERS: usize = 32;
 /// How long handshake and preamble may take together.
 const INTRODUCTION_LIMIT: Duration = Duration::from_secs(5);
-/// Bytes that are read from a connection at once. Larger ones were no faster.
-const READ_AHEAD: usize = 64 << 10;
 /// Pause after accepting has failed, which happens when descriptors run out.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -92,11 +90,7 @@ pub async fn serve(context: Arc<Context>, registry: Registry, listener: TcpListe
 
 async fn introduce(context: &Context, stream: TcpStream) -> Result<Arrival, StrangerError> {
     let tls = context.identity.borrow().clone().ok_or(StrangerError::NoIdentity)?;
-    stream.set_nodelay(true).map_err(StrangerError::Handshake)?;
-    let acceptor = tokio_rustls::TlsAcceptor::from(tls.server());
-    // The TLS library asks for 4 KiB at a time; without this each would be a system call.
-    let stream = BufReader::with_capacity(READ_AHEAD, stream);
-    let stream = acceptor.accept(stream).await.map_err(StrangerError::Handshake)?;
+    let stream = wire::accept(stream, &tls).await.map_err(StrangerError::Handshake)?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let names = certificate.map_or(Ok(Vec::new()), peer_names).map_err(StrangerError::Names)?;
     let (sender, mut receiver) = link::open::<_, FromTarget, FromSource>(stream);

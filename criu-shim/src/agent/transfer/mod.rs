@@ -17,3 +17,4 @@ pub mod pages;
 pub mod receive;
 pub mod send;
 pub mod stored;
+pub mod wire;

@@ -1,0 +1,270 @@
+//! What a transfer moves beside what the same TLS connection moves without it: `make bench-transfer`.
+//!
+//! Two runtimes, as of two agents, over loopback: one sends 256 MiB that can't be compressed, and the time runs until the
+//! other has all of it. `plain` writes them into the TLS stream in large pieces and drops what arrives. `memory` sends them
+//! as pages of a process, read from it and landed in a page store; `image` as a file, read and landed. The variants take
+//! turns. Arguments: the directory that things land in, the repetitions, and where the figures are kept as JSON.
+
+use criu_shim::agent::identity::Tls;
+use criu_shim::agent::room::Room;
+use criu_shim::agent::source::precopy::{Written, send_pages};
+use criu_shim::agent::transfer::link;
+use criu_shim::agent::transfer::message::{FromSource, FromTarget, Part};
+use criu_shim::agent::transfer::receive::Landing;
+use criu_shim::agent::transfer::{send, wire};
+use criu_shim::memory::Range;
+use nix::time::{ClockId, clock_gettime};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use std::error::Error;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Bytes that one measurement moves.
+const BYTES: usize = 256 << 20;
+/// Bytes that the plain stream is given and asked for at once.
+const PIECE: usize = 256 << 10;
+const PAGE: usize = 4096;
+const SOURCE: &str = "a.agent.tideover.dev";
+const TARGET: &str = "b.agent.tideover.dev";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variant {
+    Plain,
+    Memory,
+    Image,
+}
+
+impl Variant {
+    const ALL: [Self; 3] = [Self::Plain, Self::Memory, Self::Image];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Memory => "memory",
+            Self::Image => "image",
+        }
+    }
+}
+
+/// The same fields as `make bench` keeps.
+#[derive(Debug, Serialize)]
+struct Figure {
+    case: String,
+    metric: &'static str,
+    unit: &'static str,
+    n: usize,
+    min: f64,
+    median: f64,
+    max: f64,
+}
+
+impl Figure {
+    fn of(case: String, metric: &'static str, unit: &'static str, values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        let median = f64::midpoint(sorted[(n - 1) / 2], sorted[n / 2]);
+        Self { case, metric, unit, n, min: sorted[0], median, max: sorted[n - 1] }
+    }
+}
+
+/// What is moved, and between whom.
+struct Bench {
+    source: Runtime,
+    target: Runtime,
+    source_tls: Tls,
+    target_tls: Tls,
+    content: Arc<Vec<u8>>,
+    directory: PathBuf,
+}
+
+fn main() -> Outcome<()> {
+    // Cargo adds an argument of its own.
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let directory = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
+    let repetitions: usize = arguments.next().map_or(Ok(9), |number| number.parse())?;
+    let kept = arguments.next().map(PathBuf::from);
+    let scratch = tempfile::tempdir_in(directory)?;
+    let (source_tls, target_tls) = identities()?;
+    let bench = Bench {
+        source: tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
+        target: tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
+        source_tls,
+        target_tls,
+        content: Arc::new(incompressible(BYTES)),
+        directory: scratch.path().to_owned(),
+    };
+    std::fs::write(bench.directory.join("image"), &*bench.content)?;
+    let mut rates: [Vec<f64>; 3] = Default::default();
+    let mut ratios: [Vec<f64>; 3] = Default::default();
+    let mut processor: [Vec<f64>; 3] = Default::default();
+    // The first time around, memory and caches are cold.
+    for repetition in 0..=repetitions {
+        let mut plain = 0.0;
+        for (index, variant) in Variant::ALL.into_iter().enumerate() {
+            let before = processor_seconds()?;
+            let took = bench.run(variant)?;
+            let used = processor_seconds()? - before;
+            let rate = BYTES as f64 / (1 << 20) as f64 / took.as_secs_f64();
+            if variant == Variant::Plain {
+                plain = rate;
+            }
+            if repetition > 0 {
+                rates[index].push(rate);
+                ratios[index].push(rate / plain);
+                processor[index].push(used * 1000.0);
+            }
+        }
+    }
+    let mut figures = Vec::new();
+    for (index, variant) in Variant::ALL.into_iter().enumerate() {
+        let case = || format!("{}-{}", BYTES >> 20, variant.name());
+        figures.push(Figure::of(case(), "transfer_rate", "MiB/s", &rates[index]));
+        figures.push(Figure::of(case(), "transfer_processor", "ms", &processor[index]));
+        if variant != Variant::Plain {
+            figures.push(Figure::of(case(), "transfer_ratio", "", &ratios[index]));
+        }
+    }
+    for Figure { case, metric, unit, n, min, median, max } in &figures {
+        println!("{case:12} {metric:20} n={n:<3} min {min:8.2}  median {median:8.2}  max {max:8.2} {unit}");
+    }
+    if let Some(path) = kept {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(path, serde_json::to_vec_pretty(&figures)?)?;
+    }
+    Ok(())
+}
+
+impl Bench {
+    /// How long `variant` takes, from its first byte until the target has the last.
+    fn run(&self, variant: Variant) -> Outcome<Duration> {
+        let listener = self.target.block_on(TcpListener::bind("127.0.0.1:0"))?;
+        let address = listener.local_addr()?;
+        let tls = self.target_tls.clone();
+        let accepting = self.target.spawn(async move {
+            let (stream, _) = listener.accept().await?;
+            wire::accept(stream, &tls).await
+        });
+        let source = self.source.block_on(async {
+            let stream = TcpStream::connect(address).await?;
+            wire::connect(stream, &self.source_tls, ServerName::try_from(TARGET).map_err(std::io::Error::other)?).await
+        })?;
+        let target = self.target.block_on(accepting)??;
+        match variant {
+            Variant::Plain => self.plain(source, target),
+            Variant::Memory | Variant::Image => self.ours(variant, source, target),
+        }
+    }
+
+    fn plain(&self, mut source: wire::SourceStream, mut target: wire::TargetStream) -> Outcome<Duration> {
+        let taking = self.target.spawn(async move {
+            let (mut piece, mut left) = (vec![0; PIECE], BYTES);
+            while left > 0 {
+                left -= match target.read(&mut piece).await? {
+                    0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    count => count,
+                };
+            }
+            target.write_all(&[1]).await?;
+            target.shutdown().await
+        });
+        let content = self.content.clone();
+        let sending = self.source.spawn(async move {
+            let begun = Instant::now();
+            for piece in content.chunks(PIECE) {
+                source.write_all(piece).await?;
+            }
+            source.flush().await?;
+            source.read_u8().await?;
+            Ok::<_, std::io::Error>(begun.elapsed())
+        });
+        let took = self.source.block_on(sending)??;
+        self.target.block_on(taking)??;
+        Ok(took)
+    }
+
+    fn ours(&self, variant: Variant, source: wire::SourceStream, target: wire::TargetStream) -> Outcome<Duration> {
+        let directory = self.directory.join("attempt");
+        let room = Room::new(|| 8 << 30).promise(BYTES as u64)?;
+        let mut landing = Landing::create(&directory, room)?;
+        let taking = self.target.spawn(async move {
+            let (sender, mut receiver) = link::open::<_, FromTarget, FromSource>(target);
+            let round = landing.round(&mut receiver).await?;
+            let digest = round.manifest.digest();
+            sender.say(&FromTarget::Verified { round: round.number, digest }).await?;
+            // Until the source hangs up.
+            receiver.next().await.err();
+            Outcome::Ok(())
+        });
+        let content = self.content.clone();
+        let image = self.directory.join("image");
+        let sending = self.source.spawn(async move {
+            let (sender, mut receiver) = link::open::<_, FromSource, FromTarget>(source);
+            let begun = Instant::now();
+            let mut sending = send::begin(&sender, 1, false).await?;
+            if variant == Variant::Memory {
+                send_pages(&mut sending, 1, vec![own(&content)], false).await?;
+            } else {
+                sending.part(Part::Image { name: "pages-1.img".into() }, File::open(image)?).await?;
+            }
+            sending.end().await?;
+            receiver.next().await?;
+            Outcome::Ok(begun.elapsed())
+        });
+        let took = self.source.block_on(sending)??;
+        self.target.block_on(taking)??;
+        std::fs::remove_dir_all(directory)?;
+        Ok(took)
+    }
+}
+
+/// The pages of `content`, as those of a process that is to be moved.
+fn own(content: &[u8]) -> Written {
+    let pid = std::process::id().cast_signed();
+    let start = (content.as_ptr() as u64).next_multiple_of(PAGE as u64);
+    let end = (content.as_ptr() as u64 + content.len() as u64) / PAGE as u64 * PAGE as u64;
+    Written { pid, image_pid: 1, ranges: vec![Range { start, end }] }
+}
+
+fn incompressible(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut content = Vec::with_capacity(bytes);
+    while content.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        content.extend_from_slice(&state.to_ne_bytes());
+    }
+    content
+}
+
+/// Two agents of one CA.
+fn identities() -> Outcome<(Tls, Tls)> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&key)?.pem();
+    let issuer = Issuer::new(params, key);
+    let of = |name: &str| -> Outcome<Tls> {
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &issuer)?;
+        Ok(Tls::new(ca.as_bytes(), certificate.pem().as_bytes(), key.serialize_der())?)
+    };
+    Ok((of(SOURCE)?, of(TARGET)?))
+}
+
+/// Time on a processor that this process has used, seconds.
+fn processor_seconds() -> Outcome<f64> {
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?).as_secs_f64())
+}
