@@ -19,6 +19,7 @@ use rustls::pki_types::ServerName;
 use serde::Serialize;
 use std::error::Error;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ const BYTES: usize = 256 << 20;
 /// Bytes that the plain stream is given and asked for at once.
 const PIECE: usize = 256 << 10;
 const PAGE: usize = 4096;
+const ATTEMPT: &str = "attempt";
 const SOURCE: &str = "a.agent.tideover.dev";
 const TARGET: &str = "b.agent.tideover.dev";
 
@@ -96,8 +98,8 @@ fn main() -> Outcome<()> {
     let scratch = tempfile::tempdir_in(directory)?;
     let (source_tls, target_tls) = identities()?;
     let bench = Bench {
-        source: tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
-        target: tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
+        source: tokio::runtime::Builder::new_multi_thread().thread_name("source").enable_all().build()?,
+        target: tokio::runtime::Builder::new_multi_thread().thread_name("target").enable_all().build()?,
         source_tls,
         target_tls,
         content: Arc::new(incompressible(BYTES)),
@@ -114,6 +116,7 @@ fn main() -> Outcome<()> {
             let before = processor_seconds()?;
             let took = bench.run(variant)?;
             let used = processor_seconds()? - before;
+            bench.clear()?;
             let rate = BYTES as f64 / (1 << 20) as f64 / took.as_secs_f64();
             if variant == Variant::Plain {
                 plain = rate;
@@ -167,12 +170,20 @@ impl Bench {
         }
     }
 
+    /// Removes what has landed.
+    fn clear(&self) -> std::io::Result<()> {
+        match std::fs::remove_dir_all(self.directory.join(ATTEMPT)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn plain(&self, mut source: wire::SourceStream, mut target: wire::TargetStream) -> Outcome<Duration> {
         let taking = self.target.spawn(async move {
             let (mut piece, mut left) = (vec![0; PIECE], BYTES);
             while left > 0 {
                 left -= match target.read(&mut piece).await? {
-                    0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    0 => return Err(ErrorKind::UnexpectedEof.into()),
                     count => count,
                 };
             }
@@ -195,7 +206,7 @@ impl Bench {
     }
 
     fn ours(&self, variant: Variant, source: wire::SourceStream, target: wire::TargetStream) -> Outcome<Duration> {
-        let directory = self.directory.join("attempt");
+        let directory = self.directory.join(ATTEMPT);
         let room = Room::new(|| 8 << 30).promise(BYTES as u64)?;
         let mut landing = Landing::create(&directory, room)?;
         let taking = self.target.spawn(async move {
@@ -224,7 +235,6 @@ impl Bench {
         });
         let took = self.source.block_on(sending)??;
         self.target.block_on(taking)??;
-        std::fs::remove_dir_all(directory)?;
         Ok(took)
     }
 }

@@ -1,7 +1,10 @@
 //! Reading the memory of a process while it runs, or while it is frozen.
 
 use super::{Range, ReadError, Sent};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +14,9 @@ pub const CHUNK: usize = 1 << 20;
 
 /// The smallest page there is on the machines that are supported, bytes.
 const PAGE: u64 = 4096;
+
+/// From this on a range is read by a call that copies it once and not twice, bytes. It takes another to see whose memory it was.
+const LARGE: usize = 64 << 10;
 
 /// What became of the start of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +71,7 @@ impl MemoryReader {
         let length = buffer.len().min(CHUNK).min(usize::try_from(rest.len()).unwrap_or(CHUNK));
         let buffer = buffer.get_mut(..length).unwrap_or_default();
         let mut read = 0;
-        let piece = match self.memory.read_at(buffer, start) {
+        let piece = match self.read_at(buffer, start) {
             Ok(0) => return Err(ReadError::Gone { pid: self.pid }),
             Ok(count) => {
                 read = count;
@@ -85,5 +91,24 @@ impl MemoryReader {
         let (Piece::Read(done) | Piece::Unreadable(done)) = piece;
         rest.start = done.end;
         Ok(Some(piece))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], address: u64) -> std::io::Result<usize> {
+        let Ok(base) = usize::try_from(address) else { return self.memory.read_at(buffer, address) };
+        if buffer.len() < LARGE {
+            return self.memory.read_at(buffer, address);
+        }
+        let from = RemoteIoVec { base, len: buffer.len() };
+        match process_vm_readv(Pid::from_raw(self.pid), &mut [IoSliceMut::new(buffer)], &[from]) {
+            // It goes by the pid, which may have come to stand for another address space. This one has ended then: a process
+            // that executes something is not looked into before its old memory is given up. Source: exec_mmap() and
+            // mm_access() of Linux, which take the same lock.
+            Ok(count) if count > 0 => match self.memory.read_at(&mut [0], address) {
+                Ok(0) => Ok(0),
+                _ => Ok(count),
+            },
+            // It knows no pages but those that the process itself may read.
+            _ => self.memory.read_at(buffer, address),
+        }
     }
 }

@@ -1,17 +1,21 @@
 //! A connection as two ends that can be used from several places: messages in, messages out, and a sign of life.
 //!
-//! A task of its own writes and another reads, so that dropping a future that sends or waits never leaves half a
-//! frame on the wire. Each end says that it is there at least every [`HEARTBEAT`].
+//! A task of its own writes ([`outgoing`](super::outgoing)) and another reads ([`incoming`](super::incoming)), so that dropping
+//! a future that sends or waits never leaves half a frame on the wire. Each end says that it is there at least every
+//! [`HEARTBEAT`]. What belongs to the stream of parts keeps its order; every other message goes ahead of it
+//! ([`Order`]), on the way out and on the way in.
 
-use crate::agent::transfer::frame::{Frame, FrameError, read_frame, write_frame};
-use crate::agent::transfer::message::Message;
+use crate::agent::transfer::buffers::{Buffer, Buffers};
+use crate::agent::transfer::frame::{Frame, FrameError};
+use crate::agent::transfer::message::{Message, Order};
+use crate::agent::transfer::{incoming, outgoing};
 use bytes::Bytes;
-use std::io::ErrorKind;
 use std::marker::PhantomData;
+use std::num::NonZeroU64;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 /// How often an end speaks at least.
@@ -19,8 +23,10 @@ pub const HEARTBEAT: Duration = Duration::from_millis(500);
 /// After how much silence the peer is taken for lost.
 pub const SILENCE: Duration = Duration::from_secs(3);
 
-/// Frames that wait for the wire, per direction. With frames of at most 256 KiB this bounds the memory of a connection.
+/// Frames of the stream that wait, per direction. With frames of at most 256 KiB this bounds the memory of a connection.
 const BACKLOG: usize = 8;
+/// Messages that go ahead of the stream and wait, per direction. There are a handful in a whole move.
+const AHEAD: usize = 16;
 
 /// Why nothing more comes from the peer.
 #[derive(Debug, Error)]
@@ -45,18 +51,25 @@ pub enum LinkError {
 /// The sending end; clones speak on the same connection.
 #[derive(Clone, Debug)]
 pub struct LinkSender<O> {
-    frames: mpsc::Sender<Frame>,
+    stream: mpsc::Sender<Frame>,
+    ahead: mpsc::Sender<Bytes>,
+    limit: watch::Sender<Option<NonZeroU64>>,
+    buffers: Buffers,
     messages: PhantomData<fn(O)>,
 }
 
 impl<O: Message> LinkSender<O> {
-    /// Queues a message.
+    /// Queues a message, where its [`Order`] says.
     ///
     /// # Errors
     /// Where the connection is gone.
     pub async fn say(&self, message: &O) -> Result<(), LinkError> {
-        let json = serde_json::to_vec(message).map_err(LinkError::Encode)?;
-        self.frames.send(Frame::Control(json.into())).await.map_err(|_| LinkError::Closed)
+        let json = Bytes::from(serde_json::to_vec(message).map_err(LinkError::Encode)?);
+        let queued = match message.order() {
+            Order::InStream => self.stream.send(Frame::Control(json)).await.is_ok(),
+            Order::Ahead => self.ahead.send(json).await.is_ok(),
+        };
+        if queued { Ok(()) } else { Err(LinkError::Closed) }
     }
 
     /// Queues bytes of the part that was begun last, at most [`MAX_DATA`](super::frame::MAX_DATA) of them.
@@ -64,7 +77,25 @@ impl<O: Message> LinkSender<O> {
     /// # Errors
     /// Where the connection is gone.
     pub async fn data(&self, bytes: Bytes) -> Result<(), LinkError> {
-        self.frames.send(Frame::Data(bytes)).await.map_err(|_| LinkError::Closed)
+        self.stream.send(Frame::Data(bytes)).await.map_err(|_| LinkError::Closed)
+    }
+
+    /// As [`LinkSender::data`], for a thread that may block.
+    ///
+    /// # Errors
+    /// Where the connection is gone.
+    pub fn data_blocking(&self, bytes: Bytes) -> Result<(), LinkError> {
+        self.stream.blocking_send(Frame::Data(bytes)).map_err(|_| LinkError::Closed)
+    }
+
+    /// An empty buffer for data.
+    pub fn buffer(&self) -> Buffer {
+        self.buffers.take()
+    }
+
+    /// From now on no more than `limit` bytes of data per second are sent, or as many as can be. Messages are not held back.
+    pub fn set_limit(&self, limit: Option<NonZeroU64>) {
+        self.limit.send_replace(limit);
     }
 }
 
@@ -80,8 +111,10 @@ pub enum Incoming<I> {
 /// The receiving end.
 #[derive(Debug)]
 pub struct LinkReceiver<I> {
-    frames: mpsc::Receiver<Result<Frame, LinkError>>,
-    messages: PhantomData<fn() -> I>,
+    stream: mpsc::Receiver<Result<Incoming<I>, LinkError>>,
+    ahead: mpsc::Receiver<I>,
+    /// Why nothing more comes, while something that was said before is still being handed over.
+    end: Option<LinkError>,
 }
 
 impl<I: Message> LinkReceiver<I> {
@@ -90,21 +123,20 @@ impl<I: Message> LinkReceiver<I> {
     /// # Errors
     /// Where the connection is gone, silent, or carries what can't be read.
     pub async fn next(&mut self) -> Result<Incoming<I>, LinkError> {
-        loop {
-            let frame = match tokio::time::timeout(SILENCE, self.frames.recv()).await {
-                Err(_) => return Err(LinkError::Silent),
-                Ok(None) => return Err(LinkError::Closed),
-                Ok(Some(frame)) => frame?,
-            };
-            match frame {
-                Frame::Data(bytes) => return Ok(Incoming::Data(bytes)),
-                Frame::Control(json) => {
-                    let message: I = serde_json::from_slice(&json).map_err(LinkError::Decode)?;
-                    if !message.is_alive() {
-                        return Ok(Incoming::Message(message));
-                    }
-                }
-            }
+        let item = tokio::select! {
+            biased;
+            Some(message) = self.ahead.recv() => return Ok(Incoming::Message(message)),
+            item = self.stream.recv() => item,
+        };
+        match item {
+            Some(Ok(item)) => return Ok(item),
+            Some(Err(error)) => self.end = Some(error),
+            None => {}
+        }
+        // What was said last may say why.
+        match self.ahead.recv().await {
+            Some(message) => Ok(Incoming::Message(message)),
+            None => Err(self.end.take().unwrap_or(LinkError::Closed)),
         }
     }
 }
@@ -117,57 +149,20 @@ where
     I: Message,
 {
     let (reader, writer) = tokio::io::split(stream);
-    let (out_sender, out_receiver) = mpsc::channel(BACKLOG);
-    let (in_sender, in_receiver) = mpsc::channel(BACKLOG);
+    let (stream_out, stream_queue) = mpsc::channel(BACKLOG);
+    let (ahead_out, ahead_queue) = mpsc::channel(AHEAD);
+    let (limit, limits) = watch::channel(None);
     tokio::spawn(async move {
-        if let Err(error) = write_all::<O, _>(BufWriter::with_capacity(8 << 10, writer), out_receiver).await {
+        let queues = outgoing::Queues { stream: stream_queue, ahead: ahead_queue, limits };
+        if let Err(error) = outgoing::write_all::<O, _>(writer, queues).await {
             debug!(%error, "the sending end of a connection ended");
         }
     });
-    tokio::spawn(read_all(BufReader::with_capacity(8 << 10, reader), in_sender));
+    let (stream_sink, stream_in) = mpsc::channel(BACKLOG);
+    let (ahead_sink, ahead_in) = mpsc::channel(AHEAD);
+    tokio::spawn(incoming::read_all(reader, stream_sink, ahead_sink));
     (
-        LinkSender { frames: out_sender, messages: PhantomData },
-        LinkReceiver { frames: in_receiver, messages: PhantomData },
+        LinkSender { stream: stream_out, ahead: ahead_out, limit, buffers: Buffers::default(), messages: PhantomData },
+        LinkReceiver { stream: stream_in, ahead: ahead_in, end: None },
     )
-}
-
-async fn write_all<O: Message, W: AsyncWrite + Unpin>(
-    mut writer: W,
-    mut frames: mpsc::Receiver<Frame>,
-) -> Result<(), FrameError> {
-    let alive = Frame::Control(serde_json::to_vec(&O::alive()).unwrap_or_default().into());
-    loop {
-        match tokio::time::timeout(HEARTBEAT, frames.recv()).await {
-            Ok(Some(frame)) => {
-                write_frame(&mut writer, &frame).await?;
-                if frames.is_empty() {
-                    writer.flush().await.map_err(FrameError::Write)?;
-                }
-            }
-            Ok(None) => return writer.shutdown().await.map_err(FrameError::Write),
-            Err(_) => {
-                write_frame(&mut writer, &alive).await?;
-                writer.flush().await.map_err(FrameError::Write)?;
-            }
-        }
-    }
-}
-
-async fn read_all<R: AsyncRead + Unpin>(mut reader: R, frames: mpsc::Sender<Result<Frame, LinkError>>) {
-    loop {
-        let read = tokio::select! {
-            read = read_frame(&mut reader) => read,
-            () = frames.closed() => return,
-        };
-        let (item, last) = match read {
-            Ok(Some(frame)) => (Ok(frame), false),
-            // An end inside a frame is what a peer that was killed looks like.
-            Ok(None) => return,
-            Err(FrameError::Read(error)) if error.kind() == ErrorKind::UnexpectedEof => return,
-            Err(error) => (Err(LinkError::Frame(error)), true),
-        };
-        if frames.send(item).await.is_err() || last {
-            return;
-        }
-    }
 }

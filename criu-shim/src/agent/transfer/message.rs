@@ -115,6 +115,17 @@ pub trait Message: Serialize + for<'de> Deserialize<'de> + Send + 'static {
     fn alive() -> Self;
     /// Whether this is that.
     fn is_alive(&self) -> bool;
+    /// Where it goes among what is sent.
+    fn order(&self) -> Order;
+}
+
+/// The order that a message keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// It says what the data around it are, or is the first: it keeps its place in the stream.
+    InStream,
+    /// It means the same wherever it arrives: it goes ahead of all that waits in the stream, in order with others like it.
+    Ahead,
 }
 
 impl Message for FromSource {
@@ -124,6 +135,17 @@ impl Message for FromSource {
     fn is_alive(&self) -> bool {
         matches!(self, Self::Alive)
     }
+    fn order(&self) -> Order {
+        match self {
+            Self::Preamble(_)
+            | Self::RoundBegin { .. }
+            | Self::RehearsalBegin { .. }
+            | Self::FileBegin { .. }
+            | Self::FileEnd { .. }
+            | Self::RoundEnd { .. } => Order::InStream,
+            Self::Abort { .. } | Self::Alive => Order::Ahead,
+        }
+    }
 }
 
 impl Message for FromTarget {
@@ -132,6 +154,10 @@ impl Message for FromTarget {
     }
     fn is_alive(&self) -> bool {
         matches!(self, Self::Alive)
+    }
+    /// The target sends no parts that any of this could belong to.
+    fn order(&self) -> Order {
+        Order::Ahead
     }
 }
 

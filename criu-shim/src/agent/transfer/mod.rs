@@ -7,13 +7,17 @@
 //! only which memory its images wait for, of pods and of the API server nothing: `source` and `target` decide what is sent
 //! and what becomes of it.
 
+mod buffers;
 pub mod digest;
 pub mod frame;
+mod incoming;
 pub mod link;
 pub mod manifest;
 pub mod memory;
 pub mod message;
+mod outgoing;
 pub mod pages;
+mod rate;
 pub mod receive;
 pub mod send;
 pub mod stored;

@@ -11,7 +11,8 @@ use thiserror::Error;
 pub const PAGE: usize = 4096;
 /// Most pages of one record.
 pub const MAX_PAGES: usize = 64;
-const HEADER: usize = 16;
+/// Bytes of a record's header.
+pub const HEADER: usize = 16;
 const DATA: u8 = 0;
 const ZEROS: u8 = 1;
 /// The first address that no process has. Source: x86-64's five-level paging, the widest there is.
@@ -35,19 +36,29 @@ pub enum PagesError {
     Truncated,
 }
 
-/// Appends the record of the pages at `address` to `stream`: as zeros where there is nothing else in them.
+/// Makes records of the pages that lie in `buffer` behind room for a header ([`HEADER`] bytes), and returns how many bytes of
+/// `buffer` they take: fewer than before where there is nothing but zeros in some of them.
 ///
-/// `pages` holds at most [`MAX_PAGES`] whole pages; an empty one appends nothing.
-pub fn encode(stream: &mut Vec<u8>, address: u64, pages: &[u8]) {
-    for run in runs(pages) {
+/// `pages` is their number, at most [`MAX_PAGES`]; none makes no record.
+pub fn encode(buffer: &mut [u8], address: u64, pages: usize) -> usize {
+    let mut end = 0;
+    for run in runs(&buffer[HEADER..HEADER + pages * PAGE]) {
         let begin = address + run.pages.start as u64 * PAGE as u64;
-        stream.extend(begin.to_be_bytes());
-        stream.extend((run.pages.len() as u32).to_be_bytes());
-        stream.extend([if run.zeros { ZEROS } else { DATA }, 0, 0, 0]);
+        let (from, length) = (HEADER + run.pages.start * PAGE, run.pages.len() * PAGE);
+        // Never ahead of what is still to be moved: a page of zeros before it leaves more room than a header takes.
+        let header = &mut buffer[end..end + HEADER];
+        header[..8].copy_from_slice(&begin.to_be_bytes());
+        header[8..12].copy_from_slice(&(run.pages.len() as u32).to_be_bytes());
+        header[12..].copy_from_slice(&[if run.zeros { ZEROS } else { DATA }, 0, 0, 0]);
+        end += HEADER;
         if !run.zeros {
-            stream.extend_from_slice(&pages[run.pages.start * PAGE..run.pages.end * PAGE]);
+            if end != from {
+                buffer.copy_within(from..from + length, end);
+            }
+            end += length;
         }
     }
+    end
 }
 
 struct Run {
@@ -111,22 +122,29 @@ impl Decoder {
     ///
     /// # Errors
     /// Where the stream is none, or the sink fails. Nothing more may be given to it then.
-    pub fn take<S: Sink>(&mut self, piece: &[u8], sink: &mut S) -> Result<(), DecodeError<S::Error>> {
-        self.kept.extend_from_slice(piece);
-        let mut done = 0;
-        while let Some(header) = self.kept[done..].first_chunk::<HEADER>() {
-            let (address, pages, zeros) = header_of(header).map_err(DecodeError::Stream)?;
-            let begin = done + HEADER;
-            if zeros {
-                sink.zeros(address, pages).map_err(DecodeError::Sink)?;
-                done = begin;
-                continue;
+    pub fn take<S: Sink>(&mut self, mut piece: &[u8], sink: &mut S) -> Result<(), DecodeError<S::Error>> {
+        while !self.kept.is_empty() {
+            let missing = length_of(&self.kept).map_err(DecodeError::Stream)? - self.kept.len();
+            if missing == 0 {
+                give(&self.kept, sink)?;
+                self.kept.clear();
+                break;
             }
-            let Some(bytes) = self.kept.get(begin..begin + pages * PAGE) else { break };
-            sink.pages(address, bytes).map_err(DecodeError::Sink)?;
-            done = begin + pages * PAGE;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            let (more, rest) = piece.split_at(missing.min(piece.len()));
+            self.kept.extend_from_slice(more);
+            piece = rest;
         }
-        self.kept.drain(..done);
+        // What is whole in a piece need not be copied.
+        while !piece.is_empty() {
+            let length = length_of(piece).map_err(DecodeError::Stream)?;
+            let Some((record, rest)) = piece.split_at_checked(length) else { break };
+            give(record, sink)?;
+            piece = rest;
+        }
+        self.kept.extend_from_slice(piece);
         Ok(())
     }
 
@@ -137,6 +155,21 @@ impl Decoder {
     pub fn end(self) -> Result<(), PagesError> {
         if self.kept.is_empty() { Ok(()) } else { Err(PagesError::Truncated) }
     }
+}
+
+/// Bytes of the record that begins here, as far as that can be told: those of its header where that is cut off.
+fn length_of(record: &[u8]) -> Result<usize, PagesError> {
+    let Some(header) = record.first_chunk::<HEADER>() else { return Ok(HEADER) };
+    let (_, pages, zeros) = header_of(header)?;
+    Ok(if zeros { HEADER } else { HEADER + pages * PAGE })
+}
+
+/// Gives a whole record to the sink.
+fn give<S: Sink>(record: &[u8], sink: &mut S) -> Result<(), DecodeError<S::Error>> {
+    let Some((header, bytes)) = record.split_first_chunk::<HEADER>() else { return Ok(()) };
+    let (address, pages, zeros) = header_of(header).map_err(DecodeError::Stream)?;
+    let given = if zeros { sink.zeros(address, pages) } else { sink.pages(address, bytes) };
+    given.map_err(DecodeError::Sink)
 }
 
 fn header_of(header: &[u8; HEADER]) -> Result<(u64, usize, bool), PagesError> {
@@ -182,6 +215,13 @@ pub(crate) mod tests {
         }
     }
 
+    /// Appends what becomes of `pages` to a stream.
+    fn append(stream: &mut Vec<u8>, address: u64, pages: &[u8]) {
+        let mut buffer = [&[0; HEADER], pages].concat();
+        let length = encode(&mut buffer, address, pages.len() / PAGE);
+        stream.extend_from_slice(&buffer[..length]);
+    }
+
     proptest! {
         #[test]
         fn what_is_encoded_comes_out_in_whatever_pieces_it_crosses(
@@ -192,7 +232,7 @@ pub(crate) mod tests {
             for (place, pages) in &records {
                 let address = place * PAGE as u64;
                 let bytes: Vec<u8> = pages.iter().flat_map(|byte| [*byte; PAGE]).collect();
-                encode(&mut stream, address, &bytes);
+                append(&mut stream, address, &bytes);
                 expected.pages(address, &bytes).expect("memory");
             }
             let (mut decoder, mut found) = (Decoder::default(), Memory::default());
@@ -214,7 +254,7 @@ pub(crate) mod tests {
     #[test]
     fn zeros_take_a_header_only() {
         let mut stream = Vec::new();
-        encode(&mut stream, 0x1000, &[0; 8 * PAGE]);
+        append(&mut stream, 0x1000, &[0; 8 * PAGE]);
         assert_eq!(stream.len(), HEADER);
     }
 
@@ -235,7 +275,7 @@ pub(crate) mod tests {
     #[test]
     fn an_end_inside_a_record_is_noticed() {
         let mut stream = Vec::new();
-        encode(&mut stream, 0, &[1; PAGE]);
+        append(&mut stream, 0, &[1; PAGE]);
         let mut decoder = Decoder::default();
         decoder.take(&stream[..stream.len() - 1], &mut Memory::default()).expect("so far");
         assert_eq!(decoder.end(), Err(PagesError::Truncated));

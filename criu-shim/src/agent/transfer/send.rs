@@ -1,13 +1,11 @@
 //! Sending: rounds of parts, each part read by a thread of its own, so that reading, hashing and the wire overlap.
 
-use crate::agent::transfer::frame::MAX_DATA;
 use crate::agent::transfer::link::{LinkError, LinkSender};
 use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::message::{FromSource, Part};
-use bytes::Bytes;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Why a part did not go.
 #[derive(Debug, Error)]
@@ -67,14 +65,15 @@ impl RoundSender {
     /// Where the connection is gone or the reader fails; the round can't be completed then.
     pub async fn part<R: Read + Send + 'static>(&mut self, part: Part, reader: R) -> Result<(), SendError> {
         say(&self.link, FromSource::FileBegin { part: part.clone() }).await?;
-        let (chunks, mut queue) = mpsc::channel(2);
-        let reading = tokio::task::spawn_blocking(move || read_chunks(reader, &chunks));
-        while let Some(chunk) = queue.recv().await {
-            let sent = self.link.data(chunk).await;
-            sent.map_err(|source| SendError::Link { what: part.to_string(), source })?;
-        }
-        let read = reading.await.map_err(std::io::Error::other).and_then(|read| read);
-        let landed = read.map_err(|source| SendError::Read { part: part.clone(), source })?;
+        // Where this future is dropped, nobody wants the rest.
+        let (unwanted, link) = (CancellationToken::new(), self.link.clone());
+        let _guard = unwanted.clone().drop_guard();
+        let sending = tokio::task::spawn_blocking(move || send_chunks(reader, &link, &unwanted));
+        let landed = match sending.await.unwrap_or_else(|error| Err(Unsent::Read(std::io::Error::other(error)))) {
+            Ok(landed) => landed,
+            Err(Unsent::Link(source)) => return Err(SendError::Link { what: part.to_string(), source }),
+            Err(Unsent::Read(source)) => return Err(SendError::Read { part, source }),
+        };
         let digest = landed.digest.to_hex().to_string();
         say(&self.link, FromSource::FileEnd { bytes: landed.bytes, digest }).await?;
         if self.manifest.add(part.clone(), landed) { Ok(()) } else { Err(SendError::Twice(part)) }
@@ -107,19 +106,42 @@ async fn say(link: &LinkSender<FromSource>, message: FromSource) -> Result<(), S
     link.say(&message).await.map_err(|source| SendError::Link { what: "a message".to_owned(), source })
 }
 
-fn read_chunks<R: Read>(mut reader: R, chunks: &mpsc::Sender<Bytes>) -> std::io::Result<Landed> {
+/// Why the bytes of a part did not go.
+enum Unsent {
+    Link(LinkError),
+    Read(std::io::Error),
+}
+
+/// A chunk is sent when less than this is free in its buffer: a page and its header fit into it.
+const FULL: usize = 8 << 10;
+
+/// Sends `reader` to its end, in chunks that are read to where they are sent from. Blocking.
+fn send_chunks<R: Read>(
+    mut reader: R,
+    link: &LinkSender<FromSource>,
+    unwanted: &CancellationToken,
+) -> Result<Landed, Unsent> {
     let mut hasher = blake3::Hasher::new();
     let mut bytes = 0;
     loop {
-        let mut chunk = Vec::with_capacity(MAX_DATA);
-        reader.by_ref().take(MAX_DATA as u64).read_to_end(&mut chunk)?;
-        if chunk.is_empty() {
-            return Ok(Landed { bytes, digest: hasher.finalize() });
+        let mut chunk = link.buffer();
+        let mut ended = unwanted.is_cancelled();
+        while !ended && chunk.spare().len() >= FULL {
+            match reader.read(chunk.spare()) {
+                Ok(0) => ended = true,
+                Ok(count) => chunk.fill(count),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(Unsent::Read(error)),
+            }
         }
-        hasher.update(&chunk);
-        bytes += chunk.len() as u64;
-        if chunks.blocking_send(chunk.into()).is_err() {
-            return Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        let filled = chunk.as_ref();
+        hasher.update(filled);
+        bytes += filled.len() as u64;
+        if !filled.is_empty() {
+            link.data_blocking(chunk.freeze()).map_err(Unsent::Link)?;
+        }
+        if ended {
+            return Ok(Landed { bytes, digest: hasher.finalize() });
         }
     }
 }

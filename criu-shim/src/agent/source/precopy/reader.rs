@@ -1,10 +1,13 @@
 //! The pages of one process as the stream that crosses, read while the process runs or is frozen.
 
-use crate::agent::transfer::pages::{MAX_PAGES, PAGE, encode};
+use crate::agent::transfer::pages::{HEADER, MAX_PAGES, PAGE, encode};
 use crate::memory::{MemoryReader, Piece, Range, ReadError, Sent};
 use std::io::{Error, Read};
 use std::sync::{Arc, Mutex};
 use std::vec::IntoIter;
+
+/// The least room that pages can be read into.
+const LEAST: usize = HEADER + PAGE;
 
 /// Reads the pages of `ranges` from a process, and encodes them.
 ///
@@ -17,8 +20,8 @@ pub struct PageReader {
     memory: MemoryReader,
     ranges: IntoIter<Range>,
     rest: Range,
-    bytes: Vec<u8>,
-    stream: Vec<u8>,
+    /// A page that did not fit into what it was asked for, and how much of it was given.
+    page: Vec<u8>,
     given: usize,
 }
 
@@ -33,21 +36,23 @@ impl PageReader {
             memory: MemoryReader::open(pid)?.noting(sent),
             ranges: ranges.into_iter(),
             rest: Range { start: 0, end: 0 },
-            bytes: vec![0; MAX_PAGES * PAGE],
-            stream: Vec::with_capacity(MAX_PAGES * (PAGE + 16)),
+            page: Vec::new(),
             given: 0,
         })
     }
 
-    /// Fills the stream with the next pages. False at the end.
-    fn fill(&mut self) -> Result<bool, Error> {
-        self.stream.clear();
-        self.given = 0;
-        while self.stream.is_empty() {
-            match self.memory.read_next(&mut self.rest, &mut self.bytes) {
+    /// Reads the next pages to where they are wanted, and encodes them there: at least [`LEAST`] bytes. Returns how many of
+    /// them are filled, none at the end.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        let pages = ((buffer.len() - HEADER) / PAGE).min(MAX_PAGES);
+        loop {
+            match self.memory.read_next(&mut self.rest, &mut buffer[HEADER..HEADER + pages * PAGE]) {
                 Ok(Some(Piece::Read(read))) => {
-                    let length = usize::try_from(read.len()).unwrap_or_default();
-                    encode(&mut self.stream, read.start, &self.bytes[..length]);
+                    let pages = usize::try_from(read.len()).unwrap_or_default() / PAGE;
+                    if pages == 0 {
+                        return Err(Error::other(format!("a part of a page was read at {:#x}", read.start)));
+                    }
+                    return Ok(encode(buffer, read.start, pages));
                 }
                 Ok(Some(Piece::Unreadable(range))) if self.frozen => {
                     return Err(Error::other(format!(
@@ -58,23 +63,28 @@ impl PageReader {
                 Ok(Some(Piece::Unreadable(_))) => {}
                 Ok(None) => match self.ranges.next() {
                     Some(range) => self.rest = range,
-                    None => return Ok(false),
+                    None => return Ok(0),
                 },
-                Err(ReadError::Gone { .. }) if !self.frozen => return Ok(false),
+                Err(ReadError::Gone { .. }) if !self.frozen => return Ok(0),
                 Err(error) => return Err(Error::other(error)),
             }
         }
-        Ok(true)
     }
 }
 
 impl Read for PageReader {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
-        if self.given == self.stream.len() && !self.fill()? {
-            return Ok(0);
+        if self.given == self.page.len() {
+            if buffer.len() >= LEAST {
+                return self.fill(buffer);
+            }
+            let mut page = vec![0; LEAST];
+            let length = self.fill(&mut page)?;
+            page.truncate(length);
+            (self.page, self.given) = (page, 0);
         }
-        let length = buffer.len().min(self.stream.len() - self.given);
-        buffer[..length].copy_from_slice(&self.stream[self.given..self.given + length]);
+        let length = buffer.len().min(self.page.len() - self.given);
+        buffer[..length].copy_from_slice(&self.page[self.given..self.given + length]);
         self.given += length;
         Ok(length)
     }

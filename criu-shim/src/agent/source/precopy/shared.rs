@@ -1,7 +1,7 @@
 //! The shared memory of one container, copied while its processes run.
 
 use crate::agent::transfer::message::Part;
-use crate::agent::transfer::pages::{MAX_PAGES, PAGE, encode};
+use crate::agent::transfer::pages::{HEADER, MAX_PAGES, PAGE, encode};
 use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::criu::{MOST_WITHHELD, ObjectId, SharedError, shared};
 use crate::memory::Range;
@@ -144,8 +144,9 @@ struct SharedReader {
     object: Arc<Mutex<SharedObject>>,
     ranges: IntoIter<Range>,
     rest: Range,
-    bytes: Vec<u8>,
+    /// Records, of which the first `filled` bytes count, and `given` of those were given.
     stream: Vec<u8>,
+    filled: usize,
     given: usize,
 }
 
@@ -155,26 +156,25 @@ impl SharedReader {
             object,
             ranges: ranges.into_iter(),
             rest: Range { start: 0, end: 0 },
-            bytes: vec![0; MAX_PAGES * PAGE],
-            stream: Vec::with_capacity(MAX_PAGES * (PAGE + 16)),
+            stream: vec![0; HEADER + MAX_PAGES * PAGE],
+            filled: 0,
             given: 0,
         }
     }
 
     /// Fills the stream with the next pages. False at the end.
     fn fill(&mut self) -> Result<bool, Error> {
-        self.stream.clear();
-        self.given = 0;
+        (self.filled, self.given) = (0, 0);
         if self.rest.is_empty() {
             match self.ranges.next() {
                 Some(range) => self.rest = range,
                 None => return Ok(false),
             }
         }
-        let length = self.bytes.len().min(usize::try_from(self.rest.len()).unwrap_or(usize::MAX));
-        let bytes = &mut self.bytes[..length];
-        self.object.lock().unwrap_or_else(PoisonError::into_inner).take(self.rest.start, bytes)?;
-        encode(&mut self.stream, self.rest.start, bytes);
+        let length = (MAX_PAGES * PAGE).min(usize::try_from(self.rest.len()).unwrap_or(usize::MAX));
+        let pages = &mut self.stream[HEADER..HEADER + length];
+        self.object.lock().unwrap_or_else(PoisonError::into_inner).take(self.rest.start, pages)?;
+        self.filled = encode(&mut self.stream, self.rest.start, length / PAGE);
         self.rest.start += length as u64;
         Ok(true)
     }
@@ -182,10 +182,10 @@ impl SharedReader {
 
 impl Read for SharedReader {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
-        if self.given == self.stream.len() && !self.fill()? {
+        if self.given == self.filled && !self.fill()? {
             return Ok(0);
         }
-        let length = buffer.len().min(self.stream.len() - self.given);
+        let length = buffer.len().min(self.filled - self.given);
         buffer[..length].copy_from_slice(&self.stream[self.given..self.given + length]);
         self.given += length;
         Ok(length)
