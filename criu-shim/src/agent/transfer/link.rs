@@ -166,3 +166,7 @@ where
         LinkReceiver { stream: stream_in, ahead: ahead_in, end: None },
     )
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

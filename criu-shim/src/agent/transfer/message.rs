@@ -142,6 +142,7 @@ impl Message for FromSource {
             | Self::RehearsalBegin { .. }
             | Self::FileBegin { .. }
             | Self::FileEnd { .. }
+            | Self::Whole { .. }
             | Self::RoundEnd { .. } => Order::InStream,
             Self::Abort { .. } | Self::Alive => Order::Ahead,
         }

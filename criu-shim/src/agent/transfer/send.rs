@@ -3,6 +3,7 @@
 use crate::agent::transfer::link::{LinkError, LinkSender};
 use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::message::{FromSource, Part};
+use bytes::Bytes;
 use std::io::{ErrorKind, Read};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;

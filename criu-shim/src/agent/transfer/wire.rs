@@ -52,7 +52,8 @@ pub async fn accept(stream: TcpStream, tls: &Tls) -> Result<TargetStream> {
     TlsAcceptor::from(tls.server()).accept(BufReader::with_capacity(READ_AHEAD, stream)).await
 }
 
-fn prepare(stream: &TcpStream) -> Result<()> {
+/// Sets what both ends of a connection need: small messages leave at once, and little waits in the kernel.
+pub(super) fn prepare(stream: &TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
     Ok(setsockopt(stream, NotSentLowWater, &UNSENT)?)
 }

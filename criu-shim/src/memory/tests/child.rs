@@ -97,6 +97,18 @@ impl Child {
         }
     }
 
+    /// Becomes a program that sleeps, and takes no more commands.
+    pub fn execute_another(&mut self) {
+        let program = c"/bin/sleep".as_ptr() as u64;
+        let list = self.words(&[program, c"600".as_ptr() as u64, 0]);
+        let exe = format!("/proc/{}/exe", self.pid);
+        let name = std::fs::read_link(&exe).unwrap();
+        self.tell(libc::SYS_execve, &[program, list, 0]);
+        wait_for(|| std::fs::read_link(&exe).unwrap() != name);
+        // Amid execve(2) the numbers that tell the programs apart are not there yet.
+        self.wait_in(libc::SYS_clock_nanosleep);
+    }
+
     /// Puts bytes into memory of their own; their address.
     pub fn bytes(&mut self, bytes: &[u8]) -> u64 {
         let place = self.island(MIB).start;

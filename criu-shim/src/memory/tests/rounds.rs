@@ -237,14 +237,7 @@ fn nothing_is_covered_after_another_program_was_executed() {
     child.fill(area, 1);
     let mut tracker = Tracker::attach(child.pid).unwrap();
     tracker.take_written().unwrap();
-    let program = c"/bin/sleep".as_ptr() as u64;
-    let list = child.words(&[program, c"600".as_ptr() as u64, 0]);
-    let name = std::fs::read_link(format!("/proc/{}/exe", child.pid)).unwrap();
-    child.tell(libc::SYS_execve, &[program, list, 0]);
-    let exe = format!("/proc/{}/exe", child.pid);
-    wait_for(|| std::fs::read_link(&exe).unwrap() != name);
-    // Amid execve(2) the numbers that tell the programs apart are not there yet.
-    child.wait_in(libc::SYS_clock_nanosleep);
+    child.execute_another();
     assert_eq!(tracker.last_look().unwrap(), LastLook::default());
     assert!(matches!(tracker.take_written(), Err(TrackError::Replaced { .. })));
     assert!(Tracker::attach(child.pid).unwrap().take_written().is_ok());

@@ -2,7 +2,7 @@
 
 use super::child::{Child, MIB, PAGE};
 use super::{KINDS, Kind};
-use crate::memory::{LastLook, MemoryReader, Piece, Range};
+use crate::memory::{LastLook, MemoryReader, Piece, Range, ReadError};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -189,4 +189,39 @@ fn what_was_unmapped_meanwhile_is_skipped_and_said_so() {
     assert_eq!(read, area.len() - hole.len());
     child.end();
     assert!(reader.read_next(&mut area.clone(), &mut buffer).is_err());
+}
+
+#[test]
+fn pages_that_the_process_itself_may_not_read_are_read() {
+    let mut child = Child::new();
+    let area = child.island(2 * MIB);
+    child.fill(area, 7);
+    let hidden = Range { start: area.start + MIB, end: area.start + MIB + 3 * PAGE };
+    child.good(libc::SYS_mprotect, &[hidden.start, hidden.len(), libc::PROT_NONE as u64]);
+    let reader = MemoryReader::open(child.pid).unwrap();
+    let (mut rest, mut buffer, mut read) = (area, vec![0; 1 << 20], 0);
+    while let Some(piece) = reader.read_next(&mut rest, &mut buffer).unwrap() {
+        let Piece::Read(done) = piece else { panic!("{piece:?}") };
+        assert!(buffer[..done.len() as usize].iter().step_by(PAGE as usize).all(|byte| *byte == 7));
+        read += done.len();
+    }
+    assert_eq!(read, area.len());
+}
+
+#[test]
+fn nothing_is_read_of_a_program_that_was_executed_since() {
+    let mut child = Child::new();
+    let area = child.island(2 * MIB);
+    let reader = MemoryReader::open(child.pid).unwrap();
+    child.execute_another();
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.pid)).unwrap();
+    let new = maps.lines().filter(|line| !line.ends_with("[vsyscall]")).filter_map(|line| {
+        let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some(Range { start: number(start)?, end: number(end)? })
+    });
+    let mut buffer = vec![0; 1 << 20];
+    for range in new.chain([area]) {
+        assert!(matches!(reader.read_next(&mut range.clone(), &mut buffer), Err(ReadError::Gone { .. })), "{range:x?}");
+    }
 }
