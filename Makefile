@@ -1,10 +1,10 @@
 # Thin: each target is one command that can be run by hand.
 LAB = cargo run --quiet --package tideover-e2e --bin lab --
 
-.PHONY: help setup demo test unit e2e bench bench-quick bench-gate generate lint lab-up lab-down
+.PHONY: help setup demo test unit e2e bench bench-quick bench-gate bench-transfer generate lint lab-up lab-down
 
 help:           ## This list
-	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 setup:          ## Install the Debian packages that the lab needs
 	e2e/setup.sh
 demo: setup     ## Real cluster, helm install, redis, kubectl drain: the same process on another node
@@ -23,6 +23,8 @@ bench-quick: setup ## Only what there is a goal for; twenty minutes
 	cargo run --quiet --package tideover-e2e --bin bench -- measure --quick
 bench-gate:     ## Whether the ratios measured last keep to e2e/bench-limits.json
 	cargo run --quiet --package tideover-e2e --bin bench -- gate
+bench-transfer: ## What a transfer moves beside the same TLS connection without it
+	cargo bench --quiet --package criu-shim --bench transfer -- /dev/shm 9 $(CURDIR)/target/bench/transfer.json
 lint:           ## Formatting, lints, licences, generated files
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings

@@ -7,7 +7,7 @@
 
 use criu_shim::agent::identity::Tls;
 use criu_shim::agent::room::Room;
-use criu_shim::agent::source::precopy::{Written, send_pages};
+use criu_shim::agent::source::precopy::{SentPages, Written, send_pages};
 use criu_shim::agent::transfer::link;
 use criu_shim::agent::transfer::message::{FromSource, FromTarget, Part};
 use criu_shim::agent::transfer::receive::Landing;
@@ -244,7 +244,7 @@ fn own(content: &[u8]) -> Written {
     let pid = std::process::id().cast_signed();
     let start = (content.as_ptr() as u64).next_multiple_of(PAGE as u64);
     let end = (content.as_ptr() as u64 + content.len() as u64) / PAGE as u64 * PAGE as u64;
-    Written { pid, image_pid: 1, ranges: vec![Range { start, end }] }
+    Written { pid, image_pid: 1, ranges: vec![Range { start, end }], sent: SentPages::default() }
 }
 
 fn incompressible(bytes: usize) -> Vec<u8> {

@@ -37,15 +37,16 @@ pub enum PagesError {
 }
 
 /// Makes records of the pages that lie in `buffer` behind room for a header ([`HEADER`] bytes), and returns how many bytes of
-/// `buffer` they take: fewer than before where there is nothing but zeros in some of them.
+/// `buffer` they take: fewer than before where there is nothing but zeros in some of them, or they are left out.
 ///
-/// `pages` is their number, at most [`MAX_PAGES`]; none makes no record.
-pub fn encode(buffer: &mut [u8], address: u64, pages: usize) -> usize {
+/// `pages` is their number, at most [`MAX_PAGES`]; none makes no record. `left_out` are those that make none, the first the
+/// lowest bit.
+pub fn encode(buffer: &mut [u8], address: u64, pages: usize, left_out: u64) -> usize {
     let mut end = 0;
-    for run in runs(&buffer[HEADER..HEADER + pages * PAGE]) {
+    for run in runs(&buffer[HEADER..HEADER + pages * PAGE], left_out) {
         let begin = address + run.pages.start as u64 * PAGE as u64;
         let (from, length) = (HEADER + run.pages.start * PAGE, run.pages.len() * PAGE);
-        // Never ahead of what is still to be moved: a page of zeros before it leaves more room than a header takes.
+        // Never ahead of what is still to be moved: a page before it that is not there leaves more room than a header takes.
         let header = &mut buffer[end..end + HEADER];
         header[..8].copy_from_slice(&begin.to_be_bytes());
         header[8..12].copy_from_slice(&(run.pages.len() as u32).to_be_bytes());
@@ -66,13 +67,13 @@ struct Run {
     zeros: bool,
 }
 
-/// Neighbours that are alike.
-fn runs(pages: &[u8]) -> Vec<Run> {
+/// Neighbours that are alike, without those that are left out.
+fn runs(pages: &[u8], left_out: u64) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for (index, page) in pages.chunks_exact(PAGE).enumerate() {
+    for (index, page) in pages.chunks_exact(PAGE).enumerate().filter(|(index, _)| left_out >> index & 1 == 0) {
         let zeros = is_zero(page);
         match runs.last_mut() {
-            Some(run) if run.zeros == zeros => run.pages.end = index + 1,
+            Some(run) if run.zeros == zeros && run.pages.end == index => run.pages.end = index + 1,
             _ => runs.push(Run { pages: index..index + 1, zeros }),
         }
     }
@@ -216,24 +217,26 @@ pub(crate) mod tests {
     }
 
     /// Appends what becomes of `pages` to a stream.
-    fn append(stream: &mut Vec<u8>, address: u64, pages: &[u8]) {
+    fn append(stream: &mut Vec<u8>, address: u64, pages: &[u8], left_out: u64) {
         let mut buffer = [&[0; HEADER], pages].concat();
-        let length = encode(&mut buffer, address, pages.len() / PAGE);
+        let length = encode(&mut buffer, address, pages.len() / PAGE, left_out);
         stream.extend_from_slice(&buffer[..length]);
     }
 
     proptest! {
         #[test]
         fn what_is_encoded_comes_out_in_whatever_pieces_it_crosses(
-            records in prop::collection::vec((0..64u64, prop::collection::vec(0..3u8, 0..MAX_PAGES)), 0..6),
+            records in prop::collection::vec((0..64u64, prop::collection::vec(0..3u8, 0..=MAX_PAGES), any::<u64>()), 0..6),
             piece in 1..10_000usize,
         ) {
             let (mut stream, mut expected) = (Vec::new(), Memory::default());
-            for (place, pages) in &records {
+            for (place, pages, left_out) in &records {
                 let address = place * PAGE as u64;
                 let bytes: Vec<u8> = pages.iter().flat_map(|byte| [*byte; PAGE]).collect();
-                append(&mut stream, address, &bytes);
-                expected.pages(address, &bytes).expect("memory");
+                append(&mut stream, address, &bytes, *left_out);
+                for (index, page) in bytes.chunks(PAGE).enumerate().filter(|(index, _)| left_out >> index & 1 == 0) {
+                    expected.pages(address + (index * PAGE) as u64, page).expect("memory");
+                }
             }
             let (mut decoder, mut found) = (Decoder::default(), Memory::default());
             for piece in stream.chunks(piece) {
@@ -254,7 +257,7 @@ pub(crate) mod tests {
     #[test]
     fn zeros_take_a_header_only() {
         let mut stream = Vec::new();
-        append(&mut stream, 0x1000, &[0; 8 * PAGE]);
+        append(&mut stream, 0x1000, &[0; 8 * PAGE], 0);
         assert_eq!(stream.len(), HEADER);
     }
 
@@ -275,7 +278,7 @@ pub(crate) mod tests {
     #[test]
     fn an_end_inside_a_record_is_noticed() {
         let mut stream = Vec::new();
-        append(&mut stream, 0, &[1; PAGE]);
+        append(&mut stream, 0, &[1; PAGE], 0);
         let mut decoder = Decoder::default();
         decoder.take(&stream[..stream.len() - 1], &mut Memory::default()).expect("so far");
         assert_eq!(decoder.end(), Err(PagesError::Truncated));

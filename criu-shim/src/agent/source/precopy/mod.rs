@@ -1,6 +1,7 @@
 //! Pre-copy: rounds of pages, while the application runs.
 //!
-//! [`followed`] knows what was written, [`reader`] reads it, [`shared`] does both for shared memory, [`converge`] decides
+//! [`followed`] knows what was written, [`reader`] reads it, [`sent`] knows what of it the target has, [`shared`] does all of
+//! this for shared memory, [`converge`] decides
 //! whether another round helps, within what [`pace`] leaves it. This drives them: a round is sent by a task of its own, so
 //! that whoever waits for it can be called away and come back.
 
@@ -9,9 +10,11 @@ pub mod estimate;
 mod followed;
 pub mod pace;
 mod reader;
+mod sent;
 mod shared;
 
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
+pub use sent::SentPages;
 pub use shared::{Shared, send_shared};
 
 use crate::agent::beside::Size;
@@ -307,7 +310,8 @@ async fn send_round(sender: &LinkSender<FromSource>, round: u32, mut followed: F
     Ok(Sent { followed, manifest, looked: at })
 }
 
-/// Sends what was written as parts of a round. Of processes that are `frozen`, all of it.
+/// Sends what was written as parts of a round, but for what the target has as it is. Of processes that are `frozen`, all of
+/// it must be there.
 ///
 /// # Errors
 /// Where the connection is gone or the memory can't be read.
@@ -319,7 +323,8 @@ pub async fn send_pages(
 ) -> Result<(), SendError> {
     for one in written {
         let part = one.part(round);
-        match PageReader::open(one.pid, one.ranges, one.sent, frozen) {
+        let compared = one.sent.begin().map_err(|source| SendError::Read { part: part.clone(), source })?;
+        match PageReader::open(one.pid, one.ranges, one.noted, compared, frozen) {
             Ok(reader) => sending.part(part, reader).await?,
             // It has ended: nothing of it will be dumped.
             Err(ReadError::Open { source, .. }) if !frozen && source.kind() == std::io::ErrorKind::NotFound => {}

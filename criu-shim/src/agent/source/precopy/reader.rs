@@ -1,5 +1,6 @@
 //! The pages of one process as the stream that crosses, read while the process runs or is frozen.
 
+use super::sent::SentPages;
 use crate::agent::transfer::pages::{HEADER, MAX_PAGES, PAGE, encode};
 use crate::memory::{MemoryReader, Piece, Range, ReadError, Sent};
 use std::io::{Error, Read};
@@ -20,22 +21,32 @@ pub struct PageReader {
     memory: MemoryReader,
     ranges: IntoIter<Range>,
     rest: Range,
+    /// What tells which pages the target has as they are, if anything does.
+    sent: Option<SentPages>,
     /// A page that did not fit into what it was asked for, and how much of it was given.
     page: Vec<u8>,
     given: usize,
 }
 
 impl PageReader {
-    /// For process `pid`, as the caller's `/proc` names it. What is read is noted in `sent`.
+    /// For process `pid`, as the caller's `/proc` names it. What is read is noted in `noted`, and what is known from `sent` is
+    /// left out.
     ///
     /// # Errors
     /// Where its memory may not be read, or it has ended.
-    pub fn open(pid: i32, ranges: Vec<Range>, sent: Option<Arc<Mutex<Sent>>>, frozen: bool) -> Result<Self, ReadError> {
+    pub fn open(
+        pid: i32,
+        ranges: Vec<Range>,
+        noted: Option<Arc<Mutex<Sent>>>,
+        sent: Option<SentPages>,
+        frozen: bool,
+    ) -> Result<Self, ReadError> {
         Ok(Self {
             frozen,
-            memory: MemoryReader::open(pid)?.noting(sent),
+            memory: MemoryReader::open(pid)?.noting(noted),
             ranges: ranges.into_iter(),
             rest: Range { start: 0, end: 0 },
+            sent,
             page: Vec::new(),
             given: 0,
         })
@@ -52,7 +63,12 @@ impl PageReader {
                     if pages == 0 {
                         return Err(Error::other(format!("a part of a page was read at {:#x}", read.start)));
                     }
-                    return Ok(encode(buffer, read.start, pages));
+                    let read_pages = &buffer[HEADER..HEADER + pages * PAGE];
+                    let known = self.sent.as_ref().map_or(0, |sent| sent.known(read.start, read_pages));
+                    match encode(buffer, read.start, pages, known) {
+                        0 => {}
+                        length => return Ok(length),
+                    }
                 }
                 Ok(Some(Piece::Unreadable(range))) if self.frozen => {
                     return Err(Error::other(format!(
@@ -115,9 +131,9 @@ mod tests {
         let ranges = vec![Range { start: begin, end: begin + (PAGES * PAGE) as u64 }];
         let mut stream = Vec::new();
         let own = std::process::id() as i32;
-        let mut reader = PageReader::open(own, ranges.clone(), None, false).expect("this process");
+        let mut reader = PageReader::open(own, ranges.clone(), None, None, false).expect("this process");
         reader.read_to_end(&mut stream).expect("its memory");
-        let mut frozen = PageReader::open(own, ranges, None, true).expect("this process");
+        let mut frozen = PageReader::open(own, ranges, None, None, true).expect("this process");
         assert!(frozen.read_to_end(&mut Vec::new()).is_err(), "a page was passed over");
         // SAFETY: the same mapping, of which nothing is used any more.
         unsafe { munmap(base, PAGES * PAGE).expect("unmap") };
@@ -129,5 +145,37 @@ mod tests {
         assert_eq!((page(4), page(5), page(6), page(7)), (Some(4), None, None, Some(7)));
         assert_eq!(memory.0.len(), PAGES - 2);
         assert!((0..PAGES).all(|index| page(index).is_none_or(|byte| byte == (index % 251) as u8)));
+    }
+
+    #[test]
+    fn what_is_written_again_with_the_same_content_crosses_no_more() {
+        const PAGES: usize = 2 * MAX_PAGES;
+        let mut area = vec![0_u8; (PAGES + 1) * PAGE];
+        let begin = (area.as_ptr() as u64).next_multiple_of(PAGE as u64);
+        let first = (begin - area.as_ptr() as u64) as usize;
+        let own = std::process::id() as i32;
+        let sent = SentPages::default();
+        let round = |area: &[u8]| {
+            let pages = area.len() / PAGE - 1;
+            let ranges = vec![Range { start: begin, end: begin + (pages * PAGE) as u64 }];
+            let compared = sent.begin().expect("a key");
+            let mut stream = Vec::new();
+            let mut reader = PageReader::open(own, ranges, true, compared).expect("this process");
+            reader.read_to_end(&mut stream).expect("its memory");
+            let (mut decoder, mut memory) = (Decoder::default(), Memory::default());
+            decoder.take(&stream, &mut memory).expect("a stream");
+            decoder.end().expect("its end");
+            memory.0
+        };
+        for page in 0..PAGES {
+            area[first + page * PAGE..][..PAGE].fill((page % 7) as u8);
+        }
+        assert_eq!(round(&area).len(), PAGES);
+        assert_eq!(round(&area).len(), PAGES, "of what was sent only once nothing is known");
+        area[first + 5 * PAGE..][..PAGE].fill(99);
+        area[first + 9 * PAGE..][..PAGE].fill(0);
+        let changed = [(begin + 5 * PAGE as u64, 99), (begin + 9 * PAGE as u64, 0)];
+        assert_eq!(round(&area), changed.into());
+        assert!(round(&area).is_empty());
     }
 }
