@@ -46,7 +46,8 @@ async fn an_abort_goes_ahead_of_the_data_that_is_queued_for_a_slow_peer() {
     while sender.stream.capacity() > 0 {
         tokio::task::yield_now().await;
     }
-    sender.say(&abort()).await.expect("say");
+    let said = tokio::time::timeout(SILENCE, sender.say(&abort())).await;
+    said.expect("it waits for no data").expect("say");
     let queued = queued.load(Ordering::Relaxed);
     drop(sender);
 
@@ -81,9 +82,12 @@ async fn an_abort_that_has_arrived_is_heard_before_the_data_that_wait_to_be_take
         sender.data(Bytes::from_static(b"data")).await.expect("data");
     }
     sender.say(&abort()).await.expect("say");
-    while receiver.ahead.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let arrived = async {
+        while receiver.ahead.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SILENCE, arrived).await.expect("the abort arrives");
     assert!(matches!(receiver.next().await, Ok(Incoming::Message(FromSource::Abort { .. }))));
     assert!(matches!(receiver.next().await, Ok(Incoming::Message(FromSource::FileBegin { .. }))));
     for _ in 0..BACKLOG - 2 {
