@@ -160,7 +160,7 @@ mod tests {
             let ranges = vec![Range { start: begin, end: begin + (pages * PAGE) as u64 }];
             let compared = sent.begin().expect("a key");
             let mut stream = Vec::new();
-            let mut reader = PageReader::open(own, ranges, true, compared).expect("this process");
+            let mut reader = PageReader::open(own, ranges, None, compared, true).expect("this process");
             reader.read_to_end(&mut stream).expect("its memory");
             let (mut decoder, mut memory) = (Decoder::default(), Memory::default());
             decoder.take(&stream, &mut memory).expect("a stream");

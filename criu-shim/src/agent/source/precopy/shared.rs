@@ -174,7 +174,7 @@ impl SharedReader {
         let length = (MAX_PAGES * PAGE).min(usize::try_from(self.rest.len()).unwrap_or(usize::MAX));
         let pages = &mut self.stream[HEADER..HEADER + length];
         self.object.lock().unwrap_or_else(PoisonError::into_inner).take(self.rest.start, pages)?;
-        self.filled = encode(&mut self.stream, self.rest.start, length / PAGE);
+        self.filled = encode(&mut self.stream, self.rest.start, length / PAGE, 0);
         self.rest.start += length as u64;
         Ok(true)
     }
