@@ -244,7 +244,7 @@ fn own(content: &[u8]) -> Written {
     let pid = std::process::id().cast_signed();
     let start = (content.as_ptr() as u64).next_multiple_of(PAGE as u64);
     let end = (content.as_ptr() as u64 + content.len() as u64) / PAGE as u64 * PAGE as u64;
-    Written { pid, image_pid: 1, ranges: vec![Range { start, end }], sent: SentPages::default() }
+    Written { pid, image_pid: 1, ranges: vec![Range { start, end }], noted: None, sent: SentPages::default() }
 }
 
 fn incompressible(bytes: usize) -> Vec<u8> {

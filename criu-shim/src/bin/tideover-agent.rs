@@ -1,7 +1,6 @@
 //! `tideover-agent`: moves state between nodes, and puts Tideover on a node.
 
 use clap::{Parser, Subcommand};
-use criu_shim::agent::files::{TreeKind, process};
 use criu_shim::agent::host::NodeRoot;
 use criu_shim::agent::install::{self, containerd};
 use criu_shim::agent::keeper;
@@ -39,29 +38,6 @@ enum Task {
         /// The node's file system.
         #[arg(long, default_value = "/proc/1/root")]
         root: PathBuf,
-    },
-    /// Write a tree to standard output as a tar, once standard input has ended.
-    #[command(hide = true)]
-    Pack {
-        /// The tree; it becomes the root directory.
-        #[arg(long)]
-        root: PathBuf,
-        /// What the tree is.
-        #[arg(long)]
-        kind: TreeKind,
-    },
-    /// Make a tree of the tar on standard input.
-    #[command(hide = true)]
-    Unpack {
-        /// The tree; it becomes the root directory.
-        #[arg(long)]
-        root: PathBuf,
-        /// What the tree is.
-        #[arg(long)]
-        kind: TreeKind,
-        /// Most bytes that the content may have.
-        #[arg(long)]
-        limit: u64,
     },
     /// Run a program of the node, with the node's file system as root directory.
     #[command(hide = true)]
@@ -107,8 +83,6 @@ fn execute(task: Task) -> Result<(), String> {
             log_to_stderr();
             install::uninstall(&NodeRoot::at(&root)).map_err(|error| chain(&error))
         }
-        Task::Pack { root, kind } => process::pack_here(&root, kind).map_err(|error| chain(&error)),
-        Task::Unpack { root, kind, limit } => process::unpack_here(&root, kind, limit).map_err(|error| chain(&error)),
         Task::OnNode { root, program } => {
             Err(format!("run {program:?}: {}", containerd::become_on_node(&root, &program)))
         }

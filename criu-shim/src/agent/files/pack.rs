@@ -1,277 +1,370 @@
-//! A tree becomes a tar: owners, modes, times, extended attributes, links, fifos and devices; sockets are skipped.
+//! What has changed in a tree, as the archive that crosses, read while the tree is used or while nobody runs.
+//!
+//! While the application runs, what is gone when it is read is left out and marked: the next look sends what is there then.
+//! A file that changes while it is read crosses as a mixture, and its ctime says so at the next look. While nothing runs,
+//! everything must be read as it was listed.
 
-use crate::agent::files::{HOST_XATTRS, OPAQUE, PAX_MTIME, PAX_XATTR, TreeKind, WHITEOUT, to_hex};
-use std::collections::HashMap;
-use std::ffi::OsString;
-use std::fs::{File, Metadata, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use tar::{Builder, EntryType, Header};
+use crate::agent::files::TreeKind;
+use crate::agent::files::archive::{self, Attributes, Shape};
+use crate::agent::files::attributes::{self, Marks, Scratch};
+use crate::agent::files::beneath::{Beneath, way_to};
+use crate::agent::files::changes::{Changes, How};
+use crate::agent::files::listing::{BLOCK, Digest, Facts, Kind, NodeId, TreePath, ZEROS};
+use crate::agent::files::tree::Tree;
+use crate::agent::files::walk::{facts_of_open, is_gone};
+use rustix::fs::{Mode, OFlags, SeekFrom, openat, readlinkat, seek};
+use rustix::io::{Errno, pread};
+use std::io::{Error, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::vec::IntoIter;
 use thiserror::Error;
 
 /// Why a tree can't be packed.
 #[derive(Debug, Error)]
 pub enum PackError {
-    /// A file can't be read.
+    /// Something in it can't be read.
     #[error("read {path:?}")]
     Read {
         /// Path in the tree.
-        path: PathBuf,
+        path: TreePath,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: Errno,
     },
-    /// The archive can't be written.
-    #[error("write the archive at {path:?}")]
-    Write {
+    /// It is not what was listed, and nobody should have changed it.
+    #[error("{path:?} has changed while nobody ran")]
+    Changed {
         /// Path in the tree.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
+        path: TreePath,
     },
     /// Overlayfs keeps this entry in a way that means nothing without the layers below.
     #[error("{path:?} has the overlay attribute {name}, which can't be carried to another node")]
     OverlayFeature {
         /// Path in the tree.
-        path: PathBuf,
+        path: TreePath,
         /// The attribute.
         name: String,
     },
-    /// A name that a layer uses for deletions.
-    #[error("{0:?} has a name that begins with {WHITEOUT}, which stands for a deletion in an image layer")]
-    Reserved(PathBuf),
     /// A device in a volume.
-    #[error("{0:?} is a device: a volume with devices can't be moved")]
-    Device(PathBuf),
+    #[error("{path:?} is a device: a volume with devices can't be moved")]
+    Device {
+        /// Path in the tree.
+        path: TreePath,
+    },
 }
 
-/// Writes the tree at `root` to `output` as a tar, directories before what is in them, names in order.
-///
-/// # Errors
-/// Where something can't be read, or could not be put back as it is. The output is worthless then.
-pub fn pack<W: Write>(root: &Path, kind: TreeKind, output: W) -> Result<W, PackError> {
-    let mut packer = Packer { root, kind, tar: Builder::new(output), links: HashMap::new() };
-    packer.tar.sparse(false);
-    let mut stack = vec![PathBuf::new()];
-    while let Some(relative) = stack.pop() {
-        let path = root.join(&relative);
-        let metadata = path.symlink_metadata().map_err(|source| read_failed(&relative, source))?;
-        packer.entry(&relative, &metadata)?;
-        if metadata.is_dir() {
-            let mut names = names_in(&path).map_err(|source| read_failed(&relative, source))?;
-            names.sort_unstable_by(|left, right| right.cmp(left));
-            stack.extend(names.into_iter().map(|name| relative.join(name)));
+impl PackError {
+    fn is_gone(&self) -> bool {
+        matches!(self, Self::Changed { .. }) || matches!(self, Self::Read { source, .. } if is_gone(*source))
+    }
+}
+
+/// The archive of what has changed in a tree. Keeps in the tree what was sent.
+#[derive(Debug)]
+pub struct Packing {
+    tree: Arc<Mutex<Tree>>,
+    root: Beneath,
+    kind: TreeKind,
+    frozen: bool,
+    /// What is still to be written, but for the file that is being read.
+    begin: Option<bool>,
+    removed: IntoIter<TreePath>,
+    sent: IntoIter<(NodeId, How)>,
+    reading: Option<Reading>,
+    ended: bool,
+    stream: Vec<u8>,
+    given: usize,
+    scratch: Scratch,
+    block: Box<[u8]>,
+}
+
+/// A file whose content is being read.
+#[derive(Debug)]
+struct Reading {
+    id: NodeId,
+    path: TreePath,
+    file: OwnedFd,
+    size: u64,
+    at: u64,
+    /// Where the next bytes are that are no hole, and where they end.
+    data: (u64, u64),
+    /// What the target has; none of it, where the file is sent whole.
+    known: Option<Box<[Digest]>>,
+    whole: bool,
+    blocks: Vec<Digest>,
+}
+
+impl Packing {
+    /// The archive of `changes`, which [`Tree::look`] has found.
+    pub fn new(tree: Arc<Mutex<Tree>>, root: Beneath, kind: TreeKind, changes: Changes, frozen: bool) -> Self {
+        Self {
+            tree,
+            root,
+            kind,
+            frozen,
+            begin: Some(changes.base),
+            removed: changes.removed.into_iter(),
+            sent: changes.sent.into_iter(),
+            reading: None,
+            ended: false,
+            stream: Vec::with_capacity(2 * BLOCK),
+            given: 0,
+            scratch: Scratch::default(),
+            block: vec![0; BLOCK].into(),
         }
     }
-    packer.tar.into_inner().map_err(|source| PackError::Write { path: PathBuf::new(), source })
-}
 
-struct Packer<'a, W: Write> {
-    root: &'a Path,
-    kind: TreeKind,
-    tar: Builder<W>,
-    /// First name of each file with several.
-    links: HashMap<(u64, u64), PathBuf>,
-}
+    /// Fills the stream with the next records. False at the end.
+    fn fill(&mut self) -> Result<bool, PackError> {
+        self.stream.clear();
+        self.given = 0;
+        let tree = self.tree.clone();
+        let mut tree = tree.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.stream.len() < BLOCK && !self.ended {
+            if let Some(base) = self.begin.take() {
+                archive::begin(&mut self.stream, self.kind, base);
+            } else if let Some(path) = self.removed.next() {
+                archive::remove(&mut self.stream, &path);
+            } else if let Some(reading) = self.reading.take() {
+                self.reading = reading.next_block(&mut tree, &mut self.stream, &mut self.block, self.frozen)?;
+            } else if let Some((id, how)) = self.sent.next() {
+                if tree.is_lost(id) {
+                    // What is in it would have no place to go.
+                    tree.mark_unsent(id);
+                    continue;
+                }
+                match self.node(&mut tree, id, how) {
+                    Err(error) if !self.frozen && error.is_gone() => tree.mark_unsent(id),
+                    sent => sent?,
+                }
+            } else {
+                archive::end(&mut self.stream);
+                self.ended = true;
+            }
+        }
+        tree.add_sent(self.stream.len());
+        Ok(!self.stream.is_empty())
+    }
 
-/// Extended attributes, by name.
-type Attributes = Vec<(String, Vec<u8>)>;
-
-/// What an overlay says about an entry of its upper directory.
-#[derive(Default)]
-struct OverlayMarks {
-    whiteout: bool,
-    opaque: bool,
-}
-
-impl<W: Write> Packer<'_, W> {
-    fn entry(&mut self, relative: &Path, metadata: &Metadata) -> Result<(), PackError> {
-        let kind = metadata.file_type();
-        if kind.is_socket() {
+    fn node(&mut self, tree: &mut Tree, id: NodeId, how: How) -> Result<(), PackError> {
+        let Some((path, facts)) = tree.named(id) else { return Ok(()) };
+        let Some((parent, name)) = path.split() else { return self.directory(id, how, &path, &facts) };
+        let failed = |source| PackError::Read { path: path.clone(), source };
+        if let How::Link(to) = how {
+            match tree.named(to).filter(|_| !tree.is_unsent(to)) {
+                Some((to, _)) => archive::link(&mut self.stream, &path, &to),
+                None => tree.mark_unsent(id),
+            }
             return Ok(());
         }
-        let (attributes, marks) = self.attributes(relative)?;
-        if self.kind == TreeKind::Layer {
-            if relative.file_name().is_some_and(|name| name.as_bytes().starts_with(WHITEOUT.as_bytes())) {
-                return Err(PackError::Reserved(relative.to_owned()));
+        if self.kind == TreeKind::Layer && facts.kind == Kind::Character && facts.device == (0, 0) {
+            archive::remove(&mut self.stream, &path);
+            return Ok(());
+        }
+        match facts.kind {
+            Kind::Directory => return self.directory(id, how, &path, &facts),
+            Kind::File => return self.file(tree, id, how, &path, &facts),
+            Kind::Character | Kind::Block if self.kind == TreeKind::Volume => {
+                return Err(PackError::Device { path });
             }
-            if marks.whiteout || (kind.is_char_device() && metadata.rdev() == 0) {
-                return self.whiteout(relative);
+            _ => {}
+        }
+        let directory = self.root.directory(&parent).map_err(failed)?;
+        let now = crate::agent::files::walk::facts_at(directory, name).map_err(failed)?;
+        if (now.id, now.kind) != (facts.id, facts.kind) {
+            return Err(PackError::Changed { path });
+        }
+        let shape = match facts.kind {
+            Kind::Symlink => {
+                let target = readlinkat(directory, name, Vec::new()).map_err(failed)?;
+                Shape::Symlink { target: target.into_bytes() }
             }
-        }
-        if self.kind == TreeKind::Volume && (kind.is_char_device() || kind.is_block_device()) {
-            return Err(PackError::Device(relative.to_owned()));
-        }
-        if metadata.nlink() > 1 && !kind.is_dir() {
-            let first = self.links.entry((metadata.dev(), metadata.ino())).or_insert_with(|| relative.to_owned());
-            if first != relative {
-                let first = first.clone();
-                return self.link(relative, EntryType::Link, &first, metadata);
-            }
-        }
-        self.extensions(relative, metadata, &attributes)?;
-        if kind.is_symlink() {
-            let target = self.root.join(relative).read_link().map_err(|source| read_failed(relative, source))?;
-            self.link(relative, EntryType::Symlink, &target, metadata)
-        } else if kind.is_dir() {
-            self.node(relative, EntryType::Directory, metadata)?;
-            if marks.opaque { self.marker(&relative.join(OPAQUE)) } else { Ok(()) }
-        } else if kind.is_file() {
-            self.file(relative, metadata)
-        } else if kind.is_fifo() {
-            self.node(relative, EntryType::Fifo, metadata)
-        } else if kind.is_char_device() {
-            self.node(relative, EntryType::Char, metadata)
-        } else {
-            self.node(relative, EntryType::Block, metadata)
-        }
-    }
-
-    /// Extended attributes that travel, and those that the overlay set.
-    fn attributes(&self, relative: &Path) -> Result<(Attributes, OverlayMarks), PackError> {
-        let path = self.root.join(relative);
-        let names = match xattr::list(&path) {
-            Ok(names) => names,
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Default::default()),
-            Err(source) => return Err(read_failed(relative, source)),
+            Kind::Fifo => Shape::Fifo,
+            Kind::Character => Shape::Character { device: facts.device },
+            Kind::Block => Shape::Block { device: facts.device },
+            Kind::Socket | Kind::Directory | Kind::File => Shape::Socket,
         };
-        let mut attributes = Attributes::new();
-        let mut marks = OverlayMarks::default();
-        for name in names {
-            let Some(name) = name.to_str().map(str::to_owned) else {
-                let source = std::io::Error::from(std::io::ErrorKind::InvalidData);
-                return Err(read_failed(relative, source));
-            };
-            if HOST_XATTRS.contains(&name.as_str()) {
-                continue;
-            }
-            let value = xattr::get(&path, &name).map_err(|source| read_failed(relative, source))?.unwrap_or_default();
-            let overlay = name.strip_prefix("trusted.overlay.").or_else(|| name.strip_prefix("user.overlay."));
-            match overlay {
-                Some(mark) if self.kind == TreeKind::Layer => match mark {
-                    "opaque" => marks.opaque |= value == b"y" || value == b"x",
-                    "whiteout" => marks.whiteout = true,
-                    "redirect" | "metacopy" => {
-                        return Err(PackError::OverlayFeature { path: relative.to_owned(), name });
+        let way = way_to(directory, name);
+        let (extended, _) = read_extended(self.kind, attributes::File::At(&way), &path, &mut self.scratch)?;
+        archive::node(&mut self.stream, &path, how == How::Update, &shape, &with(&now, extended));
+        Ok(())
+    }
+
+    fn directory(&mut self, _: NodeId, how: How, path: &TreePath, facts: &Facts) -> Result<(), PackError> {
+        let failed = |source| PackError::Read { path: path.clone(), source };
+        let directory = match path.split() {
+            Some((parent, name)) => {
+                let parent = self.root.directory(&parent).map_err(failed)?;
+                // A mount on it is not entered, and says nothing of what it covers.
+                match crate::agent::files::beneath::open_directory(parent, name) {
+                    Ok(directory) => directory,
+                    Err(Errno::XDEV) => {
+                        let attributes = with(facts, Vec::new());
+                        archive::node(&mut self.stream, path, false, &Shape::Directory { clear: false }, &attributes);
+                        return Ok(());
                     }
-                    // Bookkeeping of the mount: which lower file it was copied from, and the like.
-                    _ => {}
-                },
-                _ => attributes.push((name, value)),
+                    Err(errno) => return Err(failed(errno)),
+                }
+            }
+            None => {
+                let root = self.root.directory(path).map_err(failed)?;
+                root.try_clone_to_owned().map_err(|_| failed(Errno::MFILE))?
+            }
+        };
+        let now = facts_of_open(directory.as_fd()).map_err(failed)?;
+        if now.id != facts.id {
+            return Err(PackError::Changed { path: path.clone() });
+        }
+        let file = attributes::File::Open(directory.as_fd());
+        let (extended, marks) = read_extended(self.kind, file, path, &mut self.scratch)?;
+        let clear = matches!(how, How::Whole { clear } if marks.opaque || (clear && self.kind == TreeKind::Volume));
+        let keep = how == How::Update || path.is_root();
+        archive::node(&mut self.stream, path, keep, &Shape::Directory { clear }, &with(&now, extended));
+        Ok(())
+    }
+
+    fn file(&mut self, tree: &mut Tree, id: NodeId, how: How, path: &TreePath, facts: &Facts) -> Result<(), PackError> {
+        let failed = |source| PackError::Read { path: path.clone(), source };
+        let Some((parent, name)) = path.split() else { return Ok(()) };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
+        let parent = self.root.directory(&parent).map_err(failed)?;
+        let file = openat(parent, name, flags, Mode::empty()).map_err(failed)?;
+        let now = facts_of_open(file.as_fd()).map_err(failed)?;
+        if (now.id, now.kind) != (facts.id, facts.kind) || (self.frozen && now.size != facts.size) {
+            return Err(PackError::Changed { path: path.clone() });
+        }
+        let of = attributes::File::Open(file.as_fd());
+        let (extended, marks) = read_extended(self.kind, of, path, &mut self.scratch)?;
+        if marks.whiteout {
+            archive::remove(&mut self.stream, path);
+            return Ok(());
+        }
+        let whole = how != How::Update;
+        archive::node(&mut self.stream, path, !whole, &Shape::File { size: now.size }, &with(&now, extended));
+        let known = tree.take_blocks(id).filter(|_| !whole);
+        self.reading = Some(Reading {
+            id,
+            path: path.clone(),
+            file,
+            size: now.size,
+            at: 0,
+            // Of one block it is not worth asking.
+            data: if now.size <= BLOCK as u64 { (0, now.size) } else { (0, 0) },
+            known,
+            whole,
+            blocks: Vec::with_capacity(usize::try_from(now.size.div_ceil(BLOCK as u64)).unwrap_or_default()),
+        });
+        Ok(())
+    }
+}
+
+impl Reading {
+    /// Writes the next block if the target has not got it. Returns itself until the file is read.
+    fn next_block(
+        mut self,
+        tree: &mut Tree,
+        stream: &mut Vec<u8>,
+        buffer: &mut [u8],
+        frozen: bool,
+    ) -> Result<Option<Self>, PackError> {
+        if self.at >= self.size {
+            tree.keep_blocks(self.id, std::mem::take(&mut self.blocks).into());
+            return Ok(None);
+        }
+        let length = usize::try_from(self.size - self.at).map_or(BLOCK, |left| left.min(BLOCK));
+        let digest = if self.is_hole(length as u64)? {
+            ZEROS
+        } else {
+            let read = self.read(&mut buffer[..length])?;
+            if read < length {
+                if frozen {
+                    return Err(PackError::Changed { path: self.path });
+                }
+                // It has become shorter, which its ctime shows.
+                buffer[read..length].fill(0);
+            }
+            digest(&buffer[..length])
+        };
+        // What the target has beyond the end of what was sent is zeros, once it has the new length.
+        let has = match &self.known {
+            Some(known) => Some(known.get(self.blocks.len()).copied().unwrap_or(ZEROS)),
+            None => self.whole.then_some(ZEROS),
+        };
+        if has != Some(digest) {
+            if digest == ZEROS {
+                archive::zeros(stream, self.at, length as u64);
+            } else {
+                archive::data(stream, self.at, &buffer[..length]);
             }
         }
-        attributes.sort();
-        Ok((attributes, marks))
+        self.blocks.push(digest);
+        self.at += length as u64;
+        Ok(Some(self))
     }
 
-    fn extensions(
-        &mut self,
-        relative: &Path,
-        metadata: &Metadata,
-        attributes: &[(String, Vec<u8>)],
-    ) -> Result<(), PackError> {
-        let mtime = format!("{}.{:09}", metadata.mtime(), metadata.mtime_nsec());
-        let extended: Vec<(String, String)> = attributes
-            .iter()
-            .map(|(name, value)| (format!("{PAX_XATTR}{}", to_hex(name.as_bytes())), to_hex(value)))
-            .collect();
-        let records = extended.iter().map(|(key, value)| (key.as_str(), value.as_bytes()));
-        let records = records.chain([(PAX_MTIME, mtime.as_bytes())]);
-        self.tar.append_pax_extensions(records).map_err(|source| write_failed(relative, source))
-    }
-
-    fn file(&mut self, relative: &Path, metadata: &Metadata) -> Result<(), PackError> {
-        let path = self.root.join(relative);
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NOATIME);
-        let file = options.open(&path).map_err(|source| read_failed(relative, source))?;
-        let mut header = header(EntryType::Regular, metadata);
-        header.set_size(metadata.len());
-        let exact = Exact { file, left: metadata.len() };
-        let name = archive_name(relative);
-        self.tar.append_data(&mut header, name, exact).map_err(|source| write_failed(relative, source))
-    }
-
-    fn node(&mut self, relative: &Path, kind: EntryType, metadata: &Metadata) -> Result<(), PackError> {
-        let mut header = header(kind, metadata);
-        if matches!(kind, EntryType::Char | EntryType::Block) {
-            let device = metadata.rdev();
-            header
-                .set_device_major(libc::major(device))
-                .and_then(|()| header.set_device_minor(libc::minor(device)))
-                .map_err(|source| write_failed(relative, source))?;
+    /// Whether nothing is stored of the next bytes. Source: lseek(2), SEEK_DATA and SEEK_HOLE.
+    fn is_hole(&mut self, length: u64) -> Result<bool, PackError> {
+        if self.at >= self.data.1 {
+            self.data = match seek(&self.file, SeekFrom::Data(self.at)) {
+                Ok(begin) => (begin, seek(&self.file, SeekFrom::Hole(begin)).map_err(|errno| self.failed(errno))?),
+                // There is none up to the end, wherever that is by now.
+                Err(Errno::NXIO) => (u64::MAX, u64::MAX),
+                Err(errno) => return Err(self.failed(errno)),
+            };
         }
-        let name = archive_name(relative);
-        self.tar.append_data(&mut header, name, std::io::empty()).map_err(|source| write_failed(relative, source))
+        Ok(self.at + length <= self.data.0)
     }
 
-    fn link(&mut self, relative: &Path, kind: EntryType, target: &Path, metadata: &Metadata) -> Result<(), PackError> {
-        let mut header = header(kind, metadata);
-        let name = archive_name(relative);
-        self.tar.append_link(&mut header, name, target).map_err(|source| write_failed(relative, source))
-    }
-
-    fn whiteout(&mut self, relative: &Path) -> Result<(), PackError> {
-        let mut name = OsString::from(WHITEOUT);
-        name.push(relative.file_name().unwrap_or_default());
-        self.marker(&relative.with_file_name(name))
-    }
-
-    fn marker(&mut self, relative: &Path) -> Result<(), PackError> {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(EntryType::Regular);
-        header.set_mode(0);
-        header.set_size(0);
-        self.tar.append_data(&mut header, relative, std::io::empty()).map_err(|source| write_failed(relative, source))
-    }
-}
-
-fn header(kind: EntryType, metadata: &Metadata) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(metadata.mode() & 0o7777);
-    header.set_uid(u64::from(metadata.uid()));
-    header.set_gid(u64::from(metadata.gid()));
-    header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
-    header.set_size(0);
-    header
-}
-
-/// The root itself is `.`: an empty name is none.
-fn archive_name(relative: &Path) -> &Path {
-    if relative.as_os_str().is_empty() { Path::new(".") } else { relative }
-}
-
-fn names_in(directory: &Path) -> std::io::Result<Vec<OsString>> {
-    directory.read_dir()?.map(|entry| entry.map(|entry| OsString::from_vec(entry.file_name().into_vec()))).collect()
-}
-
-fn read_failed(relative: &Path, source: std::io::Error) -> PackError {
-    PackError::Read { path: relative.to_owned(), source }
-}
-
-fn write_failed(relative: &Path, source: std::io::Error) -> PackError {
-    PackError::Write { path: relative.to_owned(), source }
-}
-
-/// Reads exactly the length that the header announces: a file that has become shorter is an error and not a gap in
-/// the archive.
-struct Exact {
-    file: File,
-    left: u64,
-}
-
-impl Read for Exact {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let got = self.file.read(&mut buffer[..want])?;
-        if got == 0 && want > 0 {
-            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+    fn read(&self, buffer: &mut [u8]) -> Result<usize, PackError> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match pread(&self.file, &mut buffer[filled..], self.at + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.failed(errno)),
+            }
         }
-        self.left -= got as u64;
-        Ok(got)
+        Ok(filled)
+    }
+
+    fn failed(&self, source: Errno) -> PackError {
+        PackError::Read { path: self.path.clone(), source }
+    }
+}
+
+/// Digest of a block.
+fn digest(block: &[u8]) -> Digest {
+    let (words, rest) = block.as_chunks::<16>();
+    let zero = words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0);
+    if zero { ZEROS } else { *blake3::hash(block).as_bytes() }
+}
+
+fn read_extended(
+    kind: TreeKind,
+    file: attributes::File<'_>,
+    path: &TreePath,
+    scratch: &mut Scratch,
+) -> Result<(attributes::Extended, Marks), PackError> {
+    let mut extended = file.read(scratch).map_err(|source| PackError::Read { path: path.clone(), source })?;
+    let marks = attributes::take_marks(kind, &mut extended);
+    let marks = marks.map_err(|name| PackError::OverlayFeature { path: path.clone(), name })?;
+    Ok((extended, marks))
+}
+
+fn with(facts: &Facts, extended: attributes::Extended) -> Attributes {
+    Attributes { mode: facts.mode, uid: facts.uid, gid: facts.gid, modified: facts.modified, extended }
+}
+
+impl Read for Packing {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        if self.given == self.stream.len() && !self.fill().map_err(Error::other)? {
+            return Ok(0);
+        }
+        let length = buffer.len().min(self.stream.len() - self.given);
+        buffer[..length].copy_from_slice(&self.stream[self.given..self.given + length]);
+        self.given += length;
+        Ok(length)
     }
 }

@@ -1,52 +1,66 @@
-//! A tar becomes a tree again, equal to the one it was made of.
+//! Brings a tree up to an archive.
 //!
-//! The archive counts as hostile: only kinds and names that [`pack`](super::pack) writes are taken, each name once, no
-//! name passes through a link, and count and size are bounded. Directories that are there stay (a volume's
-//! subdirectory may be mounted somewhere); files of a volume are rewritten in place for the same reason.
+//! The archive counts as hostile: its decoder takes only what [`archive`](super::archive) writes, no name passes through a
+//! link or into another mount, and the bytes are bounded. Directories that are there stay, and so does a file that has one
+//! name only: a volume's may be mounted somewhere. Archives of one tree are applied in the order of their rounds; to begin
+//! again with the first gives the same tree, whatever was there.
 
-use crate::agent::files::{OPAQUE, PAX_MTIME, PAX_XATTR, TreeKind, WHITEOUT, from_hex};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
-use std::collections::HashSet;
-use std::ffi::OsStr;
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
-use tar::{Archive, Entry, EntryType};
+use crate::agent::files::TreeKind;
+use crate::agent::files::archive::{Attributes, DecodeError, Decoder, Record, Shape};
+use crate::agent::files::attributes;
+use crate::agent::files::beneath::{Beneath, open_directory, way_to};
+use crate::agent::files::listing::{Facts, Kind, Stamp, TreePath};
+use crate::agent::files::walk::{WalkError, facts_at, facts_of_open, walk};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat,
+    chownat, fallocate, fchmod, fchown, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, symlinkat,
+    unlinkat, utimensat,
+};
+use rustix::io::{Errno, pwrite};
+use std::collections::{HashMap, HashSet};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use thiserror::Error;
-
-/// Most entries of one archive.
-const MAX_ENTRIES: usize = 1_000_000;
-/// Longest name, bytes; PATH_MAX.
-const MAX_PATH: usize = 4096;
 
 /// Why an archive can't be unpacked.
 #[derive(Debug, Error)]
 pub enum UnpackError {
-    /// The archive can't be read.
-    #[error("read the archive")]
-    Read(#[source] std::io::Error),
-    /// A file can't be written.
-    #[error("write {path:?}")]
-    Write {
-        /// Path in the tree.
-        path: PathBuf,
+    /// The tree can't be opened.
+    #[error("open the tree {root:?}")]
+    Open {
+        /// Its root.
+        root: PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: Errno,
+    },
+    /// It is no archive.
+    #[error("understand the archive")]
+    Decode(#[from] DecodeError),
+    /// It is one of a tree of another kind.
+    #[error("the archive is of a tree of another kind")]
+    OtherKind,
+    /// What is in the tree can't be listed.
+    #[error("list what is in the tree")]
+    List(#[from] WalkError),
+    /// Something can't be made as it should be.
+    #[error("make {path:?}")]
+    Make {
+        /// Path in the tree.
+        path: TreePath,
+        /// Why.
+        #[source]
+        source: Errno,
     },
     /// An entry that no archive of ours has.
     #[error("refuse the entry {path:?}: {reason}")]
     Refused {
         /// Path in the tree.
-        path: PathBuf,
+        path: TreePath,
         /// What is wrong.
         reason: Refusal,
     },
-    /// Too many entries.
-    #[error("the archive has more than {MAX_ENTRIES} entries")]
-    TooMany,
     /// Too many bytes.
     #[error("the archive unpacks to more than {0} bytes")]
     TooMuch(u64),
@@ -55,338 +69,423 @@ pub enum UnpackError {
 /// What is wrong with an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// Absolute, has `..`, is too long or empty.
-    #[error("its name leaves the tree")]
-    Name,
-    /// The name was there before.
-    #[error("its name comes twice")]
-    Twice,
-    /// A kind that is never packed.
-    #[error("it is of a kind that is not moved")]
-    Kind,
-    /// A PAX record that is never written.
-    #[error("it has a PAX record that is not known")]
-    Pax,
-    /// Its parent is no directory.
-    #[error("its parent is not a directory")]
-    Parent,
-    /// A hard link to something that the archive has not brought.
-    #[error("it is a hard link to what the archive did not bring")]
-    Link,
+    /// It is the root, and no directory.
+    #[error("the root of a tree is a directory")]
+    Root,
+    /// A device that a tree of this kind can't have.
+    #[error("a device is not moved there")]
+    Device,
+    /// It should be there and is not, or is something else.
+    #[error("what it changes is not there")]
+    Missing,
+    /// Bytes without a file, or beyond its end.
+    #[error("it has bytes that belong to no file")]
+    Bytes,
 }
 
-/// Makes the tree at `root` equal to the one that was packed (for a layer: applies it). At most `limit` bytes of content.
+/// Brings the tree at `root` up to the archive `input`. At most `limit` bytes of content.
 ///
 /// # Errors
 /// Where the archive is not acceptable or something can't be written. The tree is half done then.
 pub fn unpack<R: Read>(root: &Path, kind: TreeKind, input: R, limit: u64) -> Result<(), UnpackError> {
-    let mut unpacker = Unpacker { root, kind, seen: HashSet::new(), directories: Vec::new(), room: limit, limit };
-    let mut archive = Archive::new(input);
-    for (count, entry) in archive.entries().map_err(UnpackError::Read)?.enumerate() {
-        if count >= MAX_ENTRIES {
-            return Err(UnpackError::TooMany);
-        }
-        unpacker.entry(entry.map_err(UnpackError::Read)?)?;
+    let mut archive = Decoder::open(input)?;
+    if archive.kind != kind {
+        return Err(UnpackError::OtherKind);
     }
-    if kind == TreeKind::Volume {
-        unpacker.remove_unseen(Path::new(""))?;
+    let tree = Beneath::open(root).map_err(|source| UnpackError::Open { root: root.to_owned(), source })?;
+    let mut unpacker = Unpacker {
+        tree,
+        kind,
+        before: HashSet::new(),
+        times: HashMap::new(),
+        writing: None,
+        room: limit,
+        limit,
+        scratch: attributes::Scratch::default(),
+    };
+    if archive.base && kind == TreeKind::Volume {
+        unpacker.note_what_is_there()?;
+    }
+    while let Some(record) = archive.record()? {
+        unpacker.record(record, archive.data())?;
     }
     unpacker.finish()
 }
 
-struct Unpacker<'a> {
-    root: &'a Path,
+struct Unpacker {
+    tree: Beneath,
     kind: TreeKind,
-    seen: HashSet<PathBuf>,
-    /// Directories whose times are set last, because their content changes them.
-    directories: Vec<(PathBuf, Timespec)>,
+    /// What was there and the archive has not brought.
+    before: HashSet<TreePath>,
+    /// Times of directories, which are set last, because what happens in them changes them.
+    times: HashMap<TreePath, Stamp>,
+    writing: Option<Writing>,
     room: u64,
     limit: u64,
+    scratch: attributes::Scratch,
 }
 
-struct Attributes {
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    mtime: Timespec,
-    extended: Vec<(Vec<u8>, Vec<u8>)>,
+/// A file that takes data.
+struct Writing {
+    path: TreePath,
+    file: OwnedFd,
+    size: u64,
+    attributes: Attributes,
 }
 
-impl Unpacker<'_> {
-    fn entry<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<(), UnpackError> {
-        let raw = entry.path_bytes().into_owned();
-        let relative = relative_path(&raw)?;
-        let refuse = |reason| UnpackError::Refused { path: relative.clone(), reason };
-        if !self.seen.insert(relative.clone()) {
-            return Err(refuse(Refusal::Twice));
+type Made = Result<(), UnpackError>;
+
+impl Unpacker {
+    /// An archive of all of a volume leaves nothing there that it has not brought.
+    fn note_what_is_there(&mut self) -> Made {
+        let there = walk(&mut self.tree)?;
+        self.before = (1..there.nodes.len()).map(|id| there.path(id as u32)).collect();
+        Ok(())
+    }
+
+    fn record(&mut self, record: Record, data: &[u8]) -> Made {
+        match record {
+            Record::Data { offset, length } => return self.data(offset, &data[..length]),
+            Record::Zeros { offset, length } => return self.zeros(offset, length),
+            _ => self.end_file()?,
         }
-        self.check_parent(&relative)?;
-        if self.kind == TreeKind::Layer && self.marker(&relative)? {
+        match record {
+            Record::Remove { path } => {
+                let Some((parent, name)) = path.split() else { return Err(refused(&path, Refusal::Root)) };
+                match self.touch(&parent) {
+                    Ok(()) => self.remove(&parent, name).map_err(failed(&path)),
+                    Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+                    Err(errno) => Err(failed(&path)(errno)),
+                }
+            }
+            Record::Link { path, to } => {
+                self.before.remove(&path);
+                self.link(&path, &to)
+            }
+            Record::Node { path, keep, shape, attributes } => {
+                self.before.remove(&path);
+                match shape {
+                    Shape::Directory { clear } => self.directory(path, keep, clear, &attributes),
+                    Shape::File { size } => self.file(path, keep, size, attributes),
+                    other => self.other(&path, keep, other, &attributes),
+                }
+            }
+            Record::Data { .. } | Record::Zeros { .. } => Ok(()),
+        }
+    }
+
+    fn directory(&mut self, path: TreePath, keep: bool, clear: bool, attributes: &Attributes) -> Made {
+        let failed = failed(&path);
+        let directory = match path.split() {
+            None => self.tree.directory(&path).and_then(|root| open_directory(root, b".")).map_err(&failed)?,
+            Some((parent, name)) => {
+                let facts = self.facts(&parent, name).map_err(&failed)?;
+                let is_there = facts.is_some_and(|facts| facts.kind == Kind::Directory);
+                if keep && !is_there {
+                    return Err(refused(&path, Refusal::Missing));
+                }
+                if !is_there {
+                    self.touch(&parent).map_err(&failed)?;
+                    if facts.is_some() {
+                        self.remove(&parent, name).map_err(&failed)?;
+                    }
+                    let parent = self.tree.directory(&parent).map_err(&failed)?;
+                    mkdirat(parent, name, Mode::RWXU).map_err(&failed)?;
+                }
+                let parent = self.tree.directory(&parent).map_err(&failed)?;
+                open_directory(parent, name).map_err(&failed)?
+            }
+        };
+        if clear {
+            self.tree.forget();
+            clear_directory(directory.as_fd()).map_err(&failed)?;
+        }
+        self.dress(directory.as_fd(), attributes).map_err(&failed)?;
+        self.times.insert(path, attributes.modified);
+        Ok(())
+    }
+
+    fn file(&mut self, path: TreePath, keep: bool, size: u64, attributes: Attributes) -> Made {
+        let failed = failed(&path);
+        let Some((parent, name)) = path.split() else { return Err(refused(&path, Refusal::Root)) };
+        let there = self.facts(&parent, name).map_err(&failed)?;
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match there {
+            Some(facts) if facts.kind == Kind::File && (keep || facts.links == 1) => {
+                let parent = self.tree.directory(&parent).map_err(&failed)?;
+                let file = openat(parent, name, flags, Mode::empty()).map_err(&failed)?;
+                if !keep && facts.size > 0 {
+                    ftruncate(&file, 0).map_err(&failed)?;
+                }
+                file
+            }
+            _ if keep => return Err(refused(&path, Refusal::Missing)),
+            there => {
+                self.touch(&parent).map_err(&failed)?;
+                if there.is_some() {
+                    self.remove(&parent, name).map_err(&failed)?;
+                }
+                let parent = self.tree.directory(&parent).map_err(&failed)?;
+                let flags = flags | OFlags::CREATE | OFlags::EXCL;
+                openat(parent, name, flags, Mode::RUSR | Mode::WUSR).map_err(&failed)?
+            }
+        };
+        // Beyond what is there, it is a hole.
+        if !keep || there.is_none_or(|facts| facts.size != size) {
+            ftruncate(&file, size).map_err(&failed)?;
+        }
+        self.writing = Some(Writing { path, file, size, attributes });
+        Ok(())
+    }
+
+    fn data(&mut self, offset: u64, data: &[u8]) -> Made {
+        let length = data.len() as u64;
+        let Some(writing) = self.writing.as_ref().filter(|writing| fits(writing, offset, length)) else {
+            return Err(self.no_file());
+        };
+        self.room = self.room.checked_sub(length).ok_or(UnpackError::TooMuch(self.limit))?;
+        let (mut rest, mut at) = (data, offset);
+        while !rest.is_empty() {
+            match pwrite(&writing.file, rest, at) {
+                Ok(count) => {
+                    rest = &rest[count..];
+                    at += count as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed(&writing.path)(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn zeros(&mut self, offset: u64, length: u64) -> Made {
+        let Some(writing) = self.writing.as_ref().filter(|writing| fits(writing, offset, length)) else {
+            return Err(self.no_file());
+        };
+        if length == 0 {
             return Ok(());
         }
-        let attributes = attributes(&mut entry, &relative)?;
-        let path = self.root.join(&relative);
-        match entry.header().entry_type() {
-            EntryType::Directory => {
-                self.directory(&relative)?;
-                self.apply(&relative, &attributes)?;
-                self.directories.push((relative, attributes.mtime));
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&writing.file, flags, offset, length) {
+            Ok(()) => Ok(()),
+            // A file system without holes.
+            Err(Errno::OPNOTSUPP) => {
+                let block = vec![0; 64 << 10];
+                let (mut at, end) = (offset, offset + length);
+                while at < end {
+                    let piece = usize::try_from(end - at).map_or(block.len(), |left| left.min(block.len()));
+                    self.data(at, &block[..piece])?;
+                    at += piece as u64;
+                }
+                Ok(())
+            }
+            Err(errno) => Err(failed(&writing.path)(errno)),
+        }
+    }
+
+    fn no_file(&self) -> UnpackError {
+        let path = self.writing.as_ref().map(|writing| writing.path.clone()).unwrap_or_default();
+        refused(&path, Refusal::Bytes)
+    }
+
+    /// All data of a file is there: it gets its attributes, which writing to it may have changed.
+    fn end_file(&mut self) -> Made {
+        let Some(Writing { path, file, attributes, .. }) = self.writing.take() else { return Ok(()) };
+        self.dress(file.as_fd(), &attributes).map_err(failed(&path))?;
+        futimens(&file, &times(attributes.modified)).map_err(failed(&path))
+    }
+
+    fn link(&mut self, path: &TreePath, to: &TreePath) -> Made {
+        let failed = failed(path);
+        let (Some((parent, name)), Some((to_parent, to_name))) = (path.split(), to.split()) else {
+            return Err(refused(path, Refusal::Root));
+        };
+        let file = self.facts(&to_parent, to_name).map_err(&failed)?;
+        let Some(file) = file.filter(|file| file.kind != Kind::Directory) else {
+            return Err(refused(path, Refusal::Missing));
+        };
+        if let Some(there) = self.facts(&parent, name).map_err(&failed)? {
+            if there.id == file.id {
                 return Ok(());
             }
-            EntryType::Regular => {
-                self.file(&relative, &mut entry)?;
-            }
-            EntryType::Symlink => {
-                let target = entry.link_name_bytes().ok_or_else(|| refuse(Refusal::Link))?.into_owned();
-                self.remove(&relative)?;
-                std::os::unix::fs::symlink(OsStr::from_bytes(&target), &path).map_err(failed(&relative))?;
-            }
-            EntryType::Link => {
-                let target = entry.link_name_bytes().ok_or_else(|| refuse(Refusal::Link))?.into_owned();
-                let target = relative_path(&target)?;
-                if !self.seen.contains(&target) || target == relative {
-                    return Err(refuse(Refusal::Link));
-                }
-                self.remove(&relative)?;
-                return std::fs::hard_link(self.root.join(&target), &path).map_err(failed(&relative));
-            }
-            kind @ (EntryType::Fifo | EntryType::Char | EntryType::Block) => {
-                let (kind, device) = match kind {
-                    EntryType::Fifo => (FileType::Fifo, 0),
-                    _ if self.kind == TreeKind::Volume => return Err(refuse(Refusal::Kind)),
-                    kind => {
-                        let number = |number: std::io::Result<Option<u32>>| number.ok().flatten().unwrap_or(0);
-                        let major = number(entry.header().device_major());
-                        let device = rustix::fs::makedev(major, number(entry.header().device_minor()));
-                        // Character device 0:0 is a whiteout of overlayfs.
-                        if device == 0 {
-                            return Err(refuse(Refusal::Kind));
-                        }
-                        let kind =
-                            if kind == EntryType::Char { FileType::CharacterDevice } else { FileType::BlockDevice };
-                        (kind, device)
-                    }
-                };
-                self.remove(&relative)?;
-                rustix::fs::mknodat(CWD, &path, kind, Mode::RUSR, device)
-                    .map_err(|errno| failed(&relative)(errno.into()))?;
-            }
-            _ => return Err(refuse(Refusal::Kind)),
+            self.touch(&parent).map_err(&failed)?;
+            self.remove(&parent, name).map_err(&failed)?;
         }
-        self.apply(&relative, &attributes)?;
-        self.set_time(&relative, attributes.mtime)
+        self.touch(&parent).map_err(&failed)?;
+        let from = self.tree.directory(&to_parent).and_then(|from| open_directory(from, b".")).map_err(&failed)?;
+        let parent = self.tree.directory(&parent).map_err(&failed)?;
+        linkat(&from, to_name, parent, name, AtFlags::empty()).map_err(&failed)
     }
 
-    /// Every directory on the way is a real one.
-    fn check_parent(&self, relative: &Path) -> Result<(), UnpackError> {
-        let mut path = self.root.to_owned();
-        for component in relative.parent().into_iter().flat_map(Path::components) {
-            path.push(component);
-            if !path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-                return Err(UnpackError::Refused { path: relative.to_owned(), reason: Refusal::Parent });
+    /// What is neither a directory nor a regular file.
+    fn other(&mut self, path: &TreePath, keep: bool, shape: Shape, attributes: &Attributes) -> Made {
+        let failed = failed(path);
+        let Some((parent, name)) = path.split() else { return Err(refused(path, Refusal::Root)) };
+        let wanted = match shape {
+            Shape::Symlink { .. } => Kind::Symlink,
+            Shape::Fifo => Kind::Fifo,
+            Shape::Socket => Kind::Socket,
+            Shape::Character { .. } => Kind::Character,
+            Shape::Block { .. } => Kind::Block,
+            Shape::Directory { .. } | Shape::File { .. } => return Err(refused(path, Refusal::Missing)),
+        };
+        let there = self.facts(&parent, name).map_err(&failed)?;
+        if keep {
+            if there.is_none_or(|facts| facts.kind != wanted) {
+                return Err(refused(path, Refusal::Missing));
             }
-        }
-        Ok(())
-    }
-
-    /// Carries a deletion out; false where the entry is something else.
-    fn marker(&mut self, relative: &Path) -> Result<bool, UnpackError> {
-        let Some(name) = relative.file_name().map(OsStr::as_bytes) else { return Ok(false) };
-        let parent = relative.parent().unwrap_or(Path::new(""));
-        if name == OPAQUE.as_bytes() {
-            self.remove_unseen(parent)?;
-            return Ok(true);
-        }
-        match name.strip_prefix(WHITEOUT.as_bytes()) {
-            None => Ok(false),
-            Some(b"" | b"." | b"..") => Err(UnpackError::Refused { path: relative.to_owned(), reason: Refusal::Name }),
-            Some(hidden) => self.remove(&parent.join(OsStr::from_bytes(hidden))).map(|()| true),
-        }
-    }
-
-    fn directory(&self, relative: &Path) -> Result<(), UnpackError> {
-        let path = self.root.join(relative);
-        if relative.as_os_str().is_empty() || path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-            return Ok(());
-        }
-        self.remove(relative)?;
-        std::fs::create_dir(&path).map_err(failed(relative))
-    }
-
-    fn file<R: Read>(&mut self, relative: &Path, entry: &mut Entry<'_, R>) -> Result<(), UnpackError> {
-        let size = entry.size();
-        self.room = self.room.checked_sub(size).ok_or(UnpackError::TooMuch(self.limit))?;
-        let path = self.root.join(relative);
-        let mut options = OpenOptions::new();
-        options.write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).mode(0o600);
-        let in_place = self.kind == TreeKind::Volume
-            && path.symlink_metadata().is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1);
-        if in_place {
-            options.truncate(true);
         } else {
-            self.remove(relative)?;
-            options.create_new(true);
+            self.touch(&parent).map_err(&failed)?;
+            if there.is_some() {
+                self.remove(&parent, name).map_err(&failed)?;
+            }
+            let kind = self.kind;
+            let parent = self.tree.directory(&parent).map_err(&failed)?;
+            make(parent, name, kind, &shape).map_err(|refusal| match refusal {
+                Ok(reason) => refused(path, reason),
+                Err(errno) => failed(errno),
+            })?;
         }
-        let mut file = options.open(&path).map_err(failed(relative))?;
-        let copied = copy_with_holes(entry, &mut file).map_err(failed(relative))?;
-        if copied != size {
-            return Err(UnpackError::Read(ErrorKind::UnexpectedEof.into()));
+        let parent = self.tree.directory(&parent).map_err(&failed)?;
+        let way = way_to(parent, name);
+        let owner = (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
+        chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(&failed)?;
+        if wanted != Kind::Symlink {
+            // What is there is no link, and nobody else is at work here.
+            chmodat(parent, name, Mode::from_raw_mode(attributes.mode), AtFlags::empty()).map_err(&failed)?;
         }
-        file.set_len(size).map_err(failed(relative))
+        attributes::File::At(&way).write(&attributes.extended, &mut self.scratch).map_err(&failed)?;
+        utimensat(parent, name, &times(attributes.modified), AtFlags::SYMLINK_NOFOLLOW).map_err(&failed)
     }
 
-    /// Owner, mode and extended attributes; the mode last, because a change of owner clears setuid.
-    fn apply(&self, relative: &Path, attributes: &Attributes) -> Result<(), UnpackError> {
-        let path = self.root.join(relative);
-        std::os::unix::fs::lchown(&path, Some(attributes.uid), Some(attributes.gid)).map_err(failed(relative))?;
-        let metadata = path.symlink_metadata().map_err(failed(relative))?;
-        if metadata.is_symlink() {
-            return Ok(());
+    /// Owner, mode and extended attributes of an open file; the mode after the owner, which clears setuid, and the extended
+    /// attributes after both, which clear capabilities.
+    fn dress(&mut self, file: BorrowedFd<'_>, attributes: &Attributes) -> Result<(), Errno> {
+        let now = facts_of_open(file)?;
+        if (now.uid, now.gid) != (attributes.uid, attributes.gid) {
+            fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))?;
         }
-        for name in xattr::list(&path).into_iter().flatten() {
-            let ours = name.as_bytes().starts_with(b"user.");
-            if ours && !attributes.extended.iter().any(|(wanted, _)| wanted == name.as_bytes()) {
-                xattr::remove(&path, &name).map_err(failed(relative))?;
-            }
+        if now.mode != attributes.mode || attributes.mode & 0o6000 != 0 {
+            fchmod(file, Mode::from_raw_mode(attributes.mode))?;
         }
-        std::fs::set_permissions(&path, Permissions::from_mode(attributes.mode)).map_err(failed(relative))?;
-        for (name, value) in &attributes.extended {
-            xattr::set(&path, OsStr::from_bytes(name), value).map_err(failed(relative))?;
+        attributes::File::Open(file).write(&attributes.extended, &mut self.scratch)
+    }
+
+    /// What is there under a name; none where nothing is.
+    fn facts(&mut self, parent: &TreePath, name: &[u8]) -> Result<Option<Facts>, Errno> {
+        match facts_at(self.tree.directory(parent)?, name) {
+            Ok(facts) => Ok(Some(facts)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// A directory is about to be changed: its time is to be what it was, unless the archive says otherwise.
+    fn touch(&mut self, directory: &TreePath) -> Result<(), Errno> {
+        if !self.times.contains_key(directory) {
+            let facts = facts_of_open(self.tree.directory(directory)?)?;
+            self.times.insert(directory.clone(), facts.modified);
         }
         Ok(())
-    }
-
-    fn set_time(&self, relative: &Path, mtime: Timespec) -> Result<(), UnpackError> {
-        let times = Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: mtime };
-        rustix::fs::utimensat(CWD, self.root.join(relative), &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| failed(relative)(errno.into()))
     }
 
     /// Removes what is there under this name, if anything, with all that is in it.
-    fn remove(&self, relative: &Path) -> Result<(), UnpackError> {
-        if relative.as_os_str().is_empty() {
-            return Err(UnpackError::Refused { path: relative.to_owned(), reason: Refusal::Name });
+    fn remove(&mut self, parent: &TreePath, name: &[u8]) -> Result<(), Errno> {
+        let directory = self.tree.directory(parent)?;
+        match unlinkat(directory, name, AtFlags::empty()) {
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
         }
-        let path = self.root.join(relative);
-        let removed = match path.symlink_metadata() {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => Err(error),
-            Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(&path),
-            Ok(_) => std::fs::remove_file(&path),
-        };
-        removed.map_err(failed(relative))
-    }
-
-    /// Removes everything below `relative` that the archive has not brought (so far).
-    fn remove_unseen(&self, relative: &Path) -> Result<(), UnpackError> {
-        let mut stack = vec![relative.to_owned()];
-        while let Some(directory) = stack.pop() {
-            let entries = match self.root.join(&directory).read_dir() {
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                entries => entries.map_err(failed(&directory))?,
-            };
-            for entry in entries {
-                let entry = entry.map_err(failed(&directory))?;
-                let child = directory.join(entry.file_name());
-                if !self.seen.contains(&child) {
-                    self.remove(&child)?;
-                } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    stack.push(child);
-                }
-            }
-        }
+        let gone = open_directory(directory, name)?;
+        clear_directory(gone.as_fd())?;
+        unlinkat(directory, name, AtFlags::REMOVEDIR)?;
+        self.tree.forget();
         Ok(())
     }
 
-    fn finish(self) -> Result<(), UnpackError> {
-        for (relative, mtime) in self.directories.iter().rev() {
-            self.set_time(relative, *mtime)?;
+    fn finish(mut self) -> Made {
+        self.end_file()?;
+        let mut leftovers: Vec<TreePath> = self.before.drain().collect();
+        // Directories come before what is in them, which goes with them.
+        leftovers.sort_unstable();
+        for path in leftovers {
+            let Some((parent, name)) = path.split() else { continue };
+            match self.touch(&parent).and_then(|()| self.remove(&parent, name)) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed(&path)(errno)),
+            }
+        }
+        for (path, modified) in std::mem::take(&mut self.times) {
+            match self.tree.directory(&path).and_then(|directory| futimens(directory, &times(modified))) {
+                // It was removed after something in it had been.
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(errno) => return Err(failed(&path)(errno)),
+            }
         }
         Ok(())
     }
 }
 
-fn failed(relative: &Path) -> impl Fn(std::io::Error) -> UnpackError + use<> {
-    let path = relative.to_owned();
-    move |source| UnpackError::Write { path: path.clone(), source }
+fn fits(writing: &Writing, offset: u64, length: u64) -> bool {
+    offset.checked_add(length).is_some_and(|end| end <= writing.size)
 }
 
-/// The name as a path below the root; the root itself is empty.
-fn relative_path(raw: &[u8]) -> Result<PathBuf, UnpackError> {
-    let path = Path::new(OsStr::from_bytes(raw));
-    let refused = || UnpackError::Refused { path: path.to_owned(), reason: Refusal::Name };
-    if raw.is_empty() || raw.len() > MAX_PATH || raw.contains(&0) {
-        return Err(refused());
-    }
-    let mut relative = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::CurDir => {}
-            Component::Normal(name) => relative.push(name),
-            _ => return Err(refused()),
+/// Makes what is neither a directory nor a regular file.
+fn make(parent: BorrowedFd<'_>, name: &[u8], kind: TreeKind, shape: &Shape) -> Result<(), Result<Refusal, Errno>> {
+    let node = |kind, device| mknodat(parent, name, kind, Mode::RUSR, device).map_err(Err);
+    match shape {
+        Shape::Symlink { target } => symlinkat(target.as_slice(), parent, name).map_err(Err),
+        Shape::Fifo => node(FileType::Fifo, 0),
+        Shape::Socket => node(FileType::Socket, 0),
+        // Character device 0:0 is a whiteout of overlayfs.
+        Shape::Character { device } if kind == TreeKind::Layer && *device != (0, 0) => {
+            node(FileType::CharacterDevice, makedev(device.0, device.1))
         }
+        Shape::Block { device } if kind == TreeKind::Layer => node(FileType::BlockDevice, makedev(device.0, device.1)),
+        _ => Err(Ok(Refusal::Device)),
     }
-    Ok(relative)
 }
 
-fn attributes<R: Read>(entry: &mut Entry<'_, R>, relative: &Path) -> Result<Attributes, UnpackError> {
-    let refused = || UnpackError::Refused { path: relative.to_owned(), reason: Refusal::Pax };
-    let header = entry.header();
-    let mode = header.mode().map_err(UnpackError::Read)? & 0o7777;
-    let id = |id: std::io::Result<u64>| u32::try_from(id.map_err(UnpackError::Read)?).map_err(|_| refused());
-    let (uid, gid) = (id(header.uid())?, id(header.gid())?);
-    let seconds = i64::try_from(header.mtime().map_err(UnpackError::Read)?).map_err(|_| refused())?;
-    let mut mtime = Timespec { tv_sec: seconds, tv_nsec: 0 };
-    let mut extended = Vec::new();
-    if let Some(records) = entry.pax_extensions().map_err(UnpackError::Read)? {
-        for record in records {
-            let record = record.map_err(UnpackError::Read)?;
-            let key = record.key_bytes();
-            if key == PAX_MTIME.as_bytes() {
-                mtime = record.value().ok().and_then(timestamp).ok_or_else(refused)?;
-            } else if let Some(name) = key.strip_prefix(PAX_XATTR.as_bytes()) {
-                let (name, value) = (from_hex(name), from_hex(record.value_bytes()));
-                extended.push((name.ok_or_else(refused)?, value.ok_or_else(refused)?));
-            } else {
-                return Err(refused());
-            }
+/// Removes all that is in a directory. Other mounts are an error.
+fn clear_directory(directory: BorrowedFd<'_>) -> Result<(), Errno> {
+    let own = open_directory(directory, b".")?;
+    let mut buffer: Vec<u8> = Vec::with_capacity(8 << 10);
+    let mut names = Vec::new();
+    let mut entries = RawDir::new(&own, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push((entry.file_name().to_owned(), entry.file_type()));
         }
     }
-    Ok(Attributes { mode, uid, gid, mtime, extended })
-}
-
-/// Reads `seconds.nanoseconds`.
-fn timestamp(text: &str) -> Option<Timespec> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let nanos: i64 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
-    Some(Timespec { tv_sec: seconds.parse().ok()?, tv_nsec: nanos })
-}
-
-/// Copies; blocks of zeros become holes, so that a sparse file does not grow by being moved.
-fn copy_with_holes<R: Read>(reader: &mut R, file: &mut File) -> std::io::Result<u64> {
-    let mut buffer = vec![0; 64 << 10];
-    let mut copied = 0;
-    loop {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match reader.read(&mut buffer[filled..])? {
-                0 => break,
-                count => filled += count,
-            }
-        }
-        if filled == 0 {
-            return Ok(copied);
-        }
-        let block = &buffer[..filled];
-        if block.iter().all(|byte| *byte == 0) {
-            file.seek(SeekFrom::Current(filled as i64))?;
+    for (name, kind) in names {
+        if kind == FileType::Directory {
+            let below = open_directory(directory, name.to_bytes())?;
+            clear_directory(below.as_fd())?;
+            unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
         } else {
-            file.write_all(block)?;
+            match unlinkat(directory, &name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
         }
-        copied += filled as u64;
+    }
+    Ok(())
+}
+
+fn times(modified: Stamp) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: modified.seconds, tv_nsec: i64::from(modified.nanos) },
     }
 }
 
-#[cfg(test)]
-#[path = "files_tests.rs"]
-mod tests;
+fn refused(path: &TreePath, reason: Refusal) -> UnpackError {
+    UnpackError::Refused { path: path.clone(), reason }
+}
+
+fn failed(path: &TreePath) -> impl Fn(Errno) -> UnpackError + use<> {
+    let path = path.clone();
+    move |source| UnpackError::Make { path: path.clone(), source }
+}

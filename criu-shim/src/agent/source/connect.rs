@@ -4,9 +4,8 @@ use crate::agent::context::{Context, Key};
 use crate::agent::failure::retryable;
 use crate::agent::files::TreeKind;
 use crate::agent::files::places;
-use crate::agent::files::process::Packing;
 use crate::agent::source::cpu::SourceCpu;
-use crate::agent::source::precopy::PreCopy;
+use crate::agent::source::precopy::{PreCopy, Trees};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::transfer::link::{self, Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part, Preamble, VERSION};
@@ -43,8 +42,8 @@ pub struct Connected {
     pub bundle: Bundle,
     /// CRIU, started and waiting.
     pub criu: WarmCriu,
-    /// Packing processes, started and waiting.
-    pub packing: Vec<(Part, Packing)>,
+    /// Files that move.
+    pub trees: Trees,
     /// To the target.
     pub sender: LinkSender<FromSource>,
     /// From the target.
@@ -91,7 +90,7 @@ pub async fn connect(
         inspected,
         bundle: warm.bundle,
         criu: warm.criu,
-        packing: warm.packing,
+        trees: warm.trees,
         sender,
         receiver,
         round: 1,
@@ -144,7 +143,7 @@ async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer, byte
 pub(super) struct Warm {
     pub(super) bundle: Bundle,
     pub(super) criu: WarmCriu,
-    pub(super) packing: Vec<(Part, Packing)>,
+    pub(super) trees: Trees,
     /// Why a dump by this CRIU can leave nothing out, if it can't.
     pub(super) whole: Option<String>,
 }
@@ -172,10 +171,8 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, leaves_ou
     let found = descriptors::read(container.pid).map_err(|error| failed(&error))?;
     descriptors::write(&directory.join(EARLY), &found).map_err(|error| failed(&error))?;
     let bundle = Bundle::read(&container.bundle, context.node.root()).map_err(|error| failed(&error))?;
-    let mut packing = Vec::new();
-    for (part, root, kind) in trees(context, inspected).map_err(|error| failed(&error))? {
-        packing.push((part, Packing::start(&root, kind).map_err(|error| failed(&error))?));
-    }
+    let trees = trees(context, inspected).map_err(|error| failed(&error))?;
+    let trees = Trees::new(container.freezer.clone(), trees);
     let mut place =
         Place { namespaces_of: container.pid, node_root: context.node.root().to_owned(), private_kdat: None };
     let mut whole = None;
@@ -186,7 +183,7 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, leaves_ou
         }
     }
     let criu = WarmCriu::start(&context.criu, &place).map_err(|error| failed(&error))?;
-    Ok(Warm { bundle, criu, packing, whole })
+    Ok(Warm { bundle, criu, trees, whole })
 }
 
 /// What a CRIU needs to leave memory out of its dump, or why it can't.
@@ -204,20 +201,20 @@ fn make_directories(directory: &Path) -> std::io::Result<()> {
     [IMAGES, WORK, EARLY].iter().try_for_each(|name| builder.create(directory.join(name)))
 }
 
-/// The trees that move, as this process sees them.
+/// The trees that move, as this process sees them; their parts are of no round yet.
 fn trees(context: &Context, inspected: &Inspected) -> Result<Vec<(Part, PathBuf, TreeKind)>, places::PlaceError> {
     let uid = inspected.pod.metadata.uid.as_deref().unwrap_or_default();
     let upper = places::upper_directory(inspected.container.pid)?;
-    let mut trees = vec![(Part::Layer, context.node.path(&upper), TreeKind::Layer)];
+    let mut trees = vec![(Part::Layer { round: 0 }, context.node.path(&upper), TreeKind::Layer)];
     for name in places::empty_dirs(&inspected.pod) {
         let path = context.node.path(&places::empty_dir(&context.settings.kubelet_root, uid, &name));
-        trees.push((Part::Volume { name }, path, TreeKind::Volume));
+        trees.push((Part::Volume { name, round: 0 }, path, TreeKind::Volume));
     }
     let memory = places::shared_memory(&context.node, &inspected.container.bundle)?;
     if let Some(path) = memory.map(|path| context.node.path(&path)) {
         // An emptyDir may be mounted there: it goes as what it is.
         if !trees.iter().any(|(_, tree, _)| places::same_directory(tree, &path)) {
-            trees.push((Part::SharedMemory, path, TreeKind::Volume));
+            trees.push((Part::SharedMemory { round: 0 }, path, TreeKind::Volume));
         }
     }
     Ok(trees)

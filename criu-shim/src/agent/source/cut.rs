@@ -1,4 +1,4 @@
-//! The cut for the rehearsal: freeze, dump, thaw, send. The application goes on as soon as CRIU and the packing have seen it.
+//! The cut for the rehearsal: freeze, dump, thaw, send. The application goes on as soon as CRIU has seen it and its files are read.
 
 use crate::agent::context::{Context, News};
 use crate::agent::failure::retryable;
@@ -63,18 +63,7 @@ pub struct Cut {
 /// Takes a cut and sends it. The journal must have the freeze already.
 pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) -> Cut {
     let Connected {
-        attempt,
-        directory,
-        inspected,
-        bundle,
-        criu,
-        packing,
-        sender,
-        mut receiver,
-        round,
-        precopy,
-        cpu,
-        ..
+        attempt, directory, inspected, bundle, criu, trees, sender, mut receiver, round, precopy, cpu, ..
     } = connected;
     let request = round::dump_request(&inspected, bundle, &directory, news);
     let (link, proof) = CutLink::take(sender);
@@ -84,7 +73,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let (pod, froze) = round::freeze(inspected.container.freezer.clone(), cpu.limits).await;
     let dumped = match froze {
         Ok(_) => {
-            let going = Going { packing, number: round, followed: &mut None };
+            let going = Going { trees, number: round, followed: &mut None };
             line.dump(link.begin(round), request, criu, going).await
         }
         Err(error) => {
@@ -116,7 +105,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     };
     let connected = match warm {
         Ok(warm) => {
-            let connect::Warm { bundle, criu, packing, whole } = warm;
+            let connect::Warm { bundle, criu, trees, whole } = warm;
             let (sender, round) = (link.give_back(), round + 1);
             let cpu = SourceCpu::look(context, &inspected.container).await;
             Ok(Connected {
@@ -125,7 +114,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
                 inspected,
                 bundle,
                 criu,
-                packing,
+                trees,
                 sender,
                 receiver,
                 round,

@@ -60,7 +60,7 @@ pub async fn freeze(
     report: &mut SourceReport,
     reporter: &Reporter<SourceReport>,
 ) -> Frozen {
-    let Connected { attempt, directory, inspected, bundle, criu, packing, sender, mut receiver, round, cpu, .. } =
+    let Connected { attempt, directory, inspected, bundle, criu, trees, sender, mut receiver, round, cpu, .. } =
         connected;
     let mut request = round::dump_request(&inspected, bundle, &directory, news);
     let mut followed = None;
@@ -76,7 +76,7 @@ pub async fn freeze(
             attempt_state.frozen(took);
             let mut watching = Watching::new(news, attempt);
             let mut line = Line { receiver: &mut receiver, watching: &mut watching };
-            let going = Going { packing, number: round, followed: &mut followed };
+            let going = Going { trees, number: round, followed: &mut followed };
             attempt_state.send(request, criu, going, &sender, &mut line).await
         }
         Err(error) => {

@@ -2,15 +2,14 @@
 
 use crate::agent::context::News;
 use crate::agent::failure::retryable;
-use crate::agent::files::process::{PackReader, Packing};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::images::{self, Content, Image};
-use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared};
+use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared, Trees};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
 use crate::agent::transfer::manifest::Manifest;
-use crate::agent::transfer::message::{FromTarget, IMAGES, Part};
+use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::causes::chain;
@@ -92,8 +91,8 @@ pub(super) struct Dumped {
 /// What goes while CRIU works.
 #[derive(Debug)]
 pub(super) struct Going<'a> {
-    /// Archives, their processes started and waiting.
-    pub(super) packing: Vec<(Part, Packing)>,
+    /// Files that move.
+    pub(super) trees: Trees,
     /// Number of the round.
     pub(super) number: u32,
     /// Processes of which pages may have been written since the last round.
@@ -118,7 +117,8 @@ impl Line<'_> {
         criu: WarmCriu,
         going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
-        let Going { packing, number, followed } = going;
+        let Going { trees, number, followed } = going;
+        let looking = trees.look(number, true);
         let images = request.images_dir.clone();
         let (begin, may_begin) = mpsc::channel();
         let (tell_copied, copied) = mpsc::channel();
@@ -133,15 +133,11 @@ impl Line<'_> {
         })
         .await;
         tell_copied.send(copied).ok();
-        let archives: Vec<(Part, PackReader)> =
-            packing.into_iter().map(|(part, packing)| (part, packing.go())).collect();
         let early = async {
             let mut round = begun.await?;
             precopy::send_pages(&mut round, number, written, true).await?;
             precopy::send_shared(&mut round, number, shared.clone(), true).await?;
-            for (part, archive) in archives {
-                round.part(part, archive).await?;
-            }
+            looking.send(&mut round).await?;
             Ok::<_, SendError>(round)
         };
         let early = tokio::select! {

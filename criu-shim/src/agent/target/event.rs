@@ -4,6 +4,7 @@ use crate::agent::transfer::link::{LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, Preamble};
 use crate::agent::transfer::receive::{ReceiveError, Round};
 use crate::local::{Create, RelayStage, ToRelay, ToShim};
+use tideover_crds::Failure;
 use tokio::sync::{mpsc, oneshot};
 
 /// One thing that happened.
@@ -49,6 +50,13 @@ pub enum Event {
         line: mpsc::Sender<ToRelay>,
         /// The process that is CRIU, as the node's `/proc` names it.
         criu: Option<i32>,
+    },
+    /// What had landed of files is in place, or can't be put there.
+    Placed {
+        /// Token of the restore.
+        token: String,
+        /// What came of it.
+        result: Result<(), Failure>,
     },
     /// The processes are rebuilt and held.
     Held {

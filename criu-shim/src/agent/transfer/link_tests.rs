@@ -27,7 +27,7 @@ fn abort() -> FromSource {
 }
 
 fn beginning() -> FromSource {
-    FromSource::FileBegin { part: Part::Layer }
+    FromSource::FileBegin { part: Part::Layer { round: 0 } }
 }
 
 #[tokio::test]

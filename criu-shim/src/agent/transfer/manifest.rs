@@ -52,9 +52,9 @@ impl Manifest {
         for (part, landed) in &self.parts {
             let (kind, name) = match part {
                 Part::Image { name } => (b'i', Cow::Borrowed(name.as_str())),
-                Part::Layer => (b'l', Cow::Borrowed("")),
-                Part::Volume { name } => (b'v', Cow::Borrowed(name.as_str())),
-                Part::SharedMemory => (b's', Cow::Borrowed("")),
+                Part::Layer { round } => (b'l', Cow::Owned(round.to_string())),
+                Part::Volume { name, round } => (b'v', Cow::Owned(format!("{name}/{round}"))),
+                Part::SharedMemory { round } => (b's', Cow::Owned(round.to_string())),
                 Part::Memory { pid, round } => (b'm', Cow::Owned(format!("{pid}/{round}"))),
                 Part::Shared { inode, round } => (b'o', Cow::Owned(format!("{inode}/{round}"))),
             };

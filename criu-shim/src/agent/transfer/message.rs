@@ -6,7 +6,7 @@ use thiserror::Error;
 use tideover_crds::Failure;
 
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Which move a connection is for. First message of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,15 +171,23 @@ pub enum Part {
         /// Its name there.
         name: String,
     },
-    /// The container's writable layer, as a tar.
-    Layer,
-    /// An emptyDir volume, as a tar.
+    /// The container's writable layer, as an [archive](crate::agent::files::archive) of what the rounds before have not brought.
+    Layer {
+        /// The round in which it was read.
+        round: u32,
+    },
+    /// An emptyDir volume, the same way.
     Volume {
         /// Name of the volume in the pod.
         name: String,
+        /// The round in which it was read.
+        round: u32,
     },
-    /// The content of `/dev/shm`, as a tar.
-    SharedMemory,
+    /// The content of `/dev/shm`, the same way.
+    SharedMemory {
+        /// The round in which it was read.
+        round: u32,
+    },
     /// Pages of one process ([`pages`](super::pages)). They replace those of earlier rounds.
     Memory {
         /// The process, as the images name it: its id in its innermost PID namespace.
@@ -201,9 +209,9 @@ impl fmt::Display for Part {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Image { name } => write!(formatter, "the image {name}"),
-            Self::Layer => formatter.write_str("the writable layer"),
-            Self::Volume { name } => write!(formatter, "the volume {name}"),
-            Self::SharedMemory => formatter.write_str("the content of /dev/shm"),
+            Self::Layer { round } => write!(formatter, "the writable layer in round {round}"),
+            Self::Volume { name, round } => write!(formatter, "the volume {name} in round {round}"),
+            Self::SharedMemory { round } => write!(formatter, "the content of /dev/shm in round {round}"),
             Self::Memory { pid, round } => write!(formatter, "the memory of process {pid} in round {round}"),
             Self::Shared { inode, round } => write!(formatter, "the shared memory {inode} in round {round}"),
         }
@@ -229,6 +237,19 @@ pub enum NameError {
 }
 
 impl Part {
+    /// The same of another round; an image has none.
+    #[must_use]
+    pub fn in_round(self, number: u32) -> Self {
+        match self {
+            Self::Image { .. } => self,
+            Self::Layer { .. } => Self::Layer { round: number },
+            Self::Volume { name, .. } => Self::Volume { name, round: number },
+            Self::SharedMemory { .. } => Self::SharedMemory { round: number },
+            Self::Memory { pid, .. } => Self::Memory { pid, round: number },
+            Self::Shared { inode, .. } => Self::Shared { inode, round: number },
+        }
+    }
+
     /// Directory (under the attempt's own) and file name in which this part is kept; none for memory, which goes into a
     /// page store.
     ///
@@ -237,9 +258,10 @@ impl Part {
     pub fn place(&self) -> Result<Option<(&'static str, String)>, NameError> {
         Ok(Some(match self {
             Self::Image { name } => (IMAGES, plain(name)?.to_owned()),
-            Self::Layer => (FILES, "layer.tar".to_owned()),
-            Self::Volume { name } => (FILES, format!("volume-{}.tar", plain(name)?)),
-            Self::SharedMemory => (FILES, "shm.tar".to_owned()),
+            // In the order of their names, archives are in that of their rounds.
+            Self::Layer { round } => (FILES, format!("{round:010}-layer")),
+            Self::Volume { name, round } => (FILES, format!("{round:010}-volume-{}", plain(name)?)),
+            Self::SharedMemory { round } => (FILES, format!("{round:010}-shm")),
             Self::Memory { .. } | Self::Shared { .. } => return Ok(None),
         }))
     }
@@ -290,7 +312,7 @@ mod tests {
     #[test]
     fn names_that_mean_more_than_a_file_are_refused() {
         for name in ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "ä"] {
-            assert!(Part::Volume { name: name.into() }.place().is_err(), "{name:?}");
+            assert!(Part::Volume { name: name.into(), round: 0 }.place().is_err(), "{name:?}");
         }
     }
 
@@ -298,7 +320,7 @@ mod tests {
     fn messages_are_json_objects_with_a_type() {
         let json = serde_json::to_string(&FromSource::RoundBegin { round: 1, last: true }).expect("json");
         assert_eq!(json, r#"{"type":"roundBegin","round":1,"last":true}"#);
-        let json = serde_json::to_string(&FromSource::FileBegin { part: Part::Layer }).expect("json");
-        assert_eq!(json, r#"{"type":"fileBegin","part":{"kind":"layer"}}"#);
+        let json = serde_json::to_string(&FromSource::FileBegin { part: Part::Layer { round: 2 } }).expect("json");
+        assert_eq!(json, r#"{"type":"fileBegin","part":{"kind":"layer","round":2}}"#);
     }
 }

@@ -38,7 +38,7 @@ async fn what_is_sent_lands_with_the_same_digest() {
         let mut round = send::begin(&wire.source, 1, true).await.expect("begin");
         round.part(image("pages-1.img"), Cursor::new(big.clone())).await.expect("part");
         round.part(image("empty.img"), Cursor::new(Vec::new())).await.expect("part");
-        round.part(Part::Volume { name: "data".into() }, Cursor::new(b"tar".to_vec())).await.expect("part");
+        round.part(Part::Volume { name: "data".into(), round: 1 }, Cursor::new(b"tar".to_vec())).await.expect("part");
         for number in 0..100 {
             round.whole(image(&format!("core-{number}.img")), vec![number].into()).await.expect("part");
         }
@@ -51,7 +51,7 @@ async fn what_is_sent_lands_with_the_same_digest() {
     let at = |name: &str| std::fs::read(wire.directory.path().join("1").join(name)).expect("read");
     assert_eq!(at("images/pages-1.img"), big);
     assert_eq!(at("images/empty.img"), b"");
-    assert_eq!(at("files/volume-data.tar"), b"tar");
+    assert_eq!(at("files/0000000001-volume-data"), b"tar");
     (0..100).for_each(|number| assert_eq!(at(&format!("images/core-{number}.img")), [number]));
     stored::verify(&wire.directory.path().join("1")).expect("all of it");
 }

@@ -22,7 +22,7 @@ use thiserror::Error;
 /// Name of the manifest in an attempt's directory.
 pub const MANIFEST: &str = "manifest.json";
 /// Version of its format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Largest manifest that is read, bytes: a part takes less than 400, its name 200 of them.
 const MAX_BYTES: u64 = 400 * MAX_PARTS as u64;
 
@@ -155,8 +155,46 @@ pub fn store(directory: &Path, manifest: &Manifest) -> std::io::Result<()> {
 /// # Errors
 /// With the first thing that is not as it was sent; nothing of the attempt may be used then.
 pub fn verify(directory: &Path) -> Result<(), StoredError> {
-    let (expected, memory) = (expected(directory)?, directory.join(MEMORY));
-    for place in [IMAGES, FILES] {
+    verify_in(directory, &[IMAGES, FILES])
+}
+
+/// The same of CRIU's images alone: archives of files are compared while they are unpacked. Blocking.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_images(directory: &Path) -> Result<(), StoredError> {
+    verify_in(directory, &[IMAGES])
+}
+
+/// The archives of files that have landed, by their names in order, none missing and none more. Their bytes are still to be
+/// compared: by whoever reads them, so that what is compared is what is used. Blocking.
+///
+/// # Errors
+/// As [`verify`].
+pub fn archives(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredError> {
+    let expected = expected_in(directory, &[FILES])?;
+    lengths(directory, &expected)?;
+    let name = |file: String| file.rsplit('/').next().unwrap_or_default().to_owned();
+    Ok(expected.into_iter().map(|(file, landed)| (name(file), landed)).collect())
+}
+
+fn verify_in(directory: &Path, places: &[&str]) -> Result<(), StoredError> {
+    let expected = expected_in(directory, places)?;
+    let files = lengths(directory, &expected)?;
+    for ((file, landed), (whole, digest)) in expected.iter().zip(files.iter().zip(digests(&files))) {
+        let digest = digest.map_err(|source| StoredError::Read { path: whole.path.clone(), source })?;
+        if digest != landed.digest {
+            return Err(StoredError::Digest { file: file.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// What the manifest says must be in these places, where nothing else may be.
+fn expected_in(directory: &Path, places: &[&str]) -> Result<BTreeMap<String, Landed>, StoredError> {
+    let (mut expected, memory) = (expected(directory)?, directory.join(MEMORY));
+    expected.retain(|file, _| places.iter().any(|place| file.starts_with(&format!("{place}/"))));
+    for place in places {
         let path = directory.join(place);
         let failed = |source| StoredError::Read { path: path.clone(), source };
         for entry in path.read_dir().map_err(failed)? {
@@ -167,8 +205,13 @@ pub fn verify(directory: &Path) -> Result<(), StoredError> {
             }
         }
     }
+    Ok(expected)
+}
+
+/// The files, which are there and as long as they were sent.
+fn lengths(directory: &Path, expected: &BTreeMap<String, Landed>) -> Result<Vec<Whole>, StoredError> {
     let mut files = Vec::with_capacity(expected.len());
-    for (file, landed) in &expected {
+    for (file, landed) in expected {
         let path = directory.join(file);
         let found = match path.symlink_metadata() {
             Ok(metadata) if metadata.is_file() => metadata.len(),
@@ -183,13 +226,7 @@ pub fn verify(directory: &Path) -> Result<(), StoredError> {
         }
         files.push(Whole { path, bytes: found });
     }
-    for ((file, landed), (whole, digest)) in expected.iter().zip(files.iter().zip(digests(&files))) {
-        let digest = digest.map_err(|source| StoredError::Read { path: whole.path.clone(), source })?;
-        if digest != landed.digest {
-            return Err(StoredError::Digest { file: file.clone() });
-        }
-    }
-    Ok(())
+    Ok(files)
 }
 
 /// What the manifest says must be there, by path in the attempt's directory.

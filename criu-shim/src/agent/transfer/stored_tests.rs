@@ -12,7 +12,7 @@ impl Attempt {
         let parts = [
             (Part::Image { name: "core-1.img".into() }, b"core".to_vec()),
             (Part::Image { name: "pages-1.img".into() }, big),
-            (Part::Layer, b"tar".to_vec()),
+            (Part::Layer { round: 3 }, b"tar".to_vec()),
         ];
         let mut manifest = Manifest::default();
         for place in [IMAGES, FILES] {
@@ -55,7 +55,7 @@ fn what_has_landed_and_was_not_touched_is_as_it_was_sent() {
 
 #[test]
 fn one_flipped_bit_is_noticed_wherever_it_is() {
-    for (file, at) in [("images/pages-1.img", 0), ("images/pages-1.img", 8_999_999), ("files/layer.tar", 1)] {
+    for (file, at) in [("images/pages-1.img", 0), ("images/pages-1.img", 8_999_999), ("files/0000000003-layer", 1)] {
         let attempt = Attempt::landed();
         attempt.edit(file, |bytes| bytes[at] ^= 0x10);
         let refusal = attempt.refusal();
@@ -99,10 +99,10 @@ fn nothing_is_used_without_its_manifest() {
     let attempt = Attempt::landed();
     std::fs::remove_file(attempt.path(MANIFEST)).expect("remove");
     assert!(matches!(attempt.refusal(), StoredError::Manifest { .. }));
-    std::fs::write(attempt.path(MANIFEST), b"{\"version\":1,\"parts\":[{}]}").expect("write");
+    std::fs::write(attempt.path(MANIFEST), b"{\"version\":2,\"parts\":[{}]}").expect("write");
     assert!(matches!(attempt.refusal(), StoredError::Parse { .. }));
-    std::fs::write(attempt.path(MANIFEST), b"{\"version\":2}").expect("write");
-    assert!(matches!(attempt.refusal(), StoredError::Version { version: 2, .. }));
+    std::fs::write(attempt.path(MANIFEST), b"{\"version\":1}").expect("write");
+    assert!(matches!(attempt.refusal(), StoredError::Version { version: 1, .. }));
     File::create(attempt.path(MANIFEST)).and_then(|file| file.set_len(MAX_BYTES + 1)).expect("write");
     assert!(matches!(attempt.refusal(), StoredError::TooLarge { .. }));
 }

@@ -1,4 +1,4 @@
-//! Before the freeze: connecting, and rounds of memory for as long as they are worth it.
+//! Before the freeze: connecting, and rounds of memory and files for as long as they are worth it.
 
 use super::SourceDriver;
 use crate::agent::beside::Size;
@@ -10,7 +10,7 @@ use crate::agent::source::connect::{self, Connected, Peer};
 use crate::agent::source::freeze::millis;
 use crate::agent::source::precopy::converge::{self, Decision, Progress, Refusal, RoundSeen, Stage};
 use crate::agent::source::precopy::estimate::estimate;
-use crate::agent::source::precopy::{LeftOut, PreCopy};
+use crate::agent::source::precopy::{self, LeftOut, PreCopy};
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::Incoming;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
@@ -47,30 +47,35 @@ impl SourceDriver {
         let following = match connected.whole.clone() {
             _ if !replace_first => Err(ON_DISK.to_owned()),
             Some(reason) => Err(reason),
-            None => PreCopy::begin(freezer, connected.round).await,
+            None => precopy::follow(freezer).await,
         };
+        let (trees, round) = (connected.trees.clone(), connected.round);
         match following {
-            Ok(precopy) => {
-                let all_protected = precopy.compared.is_empty();
+            Ok(followed) => {
+                let compared = followed.compared();
+                let all_protected = compared.is_empty();
                 let engine = if all_protected { MemoryEngine::WriteProtect } else { MemoryEngine::ReadAndCompare };
                 self.report.engine = Some(engine);
-                self.report.notes.extend(precopy.compared.clone());
-                connected.precopy = Some(precopy);
+                self.report.notes.extend(compared);
+                connected.precopy = Some(PreCopy::new(Some(followed), trees, round));
                 self.connected = Some(connected);
                 self.reach(SourceAt::Connected, SourceStep::PreCopying);
             }
             Err(reason) => {
                 self.report.notes.push(reason);
                 self.report.engine = Some(MemoryEngine::StopAndCopy);
+                connected.precopy = replace_first.then(|| PreCopy::new(None, trees, round));
                 self.connected = Some(connected);
                 self.reach(SourceAt::Connected, SourceStep::PreCopying);
-                // Without a round before the freeze, it has converged as soon as it is connected.
-                self.reach(SourceAt::Connected, SourceStep::Converged);
+                if !replace_first {
+                    // Without a round before the freeze, it has converged as soon as it is connected.
+                    self.reach(SourceAt::Connected, SourceStep::Converged);
+                }
             }
         }
     }
 
-    /// Waits for news of the object, or from the target. Meanwhile memory is copied.
+    /// Waits for news of the object, or from the target. Meanwhile memory and files are copied.
     pub(super) async fn wait(&mut self, news: &mut News) -> Result<(), RecvError> {
         let Some(connected) = &mut self.connected else { return news.changed().await };
         let Connected { sender, receiver, precopy, .. } = connected;
@@ -220,6 +225,7 @@ impl SourceDriver {
         }
         let (followed, round) = precopy.finish()?;
         connected.round = round;
+        let Some(followed) = followed else { return Ok(None) };
         LeftOut::of(followed, connected.directory.join(IMAGES)).await.map(Some)
     }
 }

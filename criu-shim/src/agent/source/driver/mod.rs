@@ -156,7 +156,7 @@ impl SourceDriver {
     /// Lets go of what was started for the attempt.
     async fn disconnect(&mut self) {
         if let Some(connected) = self.connected.take() {
-            // Ending a warm CRIU and packing processes waits for them.
+            // Ending a warm CRIU waits for it.
             tokio::task::spawn_blocking(move || drop(connected)).await.ok();
         }
     }

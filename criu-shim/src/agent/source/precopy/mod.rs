@@ -1,9 +1,9 @@
-//! Pre-copy: rounds of pages, while the application runs.
+//! Pre-copy: rounds of pages and files, while the application runs.
 //!
 //! [`followed`] knows what was written, [`reader`] reads it, [`sent`] knows what of it the target has, [`shared`] does all of
-//! this for shared memory, [`converge`] decides
-//! whether another round helps, within what [`pace`] leaves it. This drives them: a round is sent by a task of its own, so
-//! that whoever waits for it can be called away and come back.
+//! this for shared memory and [`tree`] for files, [`converge`] decides whether another round helps, within what [`pace`]
+//! leaves it. This drives them: a round is sent by a task of its own, so that whoever waits for it can be called away and
+//! come back.
 
 pub mod converge;
 pub mod estimate;
@@ -12,10 +12,12 @@ pub mod pace;
 mod reader;
 mod sent;
 mod shared;
+pub mod tree;
 
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
 pub use sent::SentPages;
 pub use shared::{Shared, send_shared};
+pub use tree::Trees;
 
 use crate::agent::beside::Size;
 use crate::agent::failure::retryable;
@@ -43,6 +45,9 @@ const PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct PreCopy {
     state: State,
+    trees: Trees,
+    /// Another round would not help: what it costs counts.
+    resting: bool,
     /// Number of the next round.
     round: u32,
     /// Rounds that the target has.
@@ -55,15 +60,13 @@ pub struct PreCopy {
     cpu_percent: u32,
     /// Processes that are followed.
     processes: usize,
-    /// Why memory is read and compared, where some is.
-    pub compared: Vec<String>,
 }
 
 /// A process of the container may have ended, or been replaced: only the state says who has the trackers.
 #[derive(Debug)]
 enum State {
     /// The next round is due then.
-    Due { followed: Followed, at: Instant },
+    Due { followed: Option<Followed>, at: Instant },
     /// A task sends it. The target's answer may be here before the task's end is.
     Sending { task: JoinHandle<Result<Sent, Failure>>, begun: Instant, answer: Option<Answer> },
     /// The target has to say that it has it.
@@ -74,7 +77,7 @@ enum State {
 
 #[derive(Debug)]
 struct Sent {
-    followed: Followed,
+    followed: Option<Followed>,
     manifest: Manifest,
     /// When it was looked what is written.
     looked: Instant,
@@ -84,16 +87,21 @@ struct Sent {
 type Answer = (u32, String);
 
 impl PreCopy {
-    /// Begins to follow the container's memory; round `round` is the first.
-    ///
-    /// # Errors
-    /// Where it can't be followed. Nothing is changed then.
-    pub async fn begin(freezer: Freezer, round: u32) -> Result<Self, String> {
-        let attached = tokio::task::spawn_blocking(move || Followed::attach(freezer)).await;
-        let followed = attached.map_err(|error| chain(&error))?.map_err(|error| chain(&error))?;
-        let (processes, compared) = (followed.processes(), followed.compared());
+    /// Of memory that is `followed`, if it is, and of files; round `round` is the first.
+    pub fn new(followed: Option<Followed>, trees: Trees, round: u32) -> Self {
+        let processes = followed.as_ref().map_or(0, Followed::processes);
         let state = State::Due { followed, at: Instant::now() };
-        Ok(Self { state, round, seen: Vec::new(), looked: None, since: 0, cpu_percent: 100, processes, compared })
+        Self {
+            state,
+            trees,
+            resting: false,
+            round,
+            seen: Vec::new(),
+            looked: None,
+            since: 0,
+            cpu_percent: 100,
+            processes,
+        }
     }
 
     /// Goes on until another round has landed. Dropping the future loses nothing.
@@ -148,7 +156,7 @@ impl PreCopy {
                         return Err(retryable(FailureReason::Corrupted, message));
                     }
                     self.looked = Some(sent.looked);
-                    self.processes = sent.followed.processes();
+                    self.processes = sent.followed.as_ref().map_or(0, Followed::processes);
                     self.seen.push(seen);
                     self.round += 1;
                     self.state = State::Due { followed: sent.followed, at: Instant::now() };
@@ -163,6 +171,7 @@ impl PreCopy {
 
     /// Puts the next round off: another one now would not make the freeze shorter.
     pub fn rest(&mut self) {
+        self.resting = true;
         if let State::Due { at, .. } = &mut self.state {
             *at = Instant::now() + PAUSE;
         }
@@ -170,6 +179,7 @@ impl PreCopy {
 
     /// Ends a pause: the next round is due at once.
     pub fn hurry(&mut self) {
+        self.resting = false;
         if let State::Due { at, .. } = &mut self.state {
             *at = Instant::now();
         }
@@ -199,7 +209,7 @@ impl PreCopy {
     /// The go was given: of the rounds before, only the last counts any more. None is on its way.
     pub fn at_the_go(&mut self) {
         self.since = self.seen.len().saturating_sub(1);
-        if let State::Due { followed, .. } = &mut self.state {
+        if let State::Due { followed: Some(followed), .. } = &mut self.state {
             followed.wake();
         }
         self.hurry();
@@ -209,7 +219,7 @@ impl PreCopy {
     ///
     /// # Errors
     /// While a round is on its way.
-    pub fn finish(mut self) -> Result<(Followed, u32), Failure> {
+    pub fn finish(mut self) -> Result<(Option<Followed>, u32), Failure> {
         match std::mem::replace(&mut self.state, State::Failed) {
             State::Due { followed, .. } => Ok((followed, self.round)),
             _ => Err(retryable(FailureReason::TransferFailed, "the last round before the freeze has not ended")),
@@ -219,7 +229,8 @@ impl PreCopy {
     fn send(&mut self, sender: &LinkSender<FromSource>) {
         let State::Due { followed, .. } = std::mem::replace(&mut self.state, State::Failed) else { return };
         let (sender, round) = (sender.clone(), self.round);
-        let task = tokio::spawn(async move { send_round(&sender, round, followed).await });
+        let trees = (!self.resting || self.trees.is_due()).then(|| self.trees.clone());
+        let task = tokio::spawn(async move { send_round(&sender, round, followed, trees).await });
         self.state = State::Sending { task, begun: Instant::now(), answer: None };
     }
 }
@@ -231,6 +242,15 @@ impl Drop for PreCopy {
             task.abort();
         }
     }
+}
+
+/// Begins to follow the container's memory.
+///
+/// # Errors
+/// Why it can't be followed. Nothing is changed then.
+pub async fn follow(freezer: Freezer) -> Result<Followed, String> {
+    let attached = tokio::task::spawn_blocking(move || Followed::attach(freezer)).await;
+    attached.map_err(|error| chain(&error))?.map_err(|error| chain(&error))
 }
 
 /// Memory that a dump leaves out, because the target has it.
@@ -289,22 +309,37 @@ pub async fn let_go(followed: Option<Followed>) {
     tokio::task::spawn_blocking(move || drop(followed)).await.ok();
 }
 
-async fn send_round(sender: &LinkSender<FromSource>, round: u32, mut followed: Followed) -> Result<Sent, Failure> {
+async fn send_round(
+    sender: &LinkSender<FromSource>,
+    round: u32,
+    mut followed: Option<Followed>,
+    trees: Option<Trees>,
+) -> Result<Sent, Failure> {
     let at = Instant::now();
-    let looked = tokio::task::spawn_blocking(move || (followed.written(), followed.shared(), followed)).await;
-    let (written, shared, mut followed) =
-        looked.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+    let looking = trees.map(|trees| trees.look(round, false));
+    let looked = tokio::task::spawn_blocking(move || {
+        let (written, shared) = match &mut followed {
+            Some(followed) => (followed.written(), followed.shared()),
+            None => (Ok(Vec::new()), Ok(Vec::new())),
+        };
+        (written, shared, at.elapsed(), followed)
+    });
+    let looked = looked.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+    let (written, shared, took, mut followed) = looked;
     let failed = |error: Unfollowed| retryable(FailureReason::DumpFailed, chain(&error));
     let (written, shared) = (written.map_err(failed)?, shared.map_err(failed)?);
-    let (took, looks) = (at.elapsed(), !shared.is_empty());
+    let looks = !shared.is_empty();
     let sent = async {
         let mut sending = send::begin(sender, round, false).await?;
         send_pages(&mut sending, round, written, false).await?;
         let compared = send_shared(&mut sending, round, shared, false).await?;
+        if let Some(looking) = looking {
+            looking.send(&mut sending).await?;
+        }
         Ok::<_, SendError>((sending.end().await?, compared))
     };
     let (manifest, compared) = sent.await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))?;
-    if looks {
+    if let Some(followed) = followed.as_mut().filter(|_| looks) {
         followed.shared.rest_after(took + compared);
     }
     Ok(Sent { followed, manifest, looked: at })

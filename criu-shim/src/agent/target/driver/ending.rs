@@ -25,6 +25,7 @@ impl TargetDriver {
         self.tell_source(FromTarget::Failed { failure: failure.clone() }).await;
         self.report.failure = Some(failure);
         self.reporter.report(self.report.clone());
+        self.placing.call_off();
         self.tell_relay(ToRelay::Abandon).await;
         self.call_rehearsal_off().await;
     }
@@ -36,6 +37,8 @@ impl TargetDriver {
         self.landing = None;
         // First of all: a source that still sends into an attempt that is over stays frozen as long as it is listened to.
         self.hang_up().await;
+        // What is still put in place would keep the container's files from being taken down.
+        self.stop_placing().await;
         let deadline = tokio::time::Instant::now() + CALL_OFF_LIMIT;
         self.tell_relay(ToRelay::Abandon).await;
         self.answer(None).await;

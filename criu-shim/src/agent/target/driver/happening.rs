@@ -22,6 +22,8 @@ impl TargetDriver {
             Event::Round { .. } => {}
             Event::Create { create, answer } => self.asked = Some((create, answer)),
             Event::Relay { token, stage, line, criu } => self.relay_came(&token, stage, line, criu).await,
+            Event::Placed { token, result } if self.is_current(&token) => self.were_placed(result).await,
+            Event::Placed { .. } => {}
             Event::Held { token } if self.is_current(&token) => self.held().await,
             Event::Held { .. } => {}
             Event::Ended { token, success, message, heard } if self.is_current(&token) => {
@@ -118,7 +120,12 @@ impl TargetDriver {
                 let digest = round.manifest.digest();
                 self.tell_source(FromTarget::Verified { round: round.number, digest }).await;
                 match round.kind {
-                    RoundKind::Early => self.early = true,
+                    RoundKind::Early => {
+                        self.early = true;
+                        if self.local.waiting {
+                            self.place_what_landed();
+                        }
+                    }
                     RoundKind::Rehearsal => self.rehearsal.land(),
                     RoundKind::Last => {
                         self.early = true;

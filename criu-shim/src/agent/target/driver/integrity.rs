@@ -12,23 +12,33 @@ impl TargetDriver {
     /// Sees to it that a round that has landed can be relied on, as far as that is not seen to later.
     pub(super) async fn settle(&self, round: &Round, strategy: Option<Strategy>) -> Result<(), Failure> {
         let (directory, only) = (self.directory(), is_the_only_one(strategy, round.kind));
-        // What goes early is small, nothing is frozen yet, and runc reads it before CRIU is released.
+        // The images that go early are small, nothing is frozen yet, and runc reads them before CRIU is released. Archives are
+        // compared while they are put in place.
         let look = only || round.kind == RoundKind::Early;
         let settling = tokio::task::spawn_blocking(move || {
             if only {
                 Landing::sync(&directory).map_err(|error| not_received(&error))?;
             }
-            if look { verify(&directory) } else { Ok(()) }
+            match (only, look) {
+                (true, _) => verify(&directory),
+                (false, true) => verify_images(&directory),
+                (false, false) => Ok(()),
+            }
         });
         settling.await.unwrap_or_else(|error| Err(retryable(FailureReason::TransferFailed, chain(&error))))
     }
 }
 
-/// Compares what lies in an attempt's directory with what was sent. Blocking.
+/// Compares the images that lie in an attempt's directory with what was sent. Blocking.
 ///
 /// # Errors
 /// With the failure to report, which names the file.
-pub(super) fn verify(directory: &Path) -> Result<(), Failure> {
+pub(super) fn verify_images(directory: &Path) -> Result<(), Failure> {
+    stored::verify_images(directory).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
+}
+
+/// The same of everything that lies there.
+fn verify(directory: &Path) -> Result<(), Failure> {
     stored::verify(directory).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
 }
 

@@ -5,6 +5,7 @@ mod ending;
 mod happening;
 mod integrity;
 mod memory;
+mod placing;
 mod rehearsal;
 mod reply;
 mod restore;
@@ -15,6 +16,7 @@ use crate::agent::duty::{TargetDuty, TargetLocal, target_duty, verdict_of};
 use crate::agent::failure::retryable;
 use crate::agent::journal::{Entry, RestoreEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
+use crate::agent::target::driver::placing::Placing;
 use crate::agent::target::driver::rehearsal::Rehearsal;
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
@@ -65,6 +67,8 @@ pub struct TargetDriver {
     relay: Option<mpsc::Sender<ToRelay>>,
     /// Cpu limits of the container that is being restored.
     limits: CpuLimits,
+    /// Files that are put in place for that restore.
+    placing: Placing,
     /// CRIU was not given its request, and why is reported: that this restore ends is no news.
     refused: bool,
     rehearsal: Rehearsal,
@@ -101,6 +105,7 @@ impl TargetDriver {
             running: false,
             relay: None,
             limits: CpuLimits::default(),
+            placing: Placing::default(),
             refused: false,
             rehearsal: Rehearsal::default(),
             released: None,
@@ -274,6 +279,7 @@ impl TargetDriver {
         self.report = TargetReport::new(attempt);
         self.report.address = Some(self.context.settings.address().to_string());
         self.hang_up().await;
+        self.stop_placing().await;
         self.early = false;
         self.restore = None;
         self.released = None;

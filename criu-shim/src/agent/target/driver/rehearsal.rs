@@ -7,11 +7,11 @@
 use super::{TargetDriver, WORD_LIMIT};
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
-use crate::agent::target::driver::integrity::verify;
+use crate::agent::target::driver::integrity::verify_images;
 use crate::agent::target::driver::restore::{new_token, release_options};
 use crate::agent::target::driver::verdict::criu_failed;
 use crate::agent::target::event::Event;
-use crate::agent::target::stage;
+use crate::agent::target::stage::{self, Placed};
 use crate::agent::transfer::message::{IMAGES, REHEARSAL};
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
@@ -143,7 +143,11 @@ impl Rehearsal {
             | Event::Ended { token, .. }
             | Event::Restored { token, .. }
             | Event::RelayLost { token } => token,
-            Event::Source(_) | Event::Round { .. } | Event::Create { .. } | Event::Rehearse { .. } => return false,
+            Event::Source(_)
+            | Event::Round { .. }
+            | Event::Create { .. }
+            | Event::Rehearse { .. }
+            | Event::Placed { .. } => return false,
         };
         self.token() == Some(token)
     }
@@ -260,8 +264,8 @@ impl TargetDriver {
         let (Some(restore), Some(migration)) = (self.rehearsal.restore.clone(), migration) else { return };
         let (context, directory) = (self.context.clone(), self.rehearsal_directory());
         let placed = tokio::task::spawn_blocking(move || {
-            verify(&directory)?;
-            stage::place_files(&context, &directory, &restore)
+            verify_images(&directory)?;
+            stage::place_files(&context, &directory, &restore, &mut Placed::default())
         });
         match placed.await.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error)))) {
             Ok(()) => {

@@ -1,7 +1,7 @@
 //! The restore: answering the shim, taking the relay, looking at the images, putting files in place, letting CRIU begin.
 
 use super::TargetDriver;
-use super::integrity::verify;
+use super::integrity::verify_images;
 use super::memory;
 use super::reply::{Known, Reply, reply};
 use crate::agent::duty::verdict_of;
@@ -13,6 +13,7 @@ use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
 use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim, has_ran_mark};
+use std::sync::PoisonError;
 use std::time::Instant;
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, Strategy, TargetStep};
@@ -73,6 +74,8 @@ impl TargetDriver {
         self.restore_limits();
         self.write_journal(TargetEntry { restore: Some(restore.clone()), ..TargetEntry::default() }).await?;
         self.registry.add_token(&restore.token, &self.key.uid);
+        // Another container has other places.
+        self.stop_placing().await;
         self.restore = Some(restore);
         self.running = true;
         self.refused = false;
@@ -118,7 +121,8 @@ impl TargetDriver {
             self.lift_limits(criu).await;
             if !self.local.staged {
                 self.prepare_pages().await;
-                self.reach(TargetStep::Waiting);
+                // It waits once what has landed is in place. runc has made its mount points by now.
+                self.place_what_landed();
             }
         }
     }
@@ -146,10 +150,13 @@ impl TargetDriver {
         let Some(restore) = self.restore.clone() else { return };
         let (context, directory) = (self.context.clone(), self.directory());
         let begun = Instant::now();
+        self.placing.settle().await;
+        let archives = self.placing.placed();
         let placed = tokio::task::spawn_blocking(move || {
             // At every try: what counts is what CRIU is about to read, and after a commit it may have lain there for long.
-            verify(&directory)?;
-            stage::place_files(&context, &directory, &restore)?;
+            verify_images(&directory)?;
+            let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
+            stage::place_files(&context, &directory, &restore, &mut archives)?;
             memory::to_come(&directory)
         });
         let placed = placed.await;

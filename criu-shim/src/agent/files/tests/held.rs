@@ -1,0 +1,125 @@
+//! Files that change without a timestamp.
+
+use super::*;
+use crate::agent::files::beneath::Beneath;
+use crate::agent::files::changes::Holding;
+use crate::agent::files::listing::TreePath;
+use crate::agent::files::walk::walk;
+use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
+use std::fs::{File, OpenOptions};
+
+/// A shared, writable mapping of a file's beginning.
+pub(super) struct Map {
+    address: *mut std::ffi::c_void,
+    length: usize,
+}
+
+impl Map {
+    pub(super) fn shared(file: &File, length: usize) -> Self {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let address =
+            unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0) }.expect("map");
+        Self { address, length }
+    }
+
+    fn write(&self, at: usize, byte: u8) {
+        assert!(at < self.length);
+        // SAFETY: within the mapping, which is writable.
+        unsafe { self.address.cast::<u8>().add(at).write_volatile(byte) };
+    }
+
+    fn read(&self, at: usize) -> u8 {
+        assert!(at < self.length);
+        // SAFETY: within the mapping, which is readable.
+        unsafe { self.address.cast::<u8>().add(at).read_volatile() }
+    }
+
+    fn write_back(&self) {
+        // SAFETY: the mapping is this test's own.
+        unsafe { msync(self.address, self.length, MsyncFlags::SYNC) }.expect("write back");
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this test's own, and nothing points into it any more.
+        unsafe { munmap(self.address, self.length) }.expect("unmap");
+    }
+}
+
+fn own() -> Held {
+    Held::by(&[std::process::id().cast_signed()])
+}
+
+fn holding(root: &Path, name: &str) -> Holding {
+    let tree = walk(&mut Beneath::open(root).expect("open")).expect("walk");
+    let id = tree.find(&TreePath::parse(name.into()).expect("a path")).expect("there") as usize;
+    own().nodes(&tree, false)[id]
+}
+
+#[test]
+fn who_can_write_is_known() {
+    for from in on_disk_and_in_memory() {
+        let path = from.path().join("file");
+        std::fs::write(&path, [0; 4096]).expect("file");
+        assert_eq!(holding(from.path(), "file"), Holding::Nobody);
+        let reader = File::open(&path).expect("open");
+        assert_eq!(holding(from.path(), "file"), Holding::Nobody);
+        let writer = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+        assert_eq!(holding(from.path(), "file"), Holding::Writer);
+        let map = Map::shared(&writer, 4096);
+        drop((reader, writer));
+        assert_eq!(holding(from.path(), "file"), Holding::Mapping);
+        drop(map);
+        assert_eq!(holding(from.path(), "file"), Holding::Nobody);
+    }
+}
+
+#[test]
+fn what_is_written_through_a_mapping_crosses_though_no_timestamp_says_so() {
+    for from in on_disk_and_in_memory() {
+        let to = tempfile::tempdir().expect("dir");
+        let path = from.path().join("file");
+        std::fs::write(&path, [0; 8192]).expect("file");
+        let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+        let map = Map::shared(&file, 8192);
+        map.write(0, 1);
+        // Past the tick in which it was written, so that its time is no reason any more.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
+        rounds.round(&own(), false);
+        let before = path.metadata().expect("metadata");
+        map.write(0, 2);
+        let after = path.metadata().expect("metadata");
+        assert_eq!(
+            (before.ctime(), before.ctime_nsec()),
+            (after.ctime(), after.ctime_nsec()),
+            "else this shows nothing"
+        );
+        drop((map, file));
+        rounds.last();
+        assert_equal(from.path(), to.path());
+    }
+}
+
+#[test]
+fn a_mapping_that_comes_and_goes_between_two_rounds_is_noticed() {
+    for from in on_disk_and_in_memory() {
+        let to = tempfile::tempdir().expect("dir");
+        let path = from.path().join("file");
+        std::fs::write(&path, [0; 8192]).expect("file");
+        let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+        Map::shared(&file, 8192).write_back();
+        let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        rounds.round(&Held::default(), false);
+        let map = Map::shared(&file, 8192);
+        // Read first: on a tmpfs the write after it faults no more.
+        assert_eq!(map.read(5), 0);
+        map.write(5, 5);
+        drop((map, file));
+        rounds.last();
+        assert_equal(from.path(), to.path());
+    }
+}

@@ -1,0 +1,152 @@
+//! A tree that is sent in rounds: what the target has of it, and the next look at it.
+
+use crate::agent::files::TreeKind;
+use crate::agent::files::beneath::Beneath;
+use crate::agent::files::changes::{Changes, Timestamps, compare, is_doubtful, is_young};
+use crate::agent::files::held::Held;
+use crate::agent::files::listing::{Digest, Facts, Listing, NodeId, Stamp, TreePath};
+use crate::agent::files::pack::Packing;
+use crate::agent::files::walk::{WalkError, walk};
+use rustix::fs::FsWord;
+use rustix::io::Errno;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+use thiserror::Error;
+
+/// What statfs(2) says of a tmpfs, `TMPFS_MAGIC` of linux/magic.h.
+const TMPFS: FsWord = 0x0102_1994;
+
+/// Why a tree can't be looked at.
+#[derive(Debug, Error)]
+pub enum LookError {
+    /// Its root can't be opened.
+    #[error("open the tree {root:?}")]
+    Open {
+        /// The root.
+        root: PathBuf,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// It can't be listed.
+    #[error("list the tree {root:?}")]
+    Walk {
+        /// The root.
+        root: PathBuf,
+        /// Why.
+        #[source]
+        source: WalkError,
+    },
+    /// Another directory is there than at the last look.
+    #[error("the tree {root:?} is another than before")]
+    Replaced {
+        /// The root.
+        root: PathBuf,
+    },
+}
+
+/// A tree, and what the target has of it. Between looks nothing of it is open: what holds a mount would keep it from being
+/// taken down.
+#[derive(Debug)]
+pub struct Tree {
+    root: PathBuf,
+    kind: TreeKind,
+    /// What was sent.
+    known: Option<Listing>,
+    /// Bytes of archives that nobody has asked for yet.
+    sent: u64,
+}
+
+impl Tree {
+    /// The tree at `root`, of which the target has nothing.
+    pub fn new(root: PathBuf, kind: TreeKind) -> Self {
+        Self { root, kind, known: None, sent: 0 }
+    }
+
+    /// Lists the tree, and compares it with what was sent: what comes out of it is what must be sent now. `held` is what processes
+    /// hold, asked for after `began`, and none where they don't run. Blocking.
+    ///
+    /// # Errors
+    /// Where the tree can't be listed.
+    pub fn look(
+        tree: &Arc<Mutex<Self>>,
+        held: &Held,
+        began: Stamp,
+        frozen: bool,
+    ) -> Result<Option<Packing>, LookError> {
+        let mut this = tree.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = |source| LookError::Open { root: this.root.clone(), source };
+        let mut root = Beneath::open(&this.root).map_err(open)?;
+        let directory = root.directory(&TreePath::default()).map_err(open)?;
+        let found = rustix::fs::fstatfs(directory).map_err(open)?;
+        let timestamps = if found.f_type == TMPFS { Timestamps::Hide } else { Timestamps::Tell };
+        let mut found = walk(&mut root).map_err(|source| LookError::Walk { root: this.root.clone(), source })?;
+        let is_other =
+            |known: &Listing| known.node(0).map(|root| root.facts.id) != found.node(0).map(|root| root.facts.id);
+        if this.known.as_ref().is_some_and(is_other) {
+            return Err(LookError::Replaced { root: this.root.clone() });
+        }
+        let holdings = held.nodes(&found, this.kind == TreeKind::Layer);
+        for (node, holding) in found.nodes.iter_mut().zip(holdings) {
+            node.doubtful = is_doubtful(&node.facts, holding, began);
+            node.young = is_young(&node.facts, began);
+        }
+        let changes: Changes = compare(this.kind, this.known.take(), &mut found, timestamps);
+        this.known = Some(found);
+        let kind = this.kind;
+        drop(this);
+        Ok((!changes.is_empty()).then(|| Packing::new(tree.clone(), root, kind, changes, frozen)))
+    }
+
+    /// How many bytes its archives have had since this was asked last.
+    pub fn take_sent(&mut self) -> u64 {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// Another piece of an archive is on its way.
+    pub(super) fn add_sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    /// Path and facts of a node.
+    pub(super) fn named(&self, id: NodeId) -> Option<(TreePath, Facts)> {
+        let known = self.known.as_ref()?;
+        Some((known.path(id), known.node(id)?.facts))
+    }
+
+    /// It could not be sent.
+    pub(super) fn mark_unsent(&mut self, id: NodeId) {
+        if let Some(node) = self.known.as_mut().and_then(|known| known.node_mut(id)) {
+            (node.unsent, node.blocks) = (true, None);
+        }
+    }
+
+    /// Whether it could not be sent.
+    pub(super) fn is_unsent(&self, id: NodeId) -> bool {
+        self.known.as_ref().and_then(|known| known.node(id)).is_none_or(|node| node.unsent)
+    }
+
+    /// Whether the directory that it is in could not be sent.
+    pub(super) fn is_lost(&self, id: NodeId) -> bool {
+        self.known.as_ref().and_then(|known| known.node(id)).is_none_or(|node| self.is_unsent(node.parent))
+    }
+
+    /// What the target has of a file.
+    pub(super) fn take_blocks(&mut self, id: NodeId) -> Option<Box<[Digest]>> {
+        self.known.as_mut()?.node_mut(id)?.blocks.take()
+    }
+
+    /// What the target has of a file now.
+    pub(super) fn keep_blocks(&mut self, id: NodeId, blocks: Box<[Digest]>) {
+        if let Some(node) = self.known.as_mut().and_then(|known| known.node_mut(id)) {
+            node.blocks = Some(blocks);
+        }
+    }
+}
+
+/// The time by which the kernel stamps files.
+pub fn now() -> Stamp {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Stamp { seconds: now.as_secs().cast_signed(), nanos: now.subsec_nanos() }
+}
