@@ -3,6 +3,7 @@
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroU64;
 
 /// How memory is copied before the freeze, while the application runs.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +14,11 @@ pub struct PreCopyPolicy {
     #[x_kube(validation = Rule::new("self >= 2 && self <= 1000").message("preCopy.maxRounds must be between 2 and 1000: the first round says nothing about what is written"))]
     #[serde(default = "default_max_rounds")]
     pub max_rounds: u32,
+    /// The most that rounds send in a second, bytes, such as 64Mi. The freeze itself is not held back. Left out, as much as can
+    /// be.
+    #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,5}(M|Mi|G|Gi)$')").message("preCopy.bandwidthLimit must be bytes per second as a whole number with M, Mi, G or Gi, such as 64Mi"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_limit: Option<String>,
     /// What is done where rounds don't come below `maxDowntime`: because memory is written as fast as it is copied, or after
     /// `maxRounds`, or when the attempt's `timeout` leaves no time for more. Default Proceed.
     #[serde(default)]
@@ -26,7 +32,12 @@ pub struct PreCopyPolicy {
 
 impl Default for PreCopyPolicy {
     fn default() -> Self {
-        Self { max_rounds: default_max_rounds(), on_non_convergence: NonConvergence::default(), auto_converge: false }
+        Self {
+            max_rounds: default_max_rounds(),
+            bandwidth_limit: None,
+            on_non_convergence: NonConvergence::default(),
+            auto_converge: false,
+        }
     }
 }
 
@@ -55,6 +66,9 @@ pub enum NonConvergence {
 pub struct ResolvedPreCopy {
     /// Rounds before the handover.
     pub max_rounds: u32,
+    /// The most that they send in a second, bytes; none where they are not held back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_limit_bytes: Option<NonZeroU64>,
     /// What is done where they don't suffice.
     pub on_non_convergence: NonConvergence,
     /// Whether the container may be slowed down for them.
@@ -63,9 +77,24 @@ pub struct ResolvedPreCopy {
 
 impl From<&PreCopyPolicy> for ResolvedPreCopy {
     fn from(policy: &PreCopyPolicy) -> Self {
-        let PreCopyPolicy { max_rounds, on_non_convergence, auto_converge } = *policy;
-        Self { max_rounds, on_non_convergence, auto_converge }
+        let PreCopyPolicy { max_rounds, on_non_convergence, auto_converge, .. } = *policy;
+        let bandwidth_limit_bytes = policy.bandwidth_limit.as_deref().and_then(bytes);
+        Self { max_rounds, bandwidth_limit_bytes, on_non_convergence, auto_converge }
     }
+}
+
+/// The bytes of a quantity as the schema allows it. Source: the suffixes of Kubernetes' `resource.Quantity`.
+fn bytes(quantity: &str) -> Option<NonZeroU64> {
+    let suffix = quantity.find(|letter: char| !letter.is_ascii_digit())?;
+    let (number, suffix) = quantity.split_at(suffix);
+    let unit = match suffix {
+        "M" => 1_000_000,
+        "Mi" => 1 << 20,
+        "G" => 1_000_000_000,
+        "Gi" => 1 << 30,
+        _ => return None,
+    };
+    NonZeroU64::new(number.parse::<u64>().ok()?.checked_mul(unit)?)
 }
 
 impl Default for ResolvedPreCopy {
@@ -85,14 +114,28 @@ mod tests {
         assert_eq!(policy, PreCopyPolicy::default());
         assert_eq!((policy.max_rounds, policy.on_non_convergence), (30, NonConvergence::Proceed));
         assert!(!policy.auto_converge, "nobody is slowed down unasked");
+        assert_eq!(ResolvedPreCopy::from(&policy).bandwidth_limit_bytes, None);
+    }
+
+    #[test]
+    fn a_bandwidth_is_a_quantity_of_bytes() {
+        let limit = |text: &str| bytes(text).map(NonZeroU64::get);
+        assert_eq!([limit("64Mi"), limit("64M")], [Some(64 << 20), Some(64_000_000)]);
+        assert_eq!([limit("2Gi"), limit("2G")], [Some(2 << 30), Some(2_000_000_000)]);
+        // The API server refuses them.
+        for wrong in ["", "64", "0Mi", "1.5Gi", "64Ki", "Mi", "-1Mi", "99999999999999999999Gi"] {
+            assert_eq!(limit(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]
     fn what_is_asked_for_reaches_the_migration() {
-        let text = r#"{"maxRounds": 7, "onNonConvergence": "WaitForQuiet", "autoConverge": true}"#;
+        let text =
+            r#"{"maxRounds": 7, "bandwidthLimit": "64Mi", "onNonConvergence": "WaitForQuiet", "autoConverge": true}"#;
         let policy: PreCopyPolicy = serde_json::from_str(text).expect("policy");
         let resolved = ResolvedPreCopy::from(&policy);
         assert_eq!((resolved.max_rounds, resolved.on_non_convergence), (7, NonConvergence::WaitForQuiet));
         assert!(resolved.auto_converge);
+        assert_eq!(resolved.bandwidth_limit_bytes.map(NonZeroU64::get), Some(64 << 20));
     }
 }

@@ -50,6 +50,9 @@ impl SourceDriver {
             None => precopy::follow(freezer).await,
         };
         let (trees, round) = (connected.trees.clone(), connected.round);
+        if replace_first {
+            connected.sender.set_limit(self.pace.bandwidth_limit);
+        }
         match following {
             Ok(followed) => {
                 let compared = followed.compared();
@@ -209,6 +212,8 @@ impl SourceDriver {
             round_at_the_go(&mut precopy, connected, &mut watching).await?;
         }
         precopy.at_the_go();
+        // The application is about to stand still for what is sent from here on.
+        connected.sender.set_limit(None);
         loop {
             round_at_the_go(&mut precopy, connected, &mut watching).await?;
             let beside = self.context.beside.predict(precopy.size(connected.inspected.memory_bytes));

@@ -4,6 +4,7 @@
 //! it for the handover. It counts from when this agent first saw the attempt, which needs no clock of another node.
 
 use super::converge::Aims;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 use tideover_crds::{MigrationPolicy, ResolvedPolicy};
 
@@ -22,6 +23,8 @@ const AT_THE_GO: Duration = Duration::from_secs(20);
 pub struct Pace {
     /// What the policy asks of them.
     pub aims: Aims,
+    /// The most bytes of data that rounds send in a second.
+    pub bandwidth_limit: Option<NonZeroU64>,
     /// How long the attempt may take before the freeze.
     timeout: Duration,
     begun: Instant,
@@ -32,7 +35,12 @@ impl Pace {
     pub fn new(policy: Option<&ResolvedPolicy>, begun: Instant) -> Self {
         let default = || ResolvedPolicy::from_policy(None, &MigrationPolicy::default());
         let policy = policy.cloned().unwrap_or_else(default);
-        Self { aims: Aims::from(&policy), timeout: Duration::from_millis(policy.timeout_millis), begun }
+        Self {
+            aims: Aims::from(&policy),
+            bandwidth_limit: policy.pre_copy.bandwidth_limit_bytes,
+            timeout: Duration::from_millis(policy.timeout_millis),
+            begun,
+        }
     }
 
     /// The same attempt under `policy`.
