@@ -166,13 +166,14 @@ pub fn verify_images(directory: &Path) -> Result<(), StoredError> {
     verify_in(directory, &[IMAGES])
 }
 
-/// The archives of files that have landed, by their names in order, none missing and none more. Their bytes are still to be
-/// compared: by whoever reads them, so that what is compared is what is used. Blocking.
+/// The archives of files that have landed, by their names in order. Their bytes are still to be compared: by whoever reads
+/// them, so that what is compared is what is used. Others may lie beside them, which are still being received. Blocking.
 ///
 /// # Errors
 /// As [`verify`].
 pub fn archives(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredError> {
-    let expected = expected_in(directory, &[FILES])?;
+    let mut expected = expected(directory)?;
+    expected.retain(|file, _| file.starts_with(&format!("{FILES}/")));
     lengths(directory, &expected)?;
     let name = |file: String| file.rsplit('/').next().unwrap_or_default().to_owned();
     Ok(expected.into_iter().map(|(file, landed)| (name(file), landed)).collect())

@@ -54,6 +54,16 @@ fn what_has_landed_and_was_not_touched_is_as_it_was_sent() {
 }
 
 #[test]
+fn an_archive_that_is_still_being_received_is_none_of_those_that_have_landed() {
+    let attempt = Attempt::landed();
+    std::fs::write(attempt.path("files/0000000004-layer"), b"ta").expect("write");
+    let landed = archives(attempt.0.path()).expect("those that have landed");
+    assert_eq!(landed.into_keys().collect::<Vec<_>>(), ["0000000003-layer"]);
+    std::fs::remove_file(attempt.path("files/0000000003-layer")).expect("remove");
+    assert!(matches!(archives(attempt.0.path()), Err(StoredError::Missing { .. })));
+}
+
+#[test]
 fn one_flipped_bit_is_noticed_wherever_it_is() {
     for (file, at) in [("images/pages-1.img", 0), ("images/pages-1.img", 8_999_999), ("files/0000000003-layer", 1)] {
         let attempt = Attempt::landed();
