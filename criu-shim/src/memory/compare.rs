@@ -35,6 +35,8 @@ pub struct Comparer {
     sent: Arc<Mutex<Sent>>,
     /// Not to be looked at again before.
     rest: Option<Instant>,
+    /// It is looked at in every round.
+    awake: bool,
 }
 
 /// What a look has seen of one mapping.
@@ -59,7 +61,7 @@ impl Comparer {
         })?;
         let space = address_space(&stat).ok_or(AttachError::Gone { pid })?;
         let sent = Sent::nothing().map_err(|source| AttachError::Read { path: "/dev/urandom".into(), source })?;
-        Ok(Self { pid, space, sent: Arc::new(Mutex::new(sent)), rest: None })
+        Ok(Self { pid, space, sent: Arc::new(Mutex::new(sent)), rest: None, awake: false })
     }
 
     /// Where whoever reads the pages notes what they were.
@@ -67,24 +69,29 @@ impl Comparer {
         self.sent.clone()
     }
 
-    /// Has the next look taken however soon it comes.
+    /// From now on every round looks.
     pub fn wake(&mut self) {
-        self.rest = None;
+        self.awake = true;
     }
 
     /// One round: pages that are others than were sent, or were never sent. None where it was looked just now.
     ///
     /// # Errors
     /// Everything returned so far is void.
-    pub fn take_written(&mut self) -> Result<Vec<Range>, TrackError> {
+    pub fn take_written(&mut self) -> Result<Option<Vec<Range>>, TrackError> {
         self.space.check(self.pid)?;
-        if self.rest.is_some_and(|rest| Instant::now() < rest) {
-            return Ok(Vec::new());
+        if !self.awake && self.rest.is_some_and(|rest| Instant::now() < rest) {
+            return Ok(None);
         }
         let begun = Instant::now();
         let look = self.look()?;
         self.rest = Some(begun + begun.elapsed().max(Duration::from_millis(1)) * LEISURE);
-        Ok(look.written)
+        Ok(Some(look.written))
+    }
+
+    /// Bytes that the last look compares, as far as is known.
+    pub fn bytes(&self) -> u64 {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).bytes()
     }
 
     /// The end, for a process that does not run: see [`super::Tracker::last_look`].

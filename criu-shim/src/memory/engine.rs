@@ -38,13 +38,14 @@ impl Engine {
         }
     }
 
-    /// The pages that must be sent (again): see [`Tracker::take_written`].
+    /// The pages that must be sent (again): see [`Tracker::take_written`]. None where it was not looked, to leave the
+    /// processor to others.
     ///
     /// # Errors
     /// It is over, and everything returned so far is void.
-    pub fn take_written(&mut self) -> Result<Vec<Range>, TrackError> {
+    pub fn take_written(&mut self) -> Result<Option<Vec<Range>>, TrackError> {
         match self {
-            Self::WriteProtect(tracker) => tracker.take_written(),
+            Self::WriteProtect(tracker) => tracker.take_written().map(Some),
             Self::ReadAndCompare(comparer) => comparer.take_written(),
         }
     }
@@ -60,7 +61,24 @@ impl Engine {
         }
     }
 
-    /// Has the next round taken however soon it comes: it is the last one before the freeze.
+    /// Goes over to comparing where write protection can't go on, of process `pid`. All of its memory must be sent again.
+    ///
+    /// # Errors
+    /// As [`Comparer::attach`]. It is as it was then.
+    pub fn compare_from_now_on(&mut self, pid: i32) -> Result<(), AttachError> {
+        *self = Self::ReadAndCompare(Comparer::attach(pid)?);
+        Ok(())
+    }
+
+    /// Bytes that the last look reads, as far as is known.
+    pub fn compared_bytes(&self) -> u64 {
+        match self {
+            Self::WriteProtect(_) => 0,
+            Self::ReadAndCompare(comparer) => comparer.bytes(),
+        }
+    }
+
+    /// From now on every round looks: the freeze is near.
     pub fn wake(&mut self) {
         match self {
             Self::WriteProtect(_) => {}

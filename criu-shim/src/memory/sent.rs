@@ -63,6 +63,11 @@ impl Sent {
         }
     }
 
+    /// How much was sent, bytes, each page once.
+    pub(super) fn bytes(&self) -> u64 {
+        self.order.iter().map(Range::len).sum()
+    }
+
     /// What was sent, in the order in which it was sent first.
     pub(super) fn order(&self) -> &[Range] {
         &self.order

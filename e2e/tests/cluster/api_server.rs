@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// again.
 const OUTAGE: Duration = Duration::from_secs(5);
 /// Memory of the ticker, MiB: the API server hangs long before all of it has crossed.
-const MEMORY: usize = 192;
+const MEMORY: usize = 512;
 
 /// A service that hangs, until this is dropped.
 struct Hung<'a> {

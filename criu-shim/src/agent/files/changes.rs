@@ -106,7 +106,14 @@ pub fn compare(kind: TreeKind, known: Option<Listing>, found: &mut Listing, time
     let mut comparison = Comparison::new(kind, timestamps, found);
     comparison.match_names(&known, found);
     comparison.send(found, Some(&known));
+    let groups = comparison.groups(found);
     for (id, same) in comparison.same.iter().enumerate() {
+        // What was sent under one name of a file says nothing about what is known under another.
+        let stands_for =
+            found.nodes.get(id).and_then(|node| groups.get(&node.facts.id).filter(|_| has_several(&node.facts)));
+        if stands_for.is_some_and(|first| *first as usize != id) {
+            continue;
+        }
         let blocks = same.and_then(|same| known.node_mut(same)?.blocks.take());
         if let (Some(node), Some(blocks)) = (found.nodes.get_mut(id), blocks) {
             node.blocks = Some(blocks);

@@ -81,7 +81,12 @@ impl Held {
     }
 
     fn add(&mut self, link: &Path, holding: Holding) {
-        let Ok(metadata) = link.metadata() else { return };
+        let metadata = match link.metadata() {
+            Ok(metadata) => metadata,
+            // It is held no more.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return,
+            Err(_) => return self.unknown = true,
+        };
         // What has no name any more is CRIU's, and what is no regular file has nothing to compare.
         if !metadata.is_file() || metadata.nlink() == 0 {
             return;

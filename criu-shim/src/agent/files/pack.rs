@@ -12,10 +12,10 @@ use crate::agent::files::changes::{Changes, How};
 use crate::agent::files::listing::{BLOCK, Digest, Facts, Kind, NodeId, TreePath, ZEROS};
 use crate::agent::files::tree::Tree;
 use crate::agent::files::walk::{facts_of_open, is_gone};
-use rustix::fs::{Mode, OFlags, SeekFrom, openat, readlinkat, seek};
+use rustix::fs::{Mode, OFlags, SeekFrom, open, openat, readlinkat, seek};
 use rustix::io::{Errno, pread};
 use std::io::{Error, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::vec::IntoIter;
 use thiserror::Error;
@@ -227,9 +227,15 @@ impl Packing {
     fn file(&mut self, tree: &mut Tree, id: NodeId, how: How, path: &TreePath, facts: &Facts) -> Result<(), PackError> {
         let failed = |source| PackError::Read { path: path.clone(), source };
         let Some((parent, name)) = path.split() else { return Ok(()) };
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
         let parent = self.root.directory(&parent).map_err(failed)?;
-        let file = openat(parent, name, flags, Mode::empty()).map_err(failed)?;
+        // First without opening it: it may have become a device, and opening one may do something to the machine.
+        let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = openat(parent, name, place, Mode::empty()).map_err(failed)?;
+        if facts_of_open(place.as_fd()).map_err(failed)?.kind != facts.kind {
+            return Err(PackError::Changed { path: path.clone() });
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
+        let file = open(format!("/proc/self/fd/{}", place.as_raw_fd()), flags, Mode::empty()).map_err(failed)?;
         let now = facts_of_open(file.as_fd()).map_err(failed)?;
         if (now.id, now.kind) != (facts.id, facts.kind) || (self.frozen && now.size != facts.size) {
             return Err(PackError::Changed { path: path.clone() });

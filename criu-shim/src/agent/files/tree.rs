@@ -4,7 +4,7 @@ use crate::agent::files::TreeKind;
 use crate::agent::files::beneath::Beneath;
 use crate::agent::files::changes::{Changes, Timestamps, compare, is_doubtful, is_young};
 use crate::agent::files::held::Held;
-use crate::agent::files::listing::{Digest, Facts, Listing, NodeId, Stamp, TreePath};
+use crate::agent::files::listing::{Digest, Facts, Kind, Listing, NodeId, Stamp, TreePath};
 use crate::agent::files::pack::Packing;
 use crate::agent::files::walk::{WalkError, walk};
 use rustix::fs::FsWord;
@@ -115,10 +115,16 @@ impl Tree {
         Some((known.path(id), known.node(id)?.facts))
     }
 
-    /// It could not be sent.
+    /// It could not be sent. Where it stood for other names of the same file, they were not sent either.
     pub(super) fn mark_unsent(&mut self, id: NodeId) {
-        if let Some(node) = self.known.as_mut().and_then(|known| known.node_mut(id)) {
-            (node.unsent, node.blocks) = (true, None);
+        let Some(known) = &mut self.known else { return };
+        let Some(node) = known.node_mut(id) else { return };
+        (node.unsent, node.blocks) = (true, None);
+        let facts = node.facts;
+        if facts.kind != Kind::Directory && facts.links > 1 {
+            for other in known.nodes.iter_mut().filter(|other| other.facts.id == facts.id) {
+                (other.doubtful, other.blocks) = (true, None);
+            }
         }
     }
 

@@ -10,7 +10,6 @@ use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::files::unpack::unpack;
 use crate::agent::journal::RestoreEntry;
-use crate::agent::source::preflight::free_bytes;
 use crate::agent::transfer::manifest::Landed;
 use crate::agent::transfer::message::FILES;
 use crate::agent::transfer::stored::{self, StoredError};
@@ -59,13 +58,19 @@ pub fn place_files(
         }
         let (root, kind) = place(context, restore, &name)?;
         put(&directory.join(FILES).join(&name), &landed, &placed.off, |archive| {
-            unpack(&root, kind, archive, free_bytes(&root)).map_err(|error| {
+            // What is replaced is not free yet, so that only the size of all of it is a bound.
+            unpack(&root, kind, archive, all_bytes(&root)).map_err(|error| {
                 retryable(FailureReason::RestoreFailed, format!("the tree {root:?}: {}", chain(&error)))
             })
         })?;
         placed.archives.insert(name);
     }
     Ok(())
+}
+
+/// Size of the file system that `path` is on, bytes.
+fn all_bytes(path: &Path) -> u64 {
+    rustix::fs::statvfs(path).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
 /// Has `unpack` read the archive at `path`, and sees to it that what it has read is what has `landed`.

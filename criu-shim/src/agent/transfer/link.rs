@@ -12,6 +12,8 @@ use crate::agent::transfer::{incoming, outgoing};
 use bytes::Bytes;
 use std::marker::PhantomData;
 use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -54,6 +56,8 @@ pub struct LinkSender<O> {
     stream: mpsc::Sender<Frame>,
     ahead: mpsc::Sender<Bytes>,
     limit: watch::Sender<Option<NonZeroU64>>,
+    /// For how many nanoseconds the limit has held data back.
+    held_back: Arc<AtomicU64>,
     buffers: Buffers,
     messages: PhantomData<fn(O)>,
 }
@@ -91,6 +95,11 @@ impl<O: Message> LinkSender<O> {
     /// An empty buffer for data.
     pub fn buffer(&self) -> Buffer {
         self.buffers.take()
+    }
+
+    /// How long the limit has held data back so far.
+    pub fn held_back(&self) -> Duration {
+        Duration::from_nanos(self.held_back.load(Ordering::Relaxed))
     }
 
     /// From now on no more than `limit` bytes of data per second are sent, or as many as can be. Messages are not held back.
@@ -152,8 +161,10 @@ where
     let (stream_out, stream_queue) = mpsc::channel(BACKLOG);
     let (ahead_out, ahead_queue) = mpsc::channel(AHEAD);
     let (limit, limits) = watch::channel(None);
+    let held_back = Arc::new(AtomicU64::new(0));
+    let held_by_limit = held_back.clone();
     tokio::spawn(async move {
-        let queues = outgoing::Queues { stream: stream_queue, ahead: ahead_queue, limits };
+        let queues = outgoing::Queues { stream: stream_queue, ahead: ahead_queue, limits, held_back: held_by_limit };
         if let Err(error) = outgoing::write_all::<O, _>(writer, queues).await {
             debug!(%error, "the sending end of a connection ended");
         }
@@ -162,7 +173,14 @@ where
     let (ahead_sink, ahead_in) = mpsc::channel(AHEAD);
     tokio::spawn(incoming::read_all(reader, stream_sink, ahead_sink));
     (
-        LinkSender { stream: stream_out, ahead: ahead_out, limit, buffers: Buffers::default(), messages: PhantomData },
+        LinkSender {
+            stream: stream_out,
+            ahead: ahead_out,
+            limit,
+            held_back,
+            buffers: Buffers::default(),
+            messages: PhantomData,
+        },
         LinkReceiver { stream: stream_in, ahead: ahead_in, end: None },
     )
 }

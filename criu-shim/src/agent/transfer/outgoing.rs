@@ -9,6 +9,8 @@ use crate::agent::transfer::message::Message;
 use crate::agent::transfer::rate::Bucket;
 use bytes::Bytes;
 use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -21,6 +23,8 @@ pub(super) struct Queues {
     pub(super) ahead: mpsc::Receiver<Bytes>,
     /// Bytes of data per second, if there is a limit.
     pub(super) limits: watch::Receiver<Option<NonZeroU64>>,
+    /// Nanoseconds for which it has held data back.
+    pub(super) held_back: Arc<AtomicU64>,
 }
 
 /// Writes what is queued until nobody can queue anything any more, then closes the stream.
@@ -28,13 +32,13 @@ pub(super) struct Queues {
 /// # Errors
 /// Where the stream fails.
 pub(super) async fn write_all<O: Message, W: AsyncWrite + Unpin>(writer: W, queues: Queues) -> Result<(), FrameError> {
-    let Queues { mut stream, mut ahead, mut limits } = queues;
+    let Queues { mut stream, mut ahead, mut limits, held_back } = queues;
     // Small messages that follow each other leave together; a frame of data passes by the buffer.
     let mut writer = BufWriter::with_capacity(8 << 10, writer);
     let alive = Frame::Control(serde_json::to_vec(&O::alive()).unwrap_or_default().into());
     let mut bucket: Option<Bucket> = None;
-    // Data that the limit holds back.
-    let mut held: Option<Frame> = None;
+    // Data that the limit holds back, and since when.
+    let mut held: Option<(Frame, Instant)> = None;
     loop {
         let due = bucket.as_ref().map_or_else(Instant::now, Bucket::due);
         let frame = tokio::select! {
@@ -46,12 +50,16 @@ pub(super) async fn write_all<O: Message, W: AsyncWrite + Unpin>(writer: W, queu
                 continue;
             }
             () = sleep_until(due), if held.is_some() => match held.take() {
-                Some(frame) => frame,
+                Some((frame, since)) => {
+                    let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                    held_back.fetch_add(nanos, Ordering::Relaxed);
+                    frame
+                }
                 None => continue,
             },
             frame = stream.recv(), if held.is_none() => match frame {
                 Some(frame @ Frame::Data(_)) if bucket.is_some() => {
-                    held = Some(frame);
+                    held = Some((frame, Instant::now()));
                     continue;
                 }
                 Some(frame) => frame,

@@ -51,8 +51,9 @@ pub fn find(pids: &[i32], device: u64, known: &BTreeSet<u32>) -> Found {
             found.inodes.insert(inode);
             continue;
         }
-        // No time of access is changed.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOATIME).open(path);
+        // No time of access is changed, and what has become a pipe meanwhile is not waited for.
+        let flags = libc::O_NOATIME | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
         let file = file.and_then(|file| Ok((file.metadata()?, file)));
         if let Ok((metadata, file)) = file
             && (metadata.dev(), metadata.ino()) == (device, inode.into())

@@ -135,7 +135,12 @@ impl SharedObject {
                 Err(rustix::io::Errno::NXIO) => break,
                 Err(errno) => return Err(errno.into()),
             };
-            at = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
+            at = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
+                Ok(end) => end,
+                // It has become shorter meanwhile.
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(errno) => return Err(errno.into()),
+            };
             ranges.push(Range { start, end: at });
         }
         Ok(ranges)

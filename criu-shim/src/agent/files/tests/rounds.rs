@@ -202,6 +202,27 @@ fn hard_links_are_one_file_again_whichever_round_made_them() {
 }
 
 #[test]
+fn what_was_sent_under_one_name_of_a_file_is_not_what_another_name_is_known_to_hold() {
+    for from in on_disk_and_in_memory() {
+        let to = tempfile::tempdir().expect("dir");
+        let at = |name: &str| from.path().join(name);
+        let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
+        // More than one block, so that blocks are compared.
+        let content = |byte: u8| vec![byte; 300_000];
+        std::fs::write(at("x"), content(1)).expect("file");
+        rounds.round(&Held::default(), false);
+        std::fs::hard_link(at("x"), at("a")).expect("link");
+        rounds.round(&Held::default(), false);
+        std::fs::write(at("x"), content(2)).expect("write");
+        rounds.round(&Held::default(), false);
+        std::fs::remove_file(at("a")).expect("remove");
+        std::fs::write(at("x"), content(1)).expect("write");
+        rounds.last();
+        assert_equal(from.path(), to.path());
+    }
+}
+
+#[test]
 fn the_same_archives_again_give_the_same_tree() {
     let [from, _] = on_disk_and_in_memory();
     let to = tempfile::tempdir().expect("dir");

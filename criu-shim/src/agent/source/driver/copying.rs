@@ -111,7 +111,7 @@ impl SourceDriver {
         let beside = self.context.beside.predict(precopy.size(connected.inspected.memory_bytes));
         let progress = precopy.progress(Stage::Before, beside, left);
         let decision = converge::next(&self.pace.aims, &progress);
-        self.report.convergence = convergence(&progress);
+        self.report.convergence = convergence(&progress).filter(|_| precopy.follows_memory());
         self.report.pre_copied = Some(pre_copied(progress.rounds));
         if decision != Decision::Again {
             precopy.rest();
@@ -183,7 +183,8 @@ impl SourceDriver {
 
     /// What is expected of the freeze to come, to learn from what it will have been.
     pub(super) fn expected(&self, connected: &Connected) -> Option<(Size, f64)> {
-        let size = connected.precopy.as_ref()?.size(connected.inspected.memory_bytes);
+        let precopy = connected.precopy.as_ref().filter(|precopy| precopy.follows_memory())?;
+        let size = precopy.size(connected.inspected.memory_bytes);
         Some((size, self.report.convergence.as_ref()?.sent_per_second))
     }
 
@@ -207,19 +208,19 @@ impl SourceDriver {
     ) -> Result<Option<LeftOut>, Failure> {
         let Some(mut precopy) = connected.precopy.take() else { return Ok(None) };
         let (go, mut watching) = (Instant::now(), Watching::new(news, connected.attempt));
+        // A container's `create` waits, and the application is about to stand still for what is sent from here on.
+        connected.sender.set_limit(None);
         if precopy.is_sending() {
             // What it sends was looked at before the go.
             round_at_the_go(&mut precopy, connected, &mut watching).await?;
         }
         precopy.at_the_go();
-        // The application is about to stand still for what is sent from here on.
-        connected.sender.set_limit(None);
         loop {
             round_at_the_go(&mut precopy, connected, &mut watching).await?;
             let beside = self.context.beside.predict(precopy.size(connected.inspected.memory_bytes));
             let left = self.pace.left_at_the_go(go, Instant::now());
             let progress = precopy.progress(Stage::AtTheGo, beside, left);
-            self.report.convergence = convergence(&progress);
+            self.report.convergence = convergence(&progress).filter(|_| precopy.follows_memory());
             self.report.pre_copied = Some(pre_copied(progress.rounds));
             match converge::next(&self.pace.aims, &progress) {
                 Decision::Again | Decision::Throttle { .. } => {}
@@ -276,7 +277,13 @@ mod tests {
 
     #[test]
     fn every_round_counts() {
-        let round = |(bytes, took)| RoundSeen { bytes, took: Duration::from_millis(took), exposed: Duration::ZERO };
+        let round = |(bytes, took)| RoundSeen {
+            bytes,
+            took: Duration::from_millis(took),
+            exposed: Duration::ZERO,
+            held_back: Duration::ZERO,
+            all_looked: true,
+        };
         let rounds = [(7, 2), (3, 1)].map(round);
         assert_eq!(pre_copied(&rounds), PreCopied { rounds: 2, bytes: 10, millis: 3.0 });
     }

@@ -34,6 +34,8 @@ use tracing::{error, info, warn};
 const RESUMED_LIMIT: Duration = Duration::from_secs(60);
 /// Pause before the API server is asked again for an object that should be there.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long the reason of a failure may take to be written before what is left of the attempt is let go of. Nothing is frozen.
+const REASON_LIMIT: Duration = Duration::from_secs(3);
 /// How often it is looked whether a container that stays frozen has been ended.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -149,7 +151,8 @@ impl SourceDriver {
         warn!(migration = self.key.name, attempt = self.local.attempt, message = failure.message, "source failed");
         self.local.at = SourceAt::Failed;
         self.report.failure = Some(failure);
-        self.reporter.report(self.report.clone());
+        // Before the connection ends: the target would report that as the reason.
+        self.reporter.report_first(self.report.clone(), REASON_LIMIT).await;
         self.disconnect().await;
     }
 

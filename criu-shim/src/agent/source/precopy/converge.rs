@@ -16,9 +16,13 @@ pub struct RoundSeen {
     pub bytes: u64,
     /// From its first page until the target had all of it.
     pub took: Duration,
+    /// How much of that a limit on the connection held it back: there is none in a freeze.
+    pub held_back: Duration,
     /// From the look at what was written before it until its own: what it sent was written in this time. 0 of the first, which
     /// sends everything.
     pub exposed: Duration,
+    /// Whether it was looked at everything before it. Where not, it says nothing about what is written.
+    pub all_looked: bool,
 }
 
 /// What a policy asks of the rounds.
@@ -187,6 +191,7 @@ fn rounds_used_up(aims: &Aims, progress: &Progress<'_>) -> bool {
 
 /// How many of the last rounds in a row gained nothing.
 fn gained_nothing(rounds: &[RoundSeen]) -> usize {
+    let rounds: Vec<RoundSeen> = rounds.iter().copied().filter(|round| round.all_looked).collect();
     let gained_nothing = |pair: &[RoundSeen]| pair[1].bytes as f64 >= pair[0].bytes as f64 * GAIN;
     rounds.windows(2).rev().take_while(|pair| gained_nothing(pair)).count()
 }

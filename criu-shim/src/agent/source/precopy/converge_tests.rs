@@ -19,7 +19,13 @@ fn back_to_back(rounds: &[(u64, u64)]) -> Vec<RoundSeen> {
     let millis = |index: usize| Duration::from_millis(rounds[index].1);
     let exposed = |index: usize| index.checked_sub(1).map_or(Duration::ZERO, millis);
     (0..rounds.len())
-        .map(|index| RoundSeen { bytes: rounds[index].0 << 20, took: millis(index), exposed: exposed(index) })
+        .map(|index| RoundSeen {
+            bytes: rounds[index].0 << 20,
+            took: millis(index),
+            exposed: exposed(index),
+            held_back: Duration::ZERO,
+            all_looked: true,
+        })
         .collect()
 }
 
@@ -89,7 +95,13 @@ fn a_round_that_would_not_land_in_time_is_not_begun() {
 #[test]
 fn whoever_waits_for_quiet_freezes_when_it_has_come() {
     let mut rounds = back_to_back(&[(1000, 2_000); 4]);
-    let quiet = RoundSeen { bytes: 1 << 20, took: Duration::from_millis(2), exposed: Duration::from_millis(250) };
+    let quiet = RoundSeen {
+        bytes: 1 << 20,
+        took: Duration::from_millis(2),
+        exposed: Duration::from_millis(250),
+        held_back: Duration::ZERO,
+        all_looked: true,
+    };
     rounds.extend([quiet; 2]);
     assert!(is_freeze(next(&aims(NonConvergence::WaitForQuiet), &progress(&rounds))));
 }
@@ -161,6 +173,8 @@ fn any_round() -> impl Strategy<Value = RoundSeen> {
         bytes,
         took: Duration::from_millis(took),
         exposed: Duration::from_millis(exposed),
+        held_back: Duration::ZERO,
+        all_looked: true,
     })
 }
 
@@ -261,7 +275,7 @@ proptest! {
         let mut bytes = (mib << 20) as f64;
         let decision = loop {
             let took = Duration::from_secs_f64(bytes / sent);
-            rounds.push(RoundSeen { bytes: bytes as u64, took, exposed });
+            rounds.push(RoundSeen { bytes: bytes as u64, took, exposed, held_back: Duration::ZERO, all_looked: true });
             let decision = next(&aims(NonConvergence::GiveUp), &progress(&rounds));
             if decision != Decision::Again {
                 break decision;

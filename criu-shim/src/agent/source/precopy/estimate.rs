@@ -33,7 +33,7 @@ pub fn estimate(rounds: &[RoundSeen], since: usize, beside: Duration) -> Option<
     let sent_per_second = transfer_rate(rounds);
     let samples = match samples(rounds, since) {
         // Nothing newer is known.
-        [] => samples(rounds, 0),
+        newer if newer.is_empty() => samples(rounds, 0),
         newer => newer,
     };
     let rates = samples.iter().map(|round| round.bytes as f64 / seconds(round.exposed)).collect();
@@ -56,9 +56,9 @@ pub fn shows_writes(rounds: &[RoundSeen], since: usize) -> bool {
 }
 
 /// The last rounds that show what is written. The first sends everything, whenever that was written.
-fn samples(rounds: &[RoundSeen], since: usize) -> &[RoundSeen] {
-    let since = since.max(1).max(rounds.len().saturating_sub(SAMPLES));
-    rounds.get(since..).unwrap_or_default()
+fn samples(rounds: &[RoundSeen], since: usize) -> Vec<&RoundSeen> {
+    let later = rounds.iter().skip(since.max(1)).rev();
+    later.filter(|round| round.all_looked).take(SAMPLES).collect()
 }
 
 /// The most that is written in `time`, going by one round. A page that is written twice is sent once, so that what is written
@@ -70,7 +70,7 @@ fn most_written(round: &RoundSeen, time: Duration) -> f64 {
 
 /// Bytes in a second: the median of the last rounds, without those that are too small to show it, if there are others.
 fn transfer_rate(rounds: &[RoundSeen]) -> f64 {
-    let rate = |round: &RoundSeen| round.bytes as f64 / seconds(round.took);
+    let rate = |round: &RoundSeen| round.bytes as f64 / seconds(round.took.saturating_sub(round.held_back));
     let large: Vec<f64> = rounds.iter().filter(|round| round.bytes >= RATEABLE).map(rate).collect();
     let last = large.len().saturating_sub(RATED);
     let all = || rounds.iter().map(rate).fold(0.0, f64::max);
@@ -95,7 +95,13 @@ mod tests {
 
     fn round(mib: u64, took: u64, exposed: u64) -> RoundSeen {
         let millis = Duration::from_millis;
-        RoundSeen { bytes: mib << 20, took: millis(took), exposed: millis(exposed) }
+        RoundSeen {
+            bytes: mib << 20,
+            took: millis(took),
+            exposed: millis(exposed),
+            held_back: Duration::ZERO,
+            all_looked: true,
+        }
     }
 
     fn predicted(rounds: &[RoundSeen]) -> u128 {
@@ -126,7 +132,13 @@ mod tests {
 
     #[test]
     fn small_rounds_do_not_make_the_connection_slow() {
-        let small = RoundSeen { bytes: 4096, took: Duration::from_millis(5), exposed: Duration::from_millis(250) };
+        let small = RoundSeen {
+            bytes: 4096,
+            took: Duration::from_millis(5),
+            exposed: Duration::from_millis(250),
+            held_back: Duration::ZERO,
+            all_looked: true,
+        };
         let rounds = [round(500, 1_000, 0), small, small, small];
         let rate = estimate(&rounds, 0, Duration::ZERO).expect("rounds").sent_per_second;
         assert_eq!(rate, f64::from(500 << 20));
@@ -151,6 +163,8 @@ mod tests {
             bytes,
             took: Duration::from_millis(took),
             exposed: Duration::from_millis(exposed),
+            held_back: Duration::ZERO,
+            all_looked: true,
         })
     }
 
@@ -178,8 +192,7 @@ mod tests {
                 .map(|(took, exposed)| RoundSeen {
                     bytes: rate * exposed * 1_000,
                     took: Duration::from_millis(*took),
-                    exposed: Duration::from_millis(*exposed),
-                })
+                    exposed: Duration::from_millis(*exposed), held_back: Duration::ZERO, all_looked: true })
                 .collect();
             let last = rounds.last().expect("rounds");
             let truth = (rate * 1_000) as f64 * seconds(last.took) * 1e3;

@@ -114,12 +114,19 @@ impl Followed {
         self.processes.len()
     }
 
-    /// What was written since this was asked last. Processes that have come since are followed too, if they can be. What
-    /// has ended is forgotten, and so is what can't be followed any more: it is dumped whole. Blocking.
+    /// Bytes that the last look reads and compares, in one thread's time.
+    pub fn compared_bytes(&self) -> u64 {
+        let processes: u64 = self.processes.iter().map(|process| process.engine.compared_bytes()).sum();
+        processes + self.shared.bytes()
+    }
+
+    /// What was written since this was asked last, and whether all of it was looked at. Processes that have come since are
+    /// followed too, if they can be. What has ended is forgotten, and so is what can't be followed any more: it is dumped
+    /// whole. Blocking.
     ///
     /// # Errors
     /// Where the processes are not known.
-    pub fn written(&mut self) -> Result<Vec<Written>, Unfollowed> {
+    pub fn written(&mut self) -> Result<(Vec<Written>, bool), Unfollowed> {
         for pid in self.freezer.pids().map_err(Unfollowed::Processes)? {
             let Some(id) = ProcessId::now(pid) else { continue };
             if self.refused.contains(&id) || self.processes.iter().any(|process| process.id == id) {
@@ -131,11 +138,15 @@ impl Followed {
                 Err(_) => self.refused.push(id),
             }
         }
-        let mut written = Vec::new();
+        let (mut written, mut looked) = (Vec::new(), true);
         let refused = &mut self.refused;
-        self.processes.retain_mut(|process| match process.engine.take_written() {
-            Ok(ranges) => {
+        self.processes.retain_mut(|process| match process.take_written() {
+            Ok(Some(ranges)) => {
                 written.extend((!ranges.is_empty()).then(|| process.written(ranges)));
+                true
+            }
+            Ok(None) => {
+                looked = false;
                 true
             }
             // It executes another program: that one may be followed from the next round on.
@@ -145,7 +156,7 @@ impl Followed {
                 false
             }
         });
-        Ok(written)
+        Ok((written, looked))
     }
 
     /// Why processes are read and compared that could not be write-protected, one sentence each.
@@ -154,17 +165,17 @@ impl Followed {
         refusals.map(|(pid, why)| format!("the memory of process {pid} is read and compared: {}", chain(why))).collect()
     }
 
-    /// Has everything looked at by the next round, however soon it comes: it is the last one before the freeze.
+    /// From now on every round looks at everything: the freeze is near.
     pub fn wake(&mut self) {
         self.shared.wake();
         self.processes.iter_mut().for_each(|process| process.engine.wake());
     }
 
-    /// The shared memory of the processes, if it is to be looked at now. Blocking.
+    /// The shared memory of the processes, if it is to be compared now. Blocking.
     ///
     /// # Errors
     /// Where the processes are not known.
-    pub fn shared(&mut self) -> Result<Vec<Shared>, Unfollowed> {
+    pub fn shared(&mut self) -> Result<Option<Vec<Shared>>, Unfollowed> {
         let pids = self.freezer.pids().map_err(Unfollowed::Processes)?;
         Ok(self.shared.look(&pids))
     }
@@ -183,13 +194,12 @@ impl Followed {
         let mut look = LastLook { shared: self.shared.last_look(), ..LastLook::default() };
         let alive = self.processes.iter_mut().filter(|process| process.id.is_alive());
         // In a dump, a thread has the stack pointer of CRIU's parasite.
-        let alive: Vec<_> = alive.map(|process| (stack_pages(process.id.pid), process)).collect();
+        let alive: Vec<_> = alive.map(|process| (touched_pages(process.id.pid), process)).collect();
         begin(look.shared.iter().map(|shared| shared.id).collect());
-        for (stacks, process) in alive {
+        for (touched, process) in alive {
             let (pid, image_pid) = (process.id.pid, process.image_pid);
             let seen = process.engine.last_look().unwrap_or_default();
-            // Where a thread's stack pointer is, CRIU writes before it asks for pages.
-            let copied = stacks.map(|stacks| ranges::without(&addresses(&seen.present), &stacks));
+            let copied = touched.map(|touched| ranges::without(&addresses(&seen.present), &touched));
             look.written.push(process.written(seen.written));
             look.copied.push(Copied { pid, image_pid, ranges: copied.unwrap_or_default() });
         }
@@ -212,6 +222,17 @@ impl Process {
 }
 
 impl Process {
+    /// What was written. A process that begins to do what write protection does not see is compared from then on.
+    fn take_written(&mut self) -> Result<Option<Vec<Range>>, TrackError> {
+        match self.engine.take_written() {
+            Err(error @ TrackError::Obstacle { .. }) => match self.engine.compare_from_now_on(self.id.pid) {
+                Ok(()) => self.engine.take_written(),
+                Err(_) => Err(error),
+            },
+            taken => taken,
+        }
+    }
+
     fn written(&self, ranges: Vec<Range>) -> Written {
         let (noted, sent) = (self.engine.sent(), self.sent.clone());
         Written { pid: self.id.pid, image_pid: self.image_pid, ranges, noted, sent }
@@ -220,6 +241,24 @@ impl Process {
 
 fn addresses(ranges: &[Range]) -> Vec<std::ops::Range<u64>> {
     ranges.iter().map(|range| range.start..range.end).collect()
+}
+
+/// Pages that may not be taken from a look beside a dump, nor come after the restore: where CRIU puts its own system calls for a
+/// moment, the beginning of an executable mapping (`get_exec_start` of `criu/parasite-syscall.c`), and where a thread's stack
+/// pointer is, at which it writes in the restore before it asks for pages. None where that can't be told.
+fn touched_pages(pid: i32) -> Option<Vec<std::ops::Range<u64>>> {
+    let mut pages = stack_pages(pid)?;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    for line in maps.lines() {
+        let (range, rest) = line.split_once(' ')?;
+        if rest.as_bytes().get(2) == Some(&b'x') {
+            let page = u64::from_str_radix(range.split_once('-')?.0, 16).ok()?;
+            pages.push(page..page + ranges::PAGE);
+        }
+    }
+    pages.sort_unstable_by_key(|page| page.start);
+    pages.dedup();
+    Some(pages)
 }
 
 /// The pages at which the threads of a process, which does not run, have their stack pointers. None where that can't be

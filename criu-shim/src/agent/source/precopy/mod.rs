@@ -48,6 +48,8 @@ pub struct PreCopy {
     trees: Trees,
     /// Another round would not help: what it costs counts.
     resting: bool,
+    /// The freeze comes as soon as the rounds allow it.
+    at_the_go: bool,
     /// Number of the next round.
     round: u32,
     /// Rounds that the target has.
@@ -60,6 +62,8 @@ pub struct PreCopy {
     cpu_percent: u32,
     /// Processes that are followed.
     processes: usize,
+    /// Bytes that are compared in the freeze.
+    compared: u64,
 }
 
 /// A process of the container may have ended, or been replaced: only the state says who has the trackers.
@@ -80,7 +84,11 @@ struct Sent {
     followed: Option<Followed>,
     manifest: Manifest,
     /// When it was looked what is written.
-    looked: Instant,
+    at: Instant,
+    /// Whether it was looked at everything.
+    all_looked: bool,
+    /// How long the limit on the connection held data back.
+    held_back: Duration,
 }
 
 /// What the target says of a round: its number, and the digest over what has landed.
@@ -95,12 +103,14 @@ impl PreCopy {
             state,
             trees,
             resting: false,
+            at_the_go: false,
             round,
             seen: Vec::new(),
             looked: None,
             since: 0,
             cpu_percent: 100,
             processes,
+            compared: 0,
         }
     }
 
@@ -143,11 +153,15 @@ impl PreCopy {
                         Some(answer) => answer,
                         None => verified(receiver).await?,
                     };
-                    let exposed = self.looked.map_or(Duration::ZERO, |before| sent.looked - before);
-                    let (expected, seen) = (
-                        (self.round, sent.manifest.digest()),
-                        RoundSeen { bytes: sent.manifest.bytes(), took: begun.elapsed(), exposed },
-                    );
+                    let exposed = self.looked.map_or(Duration::ZERO, |before| sent.at - before);
+                    let seen = RoundSeen {
+                        bytes: sent.manifest.bytes(),
+                        took: begun.elapsed(),
+                        held_back: sent.held_back,
+                        exposed,
+                        all_looked: sent.all_looked,
+                    };
+                    let expected = (self.round, sent.manifest.digest());
                     let State::Landing { sent, .. } = std::mem::replace(&mut self.state, State::Failed) else {
                         continue;
                     };
@@ -155,8 +169,11 @@ impl PreCopy {
                         let message = format!("the target has {answer:?} of a round that was sent as {expected:?}");
                         return Err(retryable(FailureReason::Corrupted, message));
                     }
-                    self.looked = Some(sent.looked);
+                    if sent.all_looked {
+                        self.looked = Some(sent.at);
+                    }
                     self.processes = sent.followed.as_ref().map_or(0, Followed::processes);
+                    self.compared = sent.followed.as_ref().map_or(0, Followed::compared_bytes);
                     self.seen.push(seen);
                     self.round += 1;
                     self.state = State::Due { followed: sent.followed, at: Instant::now() };
@@ -198,7 +215,12 @@ impl PreCopy {
 
     /// How large the container is, which has `resident` bytes.
     pub fn size(&self, resident: u64) -> Size {
-        Size { resident, processes: self.processes }
+        Size { resident, processes: self.processes, compared: self.compared }
+    }
+
+    /// Whether memory is followed, and not files alone.
+    pub fn follows_memory(&self) -> bool {
+        self.processes > 0
     }
 
     /// The container has less cpu time from now on. What the next round sends was written partly before.
@@ -208,6 +230,7 @@ impl PreCopy {
 
     /// The go was given: of the rounds before, only the last counts any more. None is on its way.
     pub fn at_the_go(&mut self) {
+        self.at_the_go = true;
         self.since = self.seen.len().saturating_sub(1);
         if let State::Due { followed: Some(followed), .. } = &mut self.state {
             followed.wake();
@@ -229,7 +252,7 @@ impl PreCopy {
     fn send(&mut self, sender: &LinkSender<FromSource>) {
         let State::Due { followed, .. } = std::mem::replace(&mut self.state, State::Failed) else { return };
         let (sender, round) = (sender.clone(), self.round);
-        let trees = (!self.resting || self.trees.is_due()).then(|| self.trees.clone());
+        let trees = (self.at_the_go || !self.resting || self.trees.is_due()).then(|| self.trees.clone());
         let task = tokio::spawn(async move { send_round(&sender, round, followed, trees).await });
         self.state = State::Sending { task, begun: Instant::now(), answer: None };
     }
@@ -315,19 +338,21 @@ async fn send_round(
     mut followed: Option<Followed>,
     trees: Option<Trees>,
 ) -> Result<Sent, Failure> {
-    let at = Instant::now();
+    let (at, held_back) = (Instant::now(), sender.held_back());
     let looking = trees.map(|trees| trees.look(round, false));
     let looked = tokio::task::spawn_blocking(move || {
         let (written, shared) = match &mut followed {
             Some(followed) => (followed.written(), followed.shared()),
-            None => (Ok(Vec::new()), Ok(Vec::new())),
+            None => (Ok((Vec::new(), true)), Ok(Some(Vec::new()))),
         };
         (written, shared, at.elapsed(), followed)
     });
     let looked = looked.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
     let (written, shared, took, mut followed) = looked;
     let failed = |error: Unfollowed| retryable(FailureReason::DumpFailed, chain(&error));
-    let (written, shared) = (written.map_err(failed)?, shared.map_err(failed)?);
+    let ((written, all_written), shared) = (written.map_err(failed)?, shared.map_err(failed)?);
+    let all_looked = all_written && shared.is_some() && looking.is_some();
+    let shared = shared.unwrap_or_default();
     let looks = !shared.is_empty();
     let sent = async {
         let mut sending = send::begin(sender, round, false).await?;
@@ -342,7 +367,7 @@ async fn send_round(
     if let Some(followed) = followed.as_mut().filter(|_| looks) {
         followed.shared.rest_after(took + compared);
     }
-    Ok(Sent { followed, manifest, looked: at })
+    Ok(Sent { followed, manifest, at, all_looked, held_back: sender.held_back() - held_back })
 }
 
 /// Sends what was written as parts of a round, but for what the target has as it is. Of processes that are `frozen`, all of
@@ -358,7 +383,11 @@ pub async fn send_pages(
 ) -> Result<(), SendError> {
     for one in written {
         let part = one.part(round);
-        let compared = one.sent.begin().map_err(|source| SendError::Read { part: part.clone(), source })?;
+        // Of a process that is compared, only what differs comes here.
+        let compared = match one.noted {
+            Some(_) => None,
+            None => one.sent.begin().map_err(|source| SendError::Read { part: part.clone(), source })?,
+        };
         match PageReader::open(one.pid, one.ranges, one.noted, compared, frozen) {
             Ok(reader) => sending.part(part, reader).await?,
             // It has ended: nothing of it will be dumped.

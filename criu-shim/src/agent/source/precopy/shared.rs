@@ -33,32 +33,36 @@ pub struct SharedMemory {
     objects: BTreeMap<u32, Arc<Mutex<SharedObject>>>,
     /// Device of them all, once known.
     device: u64,
-    /// Not to be looked at again before.
+    /// Objects that were let go of, or seemed so. The target has pages of them in an order that is forgotten here.
+    gone: BTreeSet<u32>,
+    /// Not to be compared again before.
     rest: Option<Instant>,
+    /// It is compared in every round.
+    awake: bool,
 }
 
 impl SharedMemory {
-    /// What there is to copy now, of what processes `pids` have. Nothing where it was looked at just now: what is written
-    /// meanwhile is found by the next look. Blocking.
-    pub fn look(&mut self, pids: &[i32]) -> Vec<Shared> {
-        if self.rest.is_some_and(|rest| Instant::now() < rest) {
-            return Vec::new();
-        }
+    /// What there is to copy now, of what processes `pids` have. None where it was compared just now: what is written
+    /// meanwhile is found later. What they have let go of is let go of at once. Blocking.
+    pub fn look(&mut self, pids: &[i32]) -> Option<Vec<Shared>> {
         if self.device == 0 {
             // Without it there is nothing to be found: CRIU dumps it all.
             self.device = device().unwrap_or_default();
         }
         let known: BTreeSet<u32> = self.objects.keys().copied().collect();
         let found = find(pids, self.device, &known);
+        self.gone.extend(known.difference(&found.inodes));
         self.objects.retain(|inode, _| found.inodes.contains(inode));
         for (inode, file) in found.new {
             if self.objects.len() < MOST_WITHHELD
+                && !self.gone.contains(&inode)
                 && let Ok(object) = SharedObject::new(file)
             {
                 self.objects.insert(inode, Arc::new(Mutex::new(object)));
             }
         }
-        self.all()
+        let rests = !self.awake && self.rest.is_some_and(|rest| Instant::now() < rest);
+        (!rests || self.objects.is_empty()).then(|| self.all())
     }
 
     /// Takes note of how long looking and comparing took.
@@ -66,9 +70,14 @@ impl SharedMemory {
         self.rest = Some(Instant::now() + took * LEISURE);
     }
 
-    /// Has the next look taken however soon it comes: it is the last one before the freeze.
+    /// From now on every round compares: the freeze is near.
     pub fn wake(&mut self) {
-        self.rest = None;
+        self.awake = true;
+    }
+
+    /// Bytes that the last look compares.
+    pub fn bytes(&self) -> u64 {
+        self.all().iter().filter_map(|shared| shared.lock().ok()?.size().ok()).sum()
     }
 
     /// The objects that a dump of the frozen container can leave out: those that have not become shorter.
@@ -213,7 +222,7 @@ mod tests {
 
     fn only(memory: &mut SharedMemory, inode: u32) -> Option<Shared> {
         let own = std::process::id() as i32;
-        memory.look(&[own]).into_iter().find(|shared| shared.id.inode == inode)
+        memory.look(&[own])?.into_iter().find(|shared| shared.id.inode == inode)
     }
 
     /// A round of one object, over the stream, into the target's file.

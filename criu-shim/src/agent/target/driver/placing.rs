@@ -38,6 +38,11 @@ impl Placing {
         self.off.iter().for_each(|off| off.store(true, Ordering::Relaxed));
     }
 
+    /// All that has landed is put in place by somebody else from now on.
+    pub(super) fn hand_over(&mut self) {
+        self.more = false;
+    }
+
     /// What is in place.
     pub(super) fn placed(&self) -> Arc<Mutex<Placed>> {
         self.placed.clone()

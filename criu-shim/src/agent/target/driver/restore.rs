@@ -151,6 +151,7 @@ impl TargetDriver {
         let (context, directory) = (self.context.clone(), self.directory());
         let begun = Instant::now();
         self.placing.settle().await;
+        self.placing.hand_over();
         let archives = self.placing.placed();
         let placed = tokio::task::spawn_blocking(move || {
             // At every try: what counts is what CRIU is about to read, and after a commit it may have lain there for long.
