@@ -213,7 +213,10 @@ mod tests {
     fn zero_turns_the_start_limit_off() {
         let mut settings = settings(Policy::Always);
         let mut history = History::default();
-        for limit in [StartLimit { burst: 0, ..StartLimit::default() }, StartLimit { interval: Duration::ZERO, ..StartLimit::default() }] {
+        for limit in [
+            StartLimit { burst: 0, ..StartLimit::default() },
+            StartLimit { interval: Duration::ZERO, ..StartLimit::default() },
+        ] {
             settings.start_limit = limit;
             for _ in 0..100 {
                 history.started(Moment::default(), &limit);

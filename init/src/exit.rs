@@ -104,8 +104,8 @@ mod tests {
 
     #[test]
     fn the_list_makes_codes_and_signals_clean_but_no_core_dump() {
-        let mut settings = Settings::default();
-        settings.success_exit_status = [ExitStatus::Code(143), ExitStatus::Signal(10)].into_iter().collect();
+        let success_exit_status = [ExitStatus::Code(143), ExitStatus::Signal(10)].into_iter().collect();
+        let settings = Settings { success_exit_status, ..Settings::default() };
         assert_eq!(cause_of(Exit::Code(143), false, &settings), Cause::Clean);
         assert_eq!(cause_of(signal(10), false, &settings), Cause::Clean);
         assert_eq!(cause_of(Exit::Signal { number: 10, core: true }, false, &settings), Cause::UncleanSignal);

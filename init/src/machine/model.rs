@@ -13,12 +13,22 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 enum Happening {
     Passes(u64),
-    Exits { code: u8, others: bool },
-    Dies { number: i32, oom: bool, others: bool },
+    Exits {
+        code: u8,
+        others: bool,
+    },
+    Dies {
+        number: i32,
+        oom: bool,
+        others: bool,
+    },
     Says(&'static str),
     OtherEnds,
     AllGone,
-    Signal { number: i32, outside: bool },
+    Signal {
+        number: i32,
+        outside: bool,
+    },
     /// From now on so many attempts to make a process fail.
     NoRoom(u8),
 }

@@ -61,7 +61,9 @@ impl Machine {
         let Phase::Up(run) = &mut self.phase else { return };
         run.exit = Some((exit, now));
         match cause_of(exit, oom_killed, settings) {
-            Cause::Clean if run.stage == Stage::Starting && settings.r#type == Type::Notify => run.blame(Cause::Protocol),
+            Cause::Clean if run.stage == Stage::Starting && settings.r#type == Type::Notify => {
+                run.blame(Cause::Protocol)
+            }
             Cause::Clean => {}
             cause => run.blame(cause),
         }
