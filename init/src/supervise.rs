@@ -6,7 +6,7 @@
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, NotifyAccess, Refusal, Settings};
 use crate::exit::Exit;
-use crate::kernel::{self, Children};
+use crate::kernel::{self, Children, Reaped};
 use crate::machine::{Act, Event, Machine, Origin, SpawnFailure, Whom};
 use crate::notice;
 use crate::oom::OomKills;
@@ -28,8 +28,9 @@ use thiserror::Error;
 
 /// The longest sleep while a timer runs: how finely the clock can tell time that was not lived.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Most messages, and most signals, that are taken in one go: who sends more than can be heard delays only itself.
-const AT_ONCE: usize = 64;
+/// Most messages, and most signals, that are taken in one go, so that one who sends without end keeps nobody else waiting.
+/// More than a socket's queue holds. Source: `net.unix.max_dgram_qlen`, at most 512 by default.
+const AT_ONCE: usize = 1024;
 /// Pause after a wait that failed, which it does only for want of memory.
 const WAIT_FAILED: Duration = Duration::from_millis(100);
 /// Exit status of a container whose init could not begin. The same as that of container engines which can't run one.
@@ -107,6 +108,7 @@ fn begin(mut arguments: impl Iterator<Item = OsString>) -> Result<Driver, BeginE
         record: Writer::new(&directory),
         init_is_pid_1,
         next: Some(Event::Begin),
+        ended: Vec::new(),
         status: None,
     })
 }
@@ -122,9 +124,10 @@ struct Driver {
     oom_kills: OomKills,
     record: Writer,
     init_is_pid_1: bool,
-    /// What an act has brought about. It is told in the next round, so that a program which can't be executed is no loop
-    /// in which nothing else is heard.
+    /// Told in the next round, so that a program which can't be executed is no loop in which nothing else is heard.
     next: Option<Event>,
+    /// What was reaped last.
+    ended: Vec<Reaped>,
     /// Set at the end.
     status: Option<u8>,
 }
@@ -193,7 +196,7 @@ impl Driver {
             NotifyAccess::None => false,
             NotifyAccess::Main => is(self.machine.main()),
             NotifyAccess::Exec => is(self.machine.main()) || is(self.machine.started()),
-            NotifyAccess::All => self.tree.contains(message.sender),
+            NotifyAccess::All => self.is_ours(message.sender),
         };
         if !may {
             return None;
@@ -203,7 +206,7 @@ impl Driver {
         if notice.barrier || message.descriptors > 0 {
             return None;
         }
-        let main_pid = notice.main_pid.filter(|pid| self.tree.contains(*pid));
+        let main_pid = notice.main_pid.filter(|pid| self.is_ours(*pid));
         Some(Event::Notified { notice, main_pid })
     }
 
@@ -227,7 +230,9 @@ impl Driver {
 
     /// Reaps what has ended, the application's or not.
     fn reap(&mut self) {
-        let (mut main, mut other, mut any_left) = (None, false, false);
+        let mut any_left = false;
+        let mut main = None;
+        self.ended.clear();
         loop {
             match kernel::reap() {
                 Children::None => break,
@@ -235,12 +240,17 @@ impl Driver {
                     any_left = true;
                     break;
                 }
-                Children::Ended(ended) if Some(ended.pid) == self.machine.main() => main = Exit::of_wait(ended.status),
-                Children::Ended(_) => other = true,
+                Children::Ended(ended) => self.ended.push(ended),
             }
         }
-        if other {
-            self.tell(Event::OtherEnded);
+        if !self.ended.is_empty() {
+            // What one of them has said before its end may have come since the messages were heard.
+            self.hear_messages();
+            let is_main = |ended: &&Reaped| Some(ended.pid) == self.machine.main();
+            main = self.ended.iter().find(is_main).and_then(|ended| Exit::of_wait(ended.status));
+            if self.ended.len() > usize::from(main.is_some()) {
+                self.tell(Event::OtherEnded);
+            }
         }
         if main.is_none() && self.main_is_another() && self.machine.main().is_some_and(|pid| self.tree.is_lost(pid)) {
             main = Some(Exit::Unknown);
@@ -251,6 +261,11 @@ impl Driver {
         } else if self.machine.awaits_empty() && !(any_left && self.others()) {
             self.tell(Event::Empty);
         }
+    }
+
+    /// Whether `pid` is a process of the application, or has been one until a moment ago.
+    fn is_ours(&self, pid: i32) -> bool {
+        self.ended.iter().any(|ended| ended.pid == pid) || self.tree.contains(pid)
     }
 
     /// Whether processes of the application are left.
@@ -273,16 +288,17 @@ impl Driver {
         match act {
             Act::Spawn => {
                 self.oom_kills.begin();
-                self.next = Some(match self.application.spawn() {
-                    Ok(pid) => Event::Spawned { pid },
+                match self.application.spawn() {
+                    // At once: it may have ended already, and whose end that was must be known.
+                    Ok(pid) => self.tell(Event::Spawned { pid }),
                     Err((failure, error)) => {
                         if failure != SpawnFailure::NoRoom {
                             // Without this line nobody would know why there is no output at all.
                             eprintln!("tideover-init: execute {:?}: {error}", self.application.program);
                         }
-                        Event::NotSpawned { failure }
+                        self.next = Some(Event::NotSpawned { failure });
                     }
-                });
+                }
             }
             Act::Kill { whom, signal } => self.kill(whom, signal),
             Act::Record(stop) => {

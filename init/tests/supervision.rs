@@ -180,7 +180,7 @@ mod processes {
 
     #[test]
     fn nobody_inside_can_kill_or_stop_init() {
-        let mut container = Container::new("{}").shell(&format!("kill -KILL 1; kill -STOP 1; kill -SEGV 1; {SERVES}"));
+        let mut container = Container::new("{}").shell(&format!("kill -KILL 1; kill -STOP 1; {SERVES}"));
         container.until_there("up");
         container.until("init at rest", |container| container.state() == 'S');
         assert!(
