@@ -17,6 +17,7 @@ pub mod notice;
 pub mod record;
 pub mod signal;
 
+mod footprint;
 mod kernel;
 mod oom;
 mod signals;

@@ -6,6 +6,7 @@
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, NotifyAccess, Refusal, Settings};
 use crate::exit::Exit;
+use crate::footprint;
 use crate::kernel::{self, Children, Reaped};
 use crate::machine::{Act, Event, Machine, Origin, SpawnFailure, Whom};
 use crate::notice;
@@ -107,6 +108,7 @@ fn begin(mut arguments: impl Iterator<Item = OsString>) -> Result<Driver, BeginE
         oom_kills: OomKills::find(),
         record: Writer::new(&directory),
         init_is_pid_1,
+        has_spawned: false,
         next: Some(Event::Begin),
         ended: Vec::new(),
         status: None,
@@ -124,6 +126,8 @@ struct Driver {
     oom_kills: OomKills,
     record: Writer,
     init_is_pid_1: bool,
+    /// Whether there are pages to give back since the last wait.
+    has_spawned: bool,
     /// Told in the next round, so that a program which can't be executed is no loop in which nothing else is heard.
     next: Option<Event>,
     /// What was reaped last.
@@ -153,6 +157,9 @@ impl Driver {
 
     /// Sleeps until something happens, at most until the next deadline.
     fn wait(&mut self) {
+        if std::mem::take(&mut self.has_spawned) {
+            footprint::shed();
+        }
         let asked = if self.next.is_some() { Some(Duration::ZERO) } else { self.longest_sleep() };
         let mut waited = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         waited.extend(self.socket.as_ref().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
@@ -288,6 +295,7 @@ impl Driver {
         match act {
             Act::Spawn => {
                 self.oom_kills.begin();
+                self.has_spawned = true;
                 match self.application.spawn() {
                     // At once: it may have ended already, and whose end that was must be known.
                     Ok(pid) => self.tell(Event::Spawned { pid }),
