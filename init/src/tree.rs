@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_circle_of_parents_ends() {
-        let all = [process(1, 2), process(2, 1)];
+        let all = [process(2, 1), process(1, 2)];
         assert_eq!(below(1, &all, |_| true), [2]);
     }
 

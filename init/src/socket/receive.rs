@@ -7,8 +7,8 @@ use crate::notice::MAX_BYTES;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// Bytes for control messages: credentials and two descriptors need 56. The kernel opens no descriptor beyond that.
-const CONTROL: usize = 64;
+/// Bytes for control messages: credentials need 32, two descriptors 24. The kernel opens no descriptor beyond that.
+const CONTROL: usize = 56;
 
 /// One datagram.
 #[derive(Debug)]
@@ -72,32 +72,30 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Datagram> {
 mod tests {
     use super::*;
     use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg, setsockopt, sockopt};
-    use std::io::IoSlice;
+    use std::io::{IoSlice, Read};
     use std::os::fd::AsFd;
-    use std::os::unix::net::UnixDatagram;
-
-    fn open_descriptors() -> usize {
-        std::fs::read_dir("/proc/self/fd").unwrap().count()
-    }
+    use std::os::unix::net::{UnixDatagram, UnixStream};
 
     #[test]
     fn the_sender_is_the_kernels_word_and_no_descriptor_stays_open() {
         let (receiver, sender) = UnixDatagram::pair().unwrap();
         setsockopt(&receiver, sockopt::PassCred, &true).unwrap();
         receiver.set_nonblocking(true).unwrap();
-        let descriptors = [sender.as_raw_fd(); 100];
         for count in [0, 1, 2, 100] {
-            let rights = [ControlMessage::ScmRights(&descriptors[..count])];
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            let descriptors = vec![theirs.as_raw_fd(); count];
+            let rights = [ControlMessage::ScmRights(&descriptors)];
             let control = if count == 0 { &[][..] } else { &rights[..] };
-            let before = open_descriptors();
             sendmsg::<UnixAddr>(sender.as_raw_fd(), &[IoSlice::new(b"READY=1")], control, MsgFlags::empty(), None)
                 .unwrap();
+            drop(theirs);
             let datagram = receive(receiver.as_fd()).unwrap();
             assert_eq!(datagram.sender, Some(std::process::id().cast_signed()));
             assert_eq!(datagram.text, b"READY=1");
             assert_eq!(datagram.descriptors.len(), count.min(2));
             drop(datagram);
-            assert_eq!(open_descriptors(), before);
+            // It ends once no descriptor of the other side is open anywhere.
+            assert_eq!(ours.read(&mut [0]).unwrap(), 0);
         }
         assert_eq!(receive(receiver.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
