@@ -147,7 +147,7 @@ fn compile(step: &mut Step) -> Result<Programs, ProductError> {
     fs::create_dir_all(&directory).map_err(|source| ProductError::Directory { path: directory.clone(), source })?;
     // Static, because they run on nodes of any distribution and in images without a single library.
     let flags = format!("target.{TARGET}.rustflags=['-C','target-feature=+crt-static']");
-    let packages = ["-p", "tideover-operator", "-p", "criu-shim", "-p", "tideover-probe"];
+    let packages = ["-p", "tideover-operator", "-p", "criu-shim", "-p", "tideover-init", "-p", "tideover-probe"];
     cargo(step, &directory.join("programs.log"), ["--target", TARGET, "--config", &flags].into_iter().chain(packages))?;
     // A library that is loaded into another program cannot be static.
     cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload", "-p", "shmem-preload"])?;
@@ -185,6 +185,7 @@ fn agent(name: &str, programs: &Programs, criu: &Path) -> Result<ImageBuilder, P
         .copy(inside("bin/tideover-agent"), &programs.programs.join("tideover-agent"))?
         .copy(inside("bin/criu-shim"), &programs.programs.join("criu-shim"))?
         .copy(inside("bin/criu-pages"), &programs.programs.join("criu-pages"))?
+        .copy(inside("bin/tideover-init"), &programs.programs.join("tideover-init"))?
         // Under this name, because runc starts whatever `criu` is first on its search path.
         .copy(inside("relay/criu"), &programs.programs.join("criu-relay"))?
         .copy(inside("lib/librlimit_preload.so"), &programs.preloads.join("librlimit_preload.so"))?
