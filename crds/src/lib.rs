@@ -17,6 +17,8 @@ pub mod obstacle;
 pub mod pre_copy;
 pub mod protected_workload;
 pub mod report;
+pub mod restart;
+pub mod supervision;
 
 pub use migration::{
     Migration, MigrationReason, MigrationSpec, MigrationStatus, ObjectRef, Owner, Phase, PhaseTime, PodRef,
@@ -33,6 +35,8 @@ pub use report::{
     Convergence, Failure, FailureReason, HostFacts, MemoryEngine, PreCopied, Round, SourceReport, SourceStep,
     SourceTimings, TargetReport, TargetStep, TargetTimings,
 };
+pub use restart::RestartPolicy;
+pub use supervision::Supervision;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

@@ -27,6 +27,10 @@ pub const ORIGINAL_TEMPLATE_HASH: &str = "tideover.dev/original-pod-template-has
 /// from where it was on another node.
 pub const TIME_NAMESPACE: &str = "tideover.dev/time-namespace";
 
+/// Pod annotation: the rules by which the pod's containers are restarted in place ([`Supervision`](crate::Supervision), JSON).
+/// Set at admission from the policy. A pod keeps the rules that it was created with.
+pub const SUPERVISION: &str = "tideover.dev/supervision";
+
 /// Pod label on reservation pods: name of the Migration they hold the room for.
 pub const RESERVATION_FOR: &str = "tideover.dev/reservation-for";
 

@@ -2,6 +2,7 @@
 
 use crate::obstacle::Obstacle;
 use crate::pre_copy::PreCopyPolicy;
+use crate::restart::RestartPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
@@ -40,6 +41,11 @@ pub struct ProtectedWorkloadSpec {
     /// How a pod is moved.
     #[serde(default)]
     pub migration: MigrationPolicy,
+
+    /// When an application that has ended is started again, in its container and without kubelet. Left out, kubelet restarts
+    /// the container. It holds for pods that are created from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartPolicy>,
 }
 
 /// What happens when the node of a protected pod is to be emptied.

@@ -36,14 +36,22 @@ pub(super) fn expected_by<'a>(
 }
 
 /// What becomes of the pod; none where it stays as it is.
+///
+/// A replacement gets the rules for restarts that any new pod would get: the application that is restored in it goes on under
+/// those that it has in its memory, and these are for a container that starts afresh.
 pub(super) fn admitted(pod: &Pod, policies: &[ProtectedWorkload], expected_by: Option<&Migration>) -> Option<Pod> {
     let mut admitted = pod.clone();
+    let policy = policy::selecting(policies, pod);
+    let rules = policy.and_then(|policy| policy.spec.restart.as_ref());
     if let Some(migration) = expected_by {
         let target = migration.status.as_ref().and_then(|status| status.target_node.clone())?;
         manifest::stamp(&mut admitted, &migration.name_any(), &target);
     } else {
-        policy::selecting(policies, pod).filter(|policy| policy::moves(policy))?;
+        policy.filter(|policy| policy::moves(policy) || rules.is_some())?;
         manifest::protect(&mut admitted);
+    }
+    if let Some(rules) = rules {
+        manifest::supervise(&mut admitted, rules);
     }
     Some(admitted)
 }
@@ -153,6 +161,34 @@ mod tests {
         pod.spec.get_or_insert_default().runtime_class_name = Some("gvisor".into());
         let pod = admitted(&pod, &[policy()], None).expect("a change");
         assert_eq!(pod.spec.and_then(|spec| spec.runtime_class_name).as_deref(), Some("gvisor"));
+    }
+
+    fn restarting(action: &str) -> ProtectedWorkload {
+        let mut policy = policy();
+        policy.spec.on_maintenance = serde_json::from_value(json!({ "action": action })).expect("an action");
+        policy.spec.restart = Some(serde_json::from_value(json!({ "policy": "Always" })).expect("rules"));
+        policy
+    }
+
+    #[test]
+    fn a_pod_gets_the_rules_of_its_policy_whether_it_is_moved_or_not() {
+        for action in ["Migrate", "Ignore"] {
+            let pod = admitted(&pod("p-1", "ReplicaSet", "cu"), &[restarting(action)], None).expect("a change");
+            assert!(pod.annotations()[names::SUPERVISION].contains("Always"), "{action}");
+            assert_eq!(pod.spec.and_then(|spec| spec.runtime_class_name).as_deref(), Some(names::RUNTIME_CLASS));
+        }
+        let without = admitted(&pod("p-1", "ReplicaSet", "cu"), &[policy()], None).expect("a change");
+        assert!(!without.annotations().contains_key(names::SUPERVISION));
+    }
+
+    #[test]
+    fn a_replacement_has_rules_for_when_it_starts_afresh() {
+        let migration = migration("ReplaceFirst", "Handover", "a");
+        let pod = pod("p-1", "ReplicaSet", "cu");
+        let replacement = admitted(&pod, &[restarting("Migrate")], Some(&migration)).expect("a change");
+        assert!(replacement.annotations().contains_key(names::SUPERVISION));
+        let unruled = admitted(&pod, &[], Some(&migration)).expect("a change");
+        assert!(!unruled.annotations().contains_key(names::SUPERVISION));
     }
 
     #[test]

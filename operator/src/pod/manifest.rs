@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use thiserror::Error;
-use tideover_crds::names;
+use tideover_crds::{RestartPolicy, Supervision, names};
 
 /// Why a replacement can't be built from what was kept.
 #[derive(Debug, Error)]
@@ -107,6 +107,19 @@ pub fn protect(pod: &mut Pod) {
     spec.runtime_class_name.get_or_insert_with(|| names::RUNTIME_CLASS.to_owned());
 }
 
+/// Has the containers of `pod` restarted by `rules`, where it is under the shim. Not its init containers: kubelet waits for
+/// their end.
+pub fn supervise(pod: &mut Pod, rules: &RestartPolicy) {
+    let Some(spec) = pod.spec.as_ref().filter(|spec| spec.runtime_class_name.as_deref() == Some(names::RUNTIME_CLASS))
+    else {
+        return;
+    };
+    let containers = spec.containers.iter().map(|container| container.name.clone()).collect();
+    // What can't be written can't be read either: rules are made of numbers and words.
+    let value = serde_json::to_string(&Supervision::new(containers, rules.clone())).unwrap_or_default();
+    pod.metadata.annotations.get_or_insert_default().insert(names::SUPERVISION.to_owned(), value);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +143,29 @@ mod tests {
             "spec": { "containers": [{ "name": "c" }], "priorityClassName": "high" },
         });
         assert_eq!(kept, expected);
+    }
+
+    #[test]
+    fn the_rules_name_the_containers_and_no_init_container() {
+        let rules: RestartPolicy = serde_json::from_value(json!({ "policy": "Always" })).expect("rules");
+        let mut pod: Pod = serde_json::from_value(json!({ "spec": {
+            "containers": [{ "name": "app" }, { "name": "proxy" }], "initContainers": [{ "name": "setup" }] } }))
+        .expect("a pod");
+        protect(&mut pod);
+        supervise(&mut pod, &rules);
+        let value = &pod.metadata.annotations.expect("annotations")[names::SUPERVISION];
+        let said = Supervision::parse(value).expect("supervision");
+        assert_eq!(said, Supervision::new(vec!["app".into(), "proxy".into()], rules));
+    }
+
+    #[test]
+    fn nothing_is_promised_to_a_pod_of_another_runtime() {
+        let rules: RestartPolicy = serde_json::from_value(json!({})).expect("rules");
+        let mut pod: Pod = serde_json::from_value(json!({
+            "spec": { "containers": [{ "name": "app" }], "runtimeClassName": "gvisor" } }))
+        .expect("a pod");
+        supervise(&mut pod, &rules);
+        assert_eq!(annotation(&pod, names::SUPERVISION), None);
     }
 
     #[test]
