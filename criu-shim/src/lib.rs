@@ -14,4 +14,5 @@ pub mod memory;
 pub mod pages;
 pub mod relay;
 pub mod shim;
+pub mod supervised;
 pub mod throttle;

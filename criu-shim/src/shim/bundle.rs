@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-use tideover_crds::names::{REHEARSAL_OF, REPLACEMENT_OF, TIME_NAMESPACE};
+use tideover_crds::names::{REHEARSAL_OF, REPLACEMENT_OF, SUPERVISION, TIME_NAMESPACE};
 
 /// Annotations that runc takes orders for CRIU from. The value of one is a path that root reads.
 const CRIU_ORDERS: &str = "org.criu.";
@@ -52,14 +52,35 @@ pub(super) enum PrepareError {
 /// # Errors
 /// [`PrepareError`]; the file is as it was then, and must not be started.
 pub(super) fn prepare(bundle: &Path, id: &str) -> Result<Option<local::Create>, PrepareError> {
-    let path = bundle.join("config.json");
-    let mut config: Value = serde_json::from_slice(&read_config(&path)?)
-        .map_err(|source| PrepareError::Parse { path: path.clone(), source })?;
+    let mut config = read(bundle)?;
     let identity = identity(&config, bundle, id);
     if set_right(&mut config, Path::new("/proc/self/ns/time").exists()) {
-        replace(&path, &config).map_err(|source| PrepareError::Write { path, source })?;
+        replace(bundle, &config)?;
     }
     Ok(identity)
+}
+
+/// The bundle's `config.json`.
+///
+/// # Errors
+/// [`PrepareError`].
+pub(super) fn read(bundle: &Path) -> Result<Value, PrepareError> {
+    let path = bundle.join("config.json");
+    serde_json::from_slice(&read_config(&path)?).map_err(|source| PrepareError::Parse { path, source })
+}
+
+/// Puts another `config.json` in the place of the bundle's, in one step.
+///
+/// # Errors
+/// [`PrepareError::Write`]; the file is as it was then.
+pub(super) fn replace(bundle: &Path, config: &Value) -> Result<(), PrepareError> {
+    let path = bundle.join("config.json");
+    write(&path, config).map_err(|source| PrepareError::Write { path, source })
+}
+
+/// The rules for restarts in the pod's annotation.
+pub(super) fn supervision(config: &Value) -> Option<&str> {
+    annotations(config)?.get(SUPERVISION)?.as_str()
 }
 
 fn annotations(config: &Value) -> Option<&Map<String, Value>> {
@@ -116,7 +137,7 @@ fn add_time_namespace(config: &mut Value) -> bool {
     true
 }
 
-fn replace(path: &Path, config: &Value) -> std::io::Result<()> {
+fn write(path: &Path, config: &Value) -> std::io::Result<()> {
     let mode = std::fs::metadata(path)?.permissions().mode();
     let beside = path.with_extension("json.tideover");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode & 0o7777).open(&beside)?;

@@ -5,9 +5,11 @@ use super::bundle::{self, PrepareError};
 use super::cli::Create;
 use super::marker::Markers;
 use super::runtime::{Runtime, exit_code};
+use super::supervise::{self, SuperviseError};
 use crate::local::{
     BUNDLE_ENV, ClientError, ContainerType, INSTALL_ROOT, JOURNAL, SILENCE, SOCKET, TOKEN_ENV, mark_ran,
 };
+use crate::supervised::PLACES;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -27,6 +29,9 @@ pub(super) enum CreateError {
         SILENCE.as_secs()
     )]
     Silent(#[source] ClientError),
+    /// It can't be put under `tideover-init`.
+    #[error("supervise the container")]
+    Supervise(#[from] SuperviseError),
     /// The marker could not be set: `start` would fail after the processes run.
     #[error("mark the container as restored")]
     Mark(#[source] std::io::Error),
@@ -52,10 +57,19 @@ pub(super) fn create(runtime: &Runtime, create: &Create) -> Result<Created, Crea
         return Ok(Created::Cold);
     };
     match ask(Path::new(SOCKET), Path::new(JOURNAL), &identity) {
-        Answer::Cold => Ok(Created::Cold),
+        Answer::Cold => {
+            supervise::started(&bundle, &identity, Path::new(PLACES))?;
+            Ok(Created::Cold)
+        }
         Answer::Refuse(reason) => Err(CreateError::Refused(reason)),
         Answer::Silent(error) => Err(CreateError::Silent(error)),
-        Answer::Restore(restore) => self::restore(runtime, create, &bundle, restore).map(Created::Restored),
+        Answer::Restore(restore) => {
+            if let Err(error) = supervise::restored(&bundle, &identity, Path::new(PLACES), &restore.images_dir) {
+                restore.report(1);
+                return Err(error.into());
+            }
+            self::restore(runtime, create, &bundle, restore).map(Created::Restored)
+        }
     }
 }
 

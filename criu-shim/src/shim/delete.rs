@@ -1,10 +1,11 @@
-//! `delete`: the mark of a restored container goes with it, and the shim with the last container of a node that Tideover
+//! `delete`: the mark of a restored container goes with it, and the place of a supervised one, and the shim with the last container of a node that Tideover
 //! was taken off.
 
 use super::marker::Markers;
 use super::runtime::{Runtime, exit_code};
 use crate::agent::install::{InstallError, remove_if_last};
 use crate::local::INSTALL_ROOT;
+use crate::supervised::{PLACES, Place, PlaceError};
 use std::ffi::OsString;
 use std::path::Path;
 use thiserror::Error;
@@ -18,6 +19,9 @@ pub(super) enum DeleteError {
     /// The marker is still there.
     #[error("clear the mark of a restored container")]
     Marker(#[source] std::io::Error),
+    /// What the container had on the node is still there.
+    #[error("take away what a supervised container had on the node")]
+    Place(#[source] PlaceError),
     /// The runtime could not be executed.
     #[error("execute the container runtime")]
     Execute(#[source] std::io::Error),
@@ -38,6 +42,7 @@ pub(super) enum Deleted {
 /// Clears the mark; where Tideover was uninstalled, also deletes and cleans up.
 pub(super) fn delete(runtime: &Runtime, id: &str, arguments: &[OsString]) -> Result<Deleted, DeleteError> {
     Markers::of_node().clear(id).map_err(DeleteError::Marker)?;
+    Place::of(Path::new(PLACES), id).end().map_err(DeleteError::Place)?;
     if !Path::new(INSTALL_ROOT).join(UNINSTALLED).exists() {
         return Ok(Deleted::HandOver);
     }

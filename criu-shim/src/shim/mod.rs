@@ -15,5 +15,6 @@ mod log;
 mod marker;
 mod run;
 mod runtime;
+mod supervise;
 
 pub use run::main;
