@@ -3,8 +3,10 @@
 use crate::agent::host::{self, NodeRoot};
 use crate::agent::install::config::{self, ConfigError};
 use crate::agent::install::containerd::{Containerd, ContainerdError};
-use crate::agent::install::payload::{self, PayloadError};
+use crate::agent::install::payload::{self, PayloadError, ProgramsInUse};
 use crate::local::INSTALL_ROOT;
+use crate::supervised::program::PROGRAMS;
+use crate::supervised::{PLACES, PlaceError};
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -21,6 +23,8 @@ const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
 const SHIM: &str = "/opt/tideover/bin/criu-shim";
 /// Says that Tideover was taken off and that the last container under the shim takes the shim with it.
 const UNINSTALLED: &str = "uninstalled";
+/// Where the payload has the program that supervises containers.
+const INIT: &str = "bin/tideover-init";
 /// What else is on the node, and goes.
 const STATE: [&str; 2] = ["/var/lib/tideover", "/run/tideover"];
 
@@ -30,6 +34,9 @@ pub enum InstallError {
     /// The programs.
     #[error("put Tideover's programs on the node")]
     Payload(#[from] PayloadError),
+    /// What containers have of ours.
+    #[error("see which containers are supervised")]
+    Places(#[from] PlaceError),
     /// The daemon.
     #[error("set up containerd")]
     Containerd(#[from] ContainerdError),
@@ -70,7 +77,11 @@ pub fn install(node: &NodeRoot, source: &Path) -> Result<(), InstallError> {
     let version = payload::put(source, &root)?;
     payload::remove_tree(&root.join(UNINSTALLED))?;
     payload::remove_unused(&root, &version, &payload::running_programs())?;
-    info!(version, "programs in place");
+    let programs = root.join(PROGRAMS);
+    let program = payload::put_program(&source.join(INIT), &programs)?;
+    let used = ProgramsInUse::of_node(&node.path(Path::new(PLACES)))?;
+    payload::remove_unused_programs(&programs, &program, &used)?;
+    info!(version, init = program.hash(), "programs in place");
     let containerd = Containerd::find(node)?;
     if register(node, &containerd)? {
         info!(pid = containerd.pid, "restarting containerd");
@@ -165,6 +176,7 @@ pub fn uninstall(node: &NodeRoot) -> Result<(), InstallError> {
         empty(node, Path::new(path))?;
     }
     if !in_use {
+        empty(node, Path::new(PLACES))?;
         return empty(node, Path::new(INSTALL_ROOT));
     }
     info!("containers still run under the shim: it stays until the last of them is gone");
@@ -193,6 +205,7 @@ pub fn remove_if_last(deleted: &str) -> Result<(), InstallError> {
     let node = NodeRoot::at(Path::new("/"));
     let root = Path::new(INSTALL_ROOT);
     if root.join(UNINSTALLED).exists() && containers_under_shim(&node, Some(deleted)) == 0 {
+        empty(&node, Path::new(PLACES))?;
         empty(&node, root)
     } else {
         Ok(())

@@ -2,12 +2,17 @@
 //!
 //! `versions/<hash>` holds a whole payload; `current` is a link to one of them, replaced by a rename; `bin`, `relay`,
 //! `criu` and `lib` are links through it. So an upgrade is one step, and what runs from an older version keeps its files.
+//!
+//! `init/<hash>` is one `tideover-init`, by its own content, so that a version in which it has not changed brings no other:
+//! containers have it mapped, and can only be moved to where there is the same.
 
+use crate::supervised::program::CURRENT as CURRENT_PROGRAM;
+use crate::supervised::{Place, PlaceError, Program};
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -95,6 +100,68 @@ pub fn remove_unused(root: &Path, current: &str, programs: &BTreeSet<PathBuf>) -
 pub fn running_programs() -> BTreeSet<PathBuf> {
     let processes = Path::new("/proc").read_dir().into_iter().flatten().flatten();
     processes.filter_map(|process| process.path().join("exe").read_link().ok()).collect()
+}
+
+/// Makes the program `source` the one that new supervised containers get, among those in the directory `programs`. Doing it
+/// again with the same content changes nothing.
+///
+/// # Errors
+/// Where something can't be read or written; the one that was current still is.
+pub fn put_program(source: &Path, programs: &Path) -> Result<Program, PayloadError> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(source).map_err(read_failed(source))?).map_err(read_failed(source))?;
+    let program = Program::of_content(&hasher.finalize());
+    let home = programs.join(program.hash());
+    if !home.exists() {
+        let temporary = programs.join(format!(".{}.new", program.hash()));
+        remove_tree(&temporary)?;
+        copy(source, &temporary)?;
+        std::fs::rename(&temporary, &home).map_err(write_failed(&home))?;
+    }
+    link(Path::new(program.hash()), &programs.join(CURRENT_PROGRAM))?;
+    Ok(program)
+}
+
+/// Which programs of containers must stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProgramsInUse {
+    /// Hashes of those that containers of this node were created with, whether they run yet or not.
+    pub given: BTreeSet<String>,
+    /// Device and inode of every program that runs. A container's processes don't name it by the node's path.
+    pub running: BTreeSet<(u64, u64)>,
+}
+
+impl ProgramsInUse {
+    /// Those of this node, whose places are in the directory `places`.
+    ///
+    /// # Errors
+    /// Where the places can't be listed.
+    pub fn of_node(places: &Path) -> Result<Self, PlaceError> {
+        let identities = Place::all(places)?.into_iter().filter_map(|(_, place)| place.identity().ok());
+        let processes = Path::new("/proc").read_dir().into_iter().flatten().flatten();
+        let programs = processes.filter_map(|process| process.path().join("exe").metadata().ok());
+        Ok(Self {
+            given: identities.map(|identity| identity.program).collect(),
+            running: programs.map(|program| (program.dev(), program.ino())).collect(),
+        })
+    }
+}
+
+/// Removes programs other than `current` that no container uses, and what a copy that was cut short has left.
+///
+/// # Errors
+/// Where one can't be removed.
+pub fn remove_unused_programs(programs: &Path, current: &Program, used: &ProgramsInUse) -> Result<(), PayloadError> {
+    for entry in programs.read_dir().map_err(read_failed(programs))? {
+        let path = entry.map_err(read_failed(programs))?.path();
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        let metadata = path.symlink_metadata().map_err(read_failed(&path))?;
+        let runs = used.running.contains(&(metadata.dev(), metadata.ino()));
+        if ![current.hash(), CURRENT_PROGRAM].contains(&name) && !used.given.contains(name) && !runs {
+            remove_tree(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Files and links below `source`, relative to it, sorted.
@@ -195,6 +262,51 @@ mod tests {
         }
         symlink("libc.so.6", directory.path().join("criu/lib/libc.so")).expect("link");
         directory
+    }
+
+    #[test]
+    fn a_program_stays_for_as_long_as_a_container_has_it() {
+        let root = tempfile::tempdir().expect("dir");
+        let programs = root.path().join("init");
+        let source = root.path().join("tideover-init");
+        let put = |content: &str| {
+            std::fs::write(&source, content).expect("file");
+            std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755)).expect("mode");
+            put_program(&source, &programs).expect("put")
+        };
+        let (given, running, idle) = (put("given"), put("running"), put("idle"));
+        assert_eq!(put("idle"), idle);
+        assert_eq!(Program::current(&programs).expect("current"), idle);
+        let current = put("current");
+        let at = |program: &Program| programs.join(program.hash());
+        assert_eq!(at(&current).metadata().expect("metadata").permissions().mode() & 0o777, 0o755);
+        std::fs::write(programs.join(".cut.new"), "short").expect("file");
+        let metadata = at(&running).metadata().expect("metadata");
+        let used = ProgramsInUse {
+            given: BTreeSet::from([given.hash().to_owned()]),
+            running: BTreeSet::from([(metadata.dev(), metadata.ino())]),
+        };
+        remove_unused_programs(&programs, &current, &used).expect("remove");
+        let left = [&given, &running, &idle, &current].map(|program| at(program).exists());
+        assert_eq!(left, [true, true, false, true]);
+        assert!(!programs.join(".cut.new").exists());
+        assert_eq!(Program::current(&programs).expect("current"), current);
+        remove_unused_programs(&programs, &current, &ProgramsInUse::default()).expect("remove");
+        assert!(!at(&given).exists() && at(&current).exists());
+    }
+
+    #[test]
+    fn what_a_process_runs_is_known_whatever_its_name_is() {
+        let mut sleeper = std::process::Command::new("/bin/sleep").arg("60").spawn().expect("spawn");
+        // It runs another program before it has executed this one.
+        let exe = PathBuf::from(format!("/proc/{}/exe", sleeper.id()));
+        let wanted = Path::new("/bin/sleep").metadata().expect("metadata");
+        while exe.metadata().map_or(true, |now| now.ino() != wanted.ino()) {
+            std::thread::yield_now();
+        }
+        let used = ProgramsInUse::of_node(Path::new("/nowhere"));
+        sleeper.kill().and_then(|()| sleeper.wait()).expect("end");
+        assert!(used.expect("used").running.contains(&(wanted.dev(), wanted.ino())));
     }
 
     #[test]
