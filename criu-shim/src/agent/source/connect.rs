@@ -14,8 +14,10 @@ use crate::agent::transfer::send;
 use crate::agent::transfer::wire;
 use crate::causes::chain;
 use crate::criu::{Bundle, Place, PrivateKdat, WarmCriu, descriptors};
+use crate::supervised::program::{self, Program};
 use rustls::pki_types::ServerName;
 use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -171,6 +173,9 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, leaves_ou
     let found = descriptors::read(container.pid).map_err(|error| failed(&error))?;
     descriptors::write(&directory.join(EARLY), &found).map_err(|error| failed(&error))?;
     let bundle = Bundle::read(&container.bundle, context.node.root()).map_err(|error| failed(&error))?;
+    if let Some(program) = Program::mounted(&bundle.spec.mounts) {
+        program.write(&directory.join(EARLY)).map_err(|error| failed(&error))?;
+    }
     let trees = trees(context, inspected).map_err(|error| failed(&error))?;
     let trees = Trees::new(container.freezer.clone(), trees);
     let mut place =
@@ -193,7 +198,7 @@ fn leave_out(context: &Context, place: &Place, directory: &Path) -> Result<Priva
 
 fn make_directories(directory: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut builder = DirBuilder::new();
@@ -228,9 +233,14 @@ async fn send_early(
 ) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::TransferFailed, chain(error));
     let mut round = send::begin(sender, 0, false).await.map_err(|error| failed(&error))?;
-    let file = File::open(directory.join(EARLY).join(descriptors::FILE)).map_err(|error| failed(&error))?;
-    let part = Part::Image { name: descriptors::FILE.to_owned() };
-    round.part(part, file).await.map_err(|error| failed(&error))?;
+    for name in [descriptors::FILE, program::FILE] {
+        let file = match File::open(directory.join(EARLY).join(name)) {
+            // Only a supervised container has that one.
+            Err(error) if name == program::FILE && error.kind() == ErrorKind::NotFound => continue,
+            file => file.map_err(|error| failed(&error))?,
+        };
+        round.part(Part::Image { name: name.to_owned() }, file).await.map_err(|error| failed(&error))?;
+    }
     let digest = round.end().await.map_err(|error| failed(&error))?.digest();
     match receiver.next().await.map_err(|error| failed(&error))? {
         Incoming::Message(FromTarget::Verified { round: 0, digest: theirs }) if theirs == digest => Ok(()),

@@ -2,9 +2,12 @@
 
 use super::TargetDriver;
 use crate::agent::failure::retryable;
+use crate::agent::host::NodeRoot;
+use crate::agent::transfer::message::IMAGES;
 use crate::agent::transfer::receive::{Landing, ReceiveError, Round, RoundKind};
 use crate::agent::transfer::stored;
 use crate::causes::chain;
+use crate::supervised::Program;
 use std::path::Path;
 use tideover_crds::{Failure, FailureReason, Strategy};
 
@@ -12,6 +15,7 @@ impl TargetDriver {
     /// Sees to it that a round that has landed can be relied on, as far as that is not seen to later.
     pub(super) async fn settle(&self, round: &Round, strategy: Option<Strategy>) -> Result<(), Failure> {
         let (directory, only) = (self.directory(), is_the_only_one(strategy, round.kind));
+        let node = self.context.node.clone();
         // The images that go early are small, nothing is frozen yet, and runc reads them before CRIU is released. Archives are
         // compared while they are put in place.
         let look = only || round.kind == RoundKind::Early;
@@ -21,7 +25,7 @@ impl TargetDriver {
             }
             match (only, look) {
                 (true, _) => verify(&directory),
-                (false, true) => verify_images(&directory),
+                (false, true) => verify_images(&directory).and_then(|()| find_program(&directory, &node)),
                 (false, false) => Ok(()),
             }
         });
@@ -35,6 +39,14 @@ impl TargetDriver {
 /// With the failure to report, which names the file.
 pub(super) fn verify_images(directory: &Path) -> Result<(), Failure> {
     stored::verify_images(directory).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
+}
+
+/// Sees to it that this node has the `tideover-init` under which the container runs, if it is supervised: as long as nothing is
+/// frozen, another node may be chosen. Blocking.
+fn find_program(directory: &Path, node: &NodeRoot) -> Result<(), Failure> {
+    let read = Program::read(&directory.join(IMAGES));
+    let found = read.and_then(|program| program.map_or(Ok(()), |program| program.check_there(node.root())));
+    found.map_err(|error| retryable(FailureReason::IncompatibleHost, chain(&error)))
 }
 
 /// The same of everything that lies there.
