@@ -20,6 +20,7 @@ pub mod journal;
 pub mod keeper;
 pub mod owner;
 pub mod report;
+pub mod restarts;
 pub mod room;
 pub mod run;
 pub mod settings;

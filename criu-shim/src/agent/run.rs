@@ -7,6 +7,7 @@ use crate::agent::identity;
 use crate::agent::images;
 use crate::agent::install::{self, InstallError};
 use crate::agent::journal::{Journal, JournalError};
+use crate::agent::restarts::watch::watch as tell_restarts;
 use crate::agent::room::Room;
 use crate::agent::settings::Settings;
 use crate::agent::source::cpu::put_back;
@@ -116,6 +117,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         () = keeping => "the upkeep of the certificate",
         () = listen::serve(context.clone(), registry.clone(), agents) => "the listener for agents",
         () = local::serve(context.clone(), registry.clone(), locals) => "the listener for shim and relay",
+        () = tell_restarts(context.clone()) => "the look at restarts",
         result = tell_readiness(context.clone(), registry) => return result,
         () = told_to_end(&context, &mut terminate) => return leave(&context).await,
     };
