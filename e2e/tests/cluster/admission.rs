@@ -31,6 +31,19 @@ fn policies_that_make_no_sense_are_refused_with_a_sentence() -> Result<()> {
         ("selector: {matchLabels: {a: b}}, migration: {maxAttempts: 99999999999}", "maxAttempts"),
         ("selector: {matchLabels: {a: b}}, onMaintenance: {action: Explode}", "Unsupported value"),
         ("selector: 7", "selector"),
+        ("selector: {matchLabels: {a: b}}, restart: {policy: Always, steps: 3}", "steps and maxDelay go together"),
+        (
+            "selector: {matchLabels: {a: b}}, restart: {delay: 1s, steps: 3, maxDelay: 10ms}",
+            "maxDelay must not be less than delay",
+        ),
+        (
+            "selector: {matchLabels: {a: b}}, restart: {successExitStatus: ['256']}",
+            "successExitStatus must hold exit codes from 0 to 255",
+        ),
+        ("selector: {matchLabels: {a: b}}, restart: {startLimit: {burst: 1001}}", "startLimit.burst must be between"),
+        ("selector: {matchLabels: {a: b}}, restart: {startLimit: {action: Migrate}}", "Unsupported value"),
+        ("selector: {matchLabels: {a: b}}, restart: {type: Notify, notifyAccess: None}", "somebody must be heard"),
+        ("selector: {matchLabels: {a: b}}, restart: {watchdog: -1s}", "watchdog must be between 0s and 8784h"),
     ] {
         refused(&sandbox, &policy(spec), sentence)?;
     }

@@ -14,5 +14,6 @@ mod failed_restore;
 mod killed;
 mod node_clean;
 mod refused;
+mod restart;
 mod triggers;
 mod unprotected;

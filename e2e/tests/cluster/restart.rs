@@ -1,0 +1,166 @@
+//! Restarts in place: in the same container, by the policy's rules, and told.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::scenario::manifests::{self, Ticker};
+use e2e::scenario::sandbox::Pod;
+use e2e::scenario::wait::until_true;
+use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Ends every process called `comm` of the pod, as if it had crashed.
+fn crash(cluster: &Cluster, pod: &Pod, comm: &str) -> Result<()> {
+    let script = format!(
+        "for pid in $(find /sys/fs/cgroup/ -path '*pod{}*' -name cgroup.procs -exec cat {{}} + | sort -u); do \
+         [ \"$(cat /proc/$pid/comm)\" != {comm} ] || kill -SEGV $pid; done",
+        pod.uid
+    );
+    cluster.node(&pod.node)?.exec(["/bin/sh", "-ec", &script])?;
+    Ok(())
+}
+
+/// What Events with this reason say about the pod.
+fn told(sandbox: &Sandbox, pod: &Pod, reason: &str) -> Result<Vec<String>> {
+    let selector = format!("--field-selector=involvedObject.uid={},reason={reason}", pod.uid);
+    let list = sandbox.get(&["events", &selector])?.unwrap_or_default();
+    let items = list["items"].as_array().cloned().unwrap_or_default();
+    Ok(items.iter().map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect())
+}
+
+fn ticker(sandbox: &Sandbox, collector: &Collector, rules: &str) -> Result<Pod> {
+    sandbox.apply(&manifests::policy("ticker", "ticker", rules))?;
+    sandbox.apply(&Ticker { mib: 8, collector: collector.address() }.deployment("ticker"))?;
+    let pod = sandbox.ready_pod("ticker")?;
+    until_true("ticks", LIMIT, || Ok(collector.account().newest > 100))?;
+    Ok(pod)
+}
+
+/// Waits until the program has been started `starts` times and goes on, and looks that kubelet knows of nothing.
+fn runs_again(sandbox: &Sandbox, collector: &Collector, pod: &Pod, starts: usize) -> Result<()> {
+    until_true(format!("start {starts}"), LIMIT, || Ok(collector.account().starts.len() == starts))?;
+    let newest = collector.account().newest;
+    until_true("ticks after a restart", LIMIT, || Ok(collector.account().newest > newest + 100))?;
+    let now = sandbox.ready_pod("ticker")?;
+    ensure!((&now.uid, &now.ip, now.restarts) == (&pod.uid, &pod.ip, 0), "kubelet has had a part in it: {now:?}");
+    Ok(())
+}
+
+#[test]
+fn a_crash_is_answered_in_the_same_container_and_told() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "restart")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    let pod = ticker(&sandbox, &collector, "  restart: {policy: OnFailure, delay: 20ms}\n")?;
+    crash(cluster, &pod, "probe")?;
+    runs_again(&sandbox, &collector, &pod, 2)?;
+    let events =
+        until("an Event", LIMIT, || Ok(Some(told(&sandbox, &pod, "RestartedInPlace")?).filter(|it| !it.is_empty())))?;
+    ensure!(events.len() == 1, "{events:?}");
+    for part in ["ticker ended (SIGSEGV", "after 20ms", "restart 1, by policy"] {
+        ensure!(events[0].contains(part), "the Event says {:?}, not {part:?}", events[0]);
+    }
+    sandbox.passed()
+}
+
+#[test]
+fn a_restart_while_the_agent_is_away_is_told_once_by_the_next() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "restart-agent")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    let pod = ticker(&sandbox, &collector, "  restart: {policy: Always, delay: 0s}\n")?;
+    for starts in 2..=3 {
+        cluster.agent(&pod.node)?.kill()?;
+        crash(cluster, &pod, "probe")?;
+        runs_again(&sandbox, &collector, &pod, starts)?;
+        until_true("both Events", LIMIT, || Ok(told(&sandbox, &pod, "RestartedInPlace")?.len() == starts - 1))?;
+    }
+    sandbox.passed()
+}
+
+#[test]
+fn a_crash_loop_is_given_up_with_the_applications_own_status() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "restart-loop")?;
+    let rules = "  restart: {policy: Always, delay: 0s, startLimit: {interval: 1h, burst: 3}}\n";
+    sandbox.apply(&manifests::policy("loop", "loop", rules))?;
+    sandbox.create(&shell("loop", "echo a run; exit 7", ""))?;
+    let ended = until("the container to end", LIMIT, || {
+        let pod = sandbox.get(&["pod", "loop"])?.context("no pod")?;
+        let status = pod["status"]["containerStatuses"][0].clone();
+        Ok(Some(status).filter(|status| status["state"]["terminated"].is_object()))
+    })?;
+    ensure!(ended["state"]["terminated"]["exitCode"] == 7, "kubelet has seen {ended}");
+    let log = sandbox.log("loop")?;
+    ensure!(log.lines().filter(|line| *line == "a run").count() == 3, "the log has {log:?}");
+    let pod = sandbox.pods("loop")?.pop().context("no pod")?;
+    until_true("the Event of the last run", LIMIT, || {
+        let given_up = told(&sandbox, &pod, "RestartsGivenUp")?;
+        Ok(matches!(given_up.as_slice(), [one] if one.contains("exit code 7") && one.contains("startLimit")))
+    })?;
+    ensure!(told(&sandbox, &pod, "RestartedInPlace")?.len() == 2, "two of three runs were followed by another");
+    sandbox.passed()
+}
+
+#[test]
+fn a_supervised_container_moves_and_a_crash_right_after_is_answered_on_the_target() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "restart-move")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    let before = ticker(&sandbox, &collector, "  restart: {policy: Always, delay: 20ms}\n")?;
+    crash(cluster, &before, "probe")?;
+    runs_again(&sandbox, &collector, &before, 2)?;
+    sandbox.create(&migration::manifest("move", &before.name))?;
+    migration::succeeded(&sandbox, &before.name, LIMIT)?;
+    let after = sandbox.ready_pod("ticker")?;
+    ensure!(after.node != before.node, "the pod is still on {}", after.node);
+    ensure!(collector.account().starts.len() == 2, "the program was started again by the move");
+    crash(cluster, &after, "probe")?;
+    runs_again(&sandbox, &collector, &after, 3)?;
+    // The number goes on: init's memory has moved with the application.
+    until_true("the target's Event", LIMIT, || {
+        Ok(told(&sandbox, &after, "RestartedInPlace")?.iter().any(|event| event.contains("restart 2, by policy")))
+    })?;
+    sandbox.passed()
+}
+
+#[test]
+fn only_what_a_policy_with_rules_selects_runs_under_init() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "restart-not")?;
+    sandbox.apply(&manifests::policy("ruled", "ruled", "  restart: {policy: Always}\n"))?;
+    sandbox.apply(&manifests::policy("unruled", "unruled", ""))?;
+    let read_only = "securityContext: {readOnlyRootFilesystem: true, runAsUser: 1000}";
+    for (name, first) in [("ruled", "init"), ("unruled", "sleep"), ("unprotected", "sleep")] {
+        sandbox.create(&shell(name, "exec sleep 1000000", read_only))?;
+        let pod = sandbox.ready_pod(name)?;
+        let said = sandbox.run(&["exec", &pod.name, "--", "cat", "/proc/1/comm"])?;
+        ensure!(said.trim() == first, "process 1 of {name} is {said:?}");
+        let object: Value = sandbox.get(&["pod", &pod.name])?.context("no pod")?;
+        let annotated = object["metadata"]["annotations"].get("tideover.dev/supervision").is_some();
+        ensure!(annotated == (name == "ruled"), "{name}: {}", object["metadata"]["annotations"]);
+    }
+    sandbox.passed()
+}
+
+/// A pod `name` of a shell that runs `script`. `more` is YAML of the container.
+fn shell(name: &str, script: &str, more: &str) -> String {
+    format!(
+        "\
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: shell
+      image: lab/busybox:1
+      imagePullPolicy: IfNotPresent
+      command: [/bin/sh, -c, '{script}']
+      {more}
+"
+    )
+}
