@@ -245,8 +245,9 @@ impl Place {
         let lines = record::read(&self.inside()).map(|reading| reading.lines).unwrap_or_default();
         // First: the agent takes away what it has told.
         self.unmount()?;
-        let waiting = self.directory.parent().and_then(|places| places.read_dir().ok()).map_or(0, Iterator::count);
-        if waiting > MAX_ENDED || lines.is_empty() && !ended.exists() {
+        let others = self.directory.parent().and_then(|places| places.read_dir().ok()).into_iter().flatten().flatten();
+        let waiting = others.filter(|other| other.path().join(ENDED).exists()).count();
+        if !ended.exists() && (lines.is_empty() || waiting >= MAX_ENDED) {
             return self.remove();
         }
         if ended.exists() { Ok(()) } else { write(&ended, &lines, 0o600) }

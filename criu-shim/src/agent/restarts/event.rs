@@ -22,6 +22,7 @@ pub fn event(identity: &Identity, id: &str, item: &Item, node: &str, now: Timest
     let Identity { pod_namespace, pod_name, pod_uid, container_name, .. } = identity;
     let digest = blake3::hash(format!("{id}/{}", item.line.sequence).as_bytes()).to_hex();
     let name: String = pod_name.chars().take(NAME_MAX).collect();
+    let name = name.trim_end_matches(['-', '.']);
     let (type_, reason) = kind(&item.line);
     Event {
         metadata: ObjectMeta {

@@ -100,10 +100,11 @@ async fn tell(context: &Context, record: Record, allowance: &mut Allowance) {
             return;
         }
     }
-    if contents.ended && news(told, &contents.lines, 1).is_empty() {
-        if let Err(error) = place.remove() {
-            warn!(container = id, error = %chain(&error), "the record of a container that is gone stays");
-        }
+    if contents.ended
+        && news(told, &contents.lines, 1).is_empty()
+        && let Err(error) = place.remove()
+    {
+        warn!(container = id, error = %chain(&error), "the record of a container that is gone stays");
     }
 }
 

@@ -81,7 +81,9 @@ fn what_a_record_says_outlives_its_container_until_it_is_told() {
 fn a_node_without_an_agent_keeps_no_more_than_so_many_records() {
     let places = tempfile::tempdir().unwrap();
     for number in 0..MAX_ENDED {
-        std::fs::create_dir(places.path().join(number.to_string())).unwrap();
+        let other = places.path().join(number.to_string());
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join(ENDED), "[]").unwrap();
     }
     let place = Place::of(places.path(), "last");
     place.make(&identity(), None).unwrap();
