@@ -14,6 +14,8 @@ pub const PROGRAMS: &str = "init";
 pub const CURRENT: &str = "current";
 /// Name of the file among a container's images that says which program it runs. Only one that is supervised has it.
 pub const FILE: &str = "supervised-by";
+/// Name of the program itself among them, for a target that has not got it.
+pub const CONTENT: &str = "tideover-init";
 /// Characters of a hash: half of BLAKE3's.
 const LENGTH: usize = 32;
 
@@ -45,7 +47,7 @@ pub enum ProgramError {
         path: PathBuf,
     },
     /// The node has another one, or none.
-    #[error("this node has no tideover-init {hash}, which the container runs: install the same version of Tideover")]
+    #[error("this node has no tideover-init {hash}, which the container runs")]
     Missing {
         /// The hash.
         hash: String,

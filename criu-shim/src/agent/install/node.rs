@@ -25,6 +25,8 @@ const SHIM: &str = "/opt/tideover/bin/criu-shim";
 const UNINSTALLED: &str = "uninstalled";
 /// Where the payload has the program that supervises containers.
 const INIT: &str = "bin/tideover-init";
+/// Images of moves that are under way.
+const ATTEMPTS: &str = "/var/lib/tideover/images";
 /// What else is on the node, and goes.
 const STATE: [&str; 2] = ["/var/lib/tideover", "/run/tideover"];
 
@@ -79,7 +81,7 @@ pub fn install(node: &NodeRoot, source: &Path) -> Result<(), InstallError> {
     payload::remove_unused(&root, &version, &payload::running_programs())?;
     let programs = root.join(PROGRAMS);
     let program = payload::put_program(&source.join(INIT), &programs)?;
-    let used = ProgramsInUse::of_node(&node.path(Path::new(PLACES)))?;
+    let used = ProgramsInUse::of_node(&node.path(Path::new(PLACES)), &node.path(Path::new(ATTEMPTS)))?;
     payload::remove_unused_programs(&programs, &program, &used)?;
     info!(version, init = program.hash(), "programs in place");
     let containerd = Containerd::find(node)?;

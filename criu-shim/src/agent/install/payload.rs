@@ -6,11 +6,12 @@
 //! `init/<hash>` is one `tideover-init`, by its own content, so that a version in which it has not changed brings no other:
 //! containers have it mapped, and can only be moved to where there is the same.
 
+use crate::agent::transfer::message::IMAGES;
 use crate::supervised::program::CURRENT as CURRENT_PROGRAM;
 use crate::supervised::{Place, PlaceError, Program};
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,14 @@ pub enum PayloadError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A program that was sent is not the one that it was said to be.
+    #[error("{path:?} is not the tideover-init {hash}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Hash of the one that was meant.
+        hash: String,
     },
 }
 
@@ -108,40 +117,69 @@ pub fn running_programs() -> BTreeSet<PathBuf> {
 /// # Errors
 /// Where something can't be read or written; the one that was current still is.
 pub fn put_program(source: &Path, programs: &Path) -> Result<Program, PayloadError> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(source).map_err(read_failed(source))?).map_err(read_failed(source))?;
-    let program = Program::of_content(&hasher.finalize());
-    let home = programs.join(program.hash());
-    if !home.exists() {
-        let temporary = programs.join(format!(".{}.new", program.hash()));
-        remove_tree(&temporary)?;
-        copy(source, &temporary)?;
-        std::fs::rename(&temporary, &home).map_err(write_failed(&home))?;
-    }
+    let program = program_in(source)?;
+    store(source, programs, &program)?;
     link(Path::new(program.hash()), &programs.join(CURRENT_PROGRAM))?;
     Ok(program)
+}
+
+/// Adds `program`, which another node has sent as the file `source`, for a container that runs it already. New containers never
+/// get it.
+///
+/// # Errors
+/// [`PayloadError::Content`] where that is not what was sent.
+pub fn add_program(source: &Path, programs: &Path, program: &Program) -> Result<(), PayloadError> {
+    if program_in(source)? != *program {
+        return Err(PayloadError::Content { path: source.to_owned(), hash: program.hash().to_owned() });
+    }
+    store(source, programs, program)
+}
+
+fn program_in(source: &Path) -> Result<Program, PayloadError> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(source).map_err(read_failed(source))?).map_err(read_failed(source))?;
+    Ok(Program::of_content(&hasher.finalize()))
+}
+
+fn store(source: &Path, programs: &Path, program: &Program) -> Result<(), PayloadError> {
+    let home = programs.join(program.hash());
+    if home.exists() {
+        return Ok(());
+    }
+    let temporary = programs.join(format!(".{}.new", program.hash()));
+    remove_tree(&temporary)?;
+    copy(source, &temporary)?;
+    // Whoever a container runs as executes it.
+    std::fs::set_permissions(&temporary, Permissions::from_mode(0o755)).map_err(write_failed(&temporary))?;
+    std::fs::rename(&temporary, &home).map_err(write_failed(&home))
 }
 
 /// Which programs of containers must stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgramsInUse {
-    /// Hashes of those that containers of this node were created with, whether they run yet or not.
+    /// Hashes of those that containers of this node were created with or are to be restored with, whether they run yet or not.
     pub given: BTreeSet<String>,
     /// Device and inode of every program that runs. A container's processes don't name it by the node's path.
     pub running: BTreeSet<(u64, u64)>,
 }
 
 impl ProgramsInUse {
-    /// Those of this node, whose places are in the directory `places`.
+    /// Those of this node, whose places are in the directory `places`, and the images of moves in `images`.
     ///
     /// # Errors
     /// Where the places can't be listed.
-    pub fn of_node(places: &Path) -> Result<Self, PlaceError> {
+    pub fn of_node(places: &Path, images: &Path) -> Result<Self, PlaceError> {
         let identities = Place::all(places)?.into_iter().filter_map(|(_, place)| place.identity().ok());
+        let below = |path: PathBuf| path.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        let attempts = below(images.to_owned()).flat_map(below);
+        let expected = attempts.filter_map(|attempt| Program::read(&attempt.join(IMAGES)).ok().flatten());
         let processes = Path::new("/proc").read_dir().into_iter().flatten().flatten();
         let programs = processes.filter_map(|process| process.path().join("exe").metadata().ok());
         Ok(Self {
-            given: identities.map(|identity| identity.program).collect(),
+            given: identities
+                .map(|identity| identity.program)
+                .chain(expected.map(|program| program.hash().to_owned()))
+                .collect(),
             running: programs.map(|program| (program.dev(), program.ino())).collect(),
         })
     }
@@ -304,9 +342,35 @@ mod tests {
         while exe.metadata().map_or(true, |now| now.ino() != wanted.ino()) {
             std::thread::yield_now();
         }
-        let used = ProgramsInUse::of_node(Path::new("/nowhere"));
+        let used = ProgramsInUse::of_node(Path::new("/nowhere"), Path::new("/nowhere"));
         sleeper.kill().and_then(|()| sleeper.wait()).expect("end");
         assert!(used.expect("used").running.contains(&(wanted.dev(), wanted.ino())));
+    }
+
+    #[test]
+    fn a_program_stays_while_a_state_that_needs_it_waits_to_be_restored() {
+        let state = tempfile::tempdir().expect("dir");
+        let images = state.path().join("uid/1").join(IMAGES);
+        std::fs::create_dir_all(&images).expect("dir");
+        let program = Program::of_content(&blake3::hash(b"x"));
+        program.write(&images).expect("write");
+        let used = ProgramsInUse::of_node(Path::new("/nowhere"), state.path()).expect("used");
+        assert_eq!(used.given, BTreeSet::from([program.hash().to_owned()]));
+    }
+
+    #[test]
+    fn a_program_that_was_sent_is_taken_for_what_it_is_and_never_for_new_containers() {
+        let root = tempfile::tempdir().expect("dir");
+        let (programs, sent) = (root.path().join("init"), root.path().join("sent"));
+        std::fs::write(&sent, "theirs").expect("file");
+        let theirs = Program::of_content(&blake3::hash(b"theirs"));
+        let other = Program::of_content(&blake3::hash(b"other"));
+        assert!(matches!(add_program(&sent, &programs, &other), Err(PayloadError::Content { .. })));
+        assert!(!programs.join(other.hash()).exists());
+        add_program(&sent, &programs, &theirs).expect("add");
+        let mode = programs.join(theirs.hash()).metadata().expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+        assert!(Program::current(&programs).is_err());
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub async fn connect(
     let (sender, mut receiver) = introduce(context, key, attempt, peer, inspected.memory_bytes).await?;
     let directory = context.settings.attempt_directory(&key.uid, attempt);
     let warm = warm(context, &directory, &inspected, leaves_out).await?;
-    send_early(&sender, &mut receiver, &directory).await?;
+    send_early(context, &sender, &mut receiver, &directory).await?;
     let cpu = SourceCpu::look(context, &inspected.container).await;
     Ok(Connected {
         attempt,
@@ -227,18 +227,22 @@ fn trees(context: &Context, inspected: &Inspected) -> Result<Vec<(Part, PathBuf,
 
 /// Round 0: what `runc restore` needs when it is started, long before the images are there.
 async fn send_early(
+    context: &Context,
     sender: &LinkSender<FromSource>,
     receiver: &mut LinkReceiver<FromTarget>,
     directory: &Path,
 ) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::TransferFailed, chain(error));
     let mut round = send::begin(sender, 0, false).await.map_err(|error| failed(&error))?;
-    for name in [descriptors::FILE, program::FILE] {
-        let file = match File::open(directory.join(EARLY).join(name)) {
-            // Only a supervised container has that one.
-            Err(error) if name == program::FILE && error.kind() == ErrorKind::NotFound => continue,
-            file => file.map_err(|error| failed(&error))?,
-        };
+    let early = directory.join(EARLY);
+    let mut files = vec![(descriptors::FILE, early.join(descriptors::FILE))];
+    if let Some(program) = Program::read(&early).map_err(|error| failed(&error))? {
+        files.push((program::FILE, early.join(program::FILE)));
+        // The target may have been installed after this container was started.
+        files.push((program::CONTENT, context.node.path(&program.path())));
+    }
+    for (name, path) in files {
+        let file = File::open(path).map_err(|error| failed(&error))?;
         round.part(Part::Image { name: name.to_owned() }, file).await.map_err(|error| failed(&error))?;
     }
     let digest = round.end().await.map_err(|error| failed(&error))?.digest();

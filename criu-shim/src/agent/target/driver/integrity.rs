@@ -3,11 +3,13 @@
 use super::TargetDriver;
 use crate::agent::failure::retryable;
 use crate::agent::host::NodeRoot;
+use crate::agent::install::payload;
 use crate::agent::transfer::message::IMAGES;
 use crate::agent::transfer::receive::{Landing, ReceiveError, Round, RoundKind};
 use crate::agent::transfer::stored;
 use crate::causes::chain;
-use crate::supervised::Program;
+use crate::local::INSTALL_ROOT;
+use crate::supervised::program::{self, Program};
 use std::path::Path;
 use tideover_crds::{Failure, FailureReason, Strategy};
 
@@ -25,7 +27,7 @@ impl TargetDriver {
             }
             match (only, look) {
                 (true, _) => verify(&directory),
-                (false, true) => verify_images(&directory).and_then(|()| find_program(&directory, &node)),
+                (false, true) => verify_images(&directory).and_then(|()| have_program(&directory, &node)),
                 (false, false) => Ok(()),
             }
         });
@@ -42,11 +44,17 @@ pub(super) fn verify_images(directory: &Path) -> Result<(), Failure> {
 }
 
 /// Sees to it that this node has the `tideover-init` under which the container runs, if it is supervised: as long as nothing is
-/// frozen, another node may be chosen. Blocking.
-fn find_program(directory: &Path, node: &NodeRoot) -> Result<(), Failure> {
-    let read = Program::read(&directory.join(IMAGES));
-    let found = read.and_then(|program| program.map_or(Ok(()), |program| program.check_there(node.root())));
-    found.map_err(|error| retryable(FailureReason::IncompatibleHost, chain(&error)))
+/// frozen, another node may be chosen. What the source has sent is kept where this node has none. Blocking.
+fn have_program(directory: &Path, node: &NodeRoot) -> Result<(), Failure> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::IncompatibleHost, chain(error));
+    let images = directory.join(IMAGES);
+    match Program::read(&images).map_err(|error| failed(&error))? {
+        Some(program) if program.check_there(node.root()).is_err() => {
+            let programs = node.path(&Path::new(INSTALL_ROOT).join(program::PROGRAMS));
+            payload::add_program(&images.join(program::CONTENT), &programs, &program).map_err(|error| failed(&error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The same of everything that lies there.
@@ -78,5 +86,23 @@ mod tests {
         assert!(!is_the_only_one(Some(Strategy::DeleteFirst), RoundKind::Early));
         assert!(!is_the_only_one(Some(Strategy::DeleteFirst), RoundKind::Rehearsal));
         assert!(!is_the_only_one(Some(Strategy::ReplaceFirst), RoundKind::Last));
+    }
+
+    #[test]
+    fn a_target_that_lacks_the_program_keeps_the_one_that_was_sent() {
+        let (attempt, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (images, node) = (attempt.path().join(IMAGES), NodeRoot::at(root.path()));
+        std::fs::create_dir(&images).unwrap();
+        have_program(attempt.path(), &node).unwrap();
+        let program = Program::of_content(&blake3::hash(b"the program"));
+        program.write(&images).unwrap();
+        std::fs::write(images.join(program::CONTENT), "another").unwrap();
+        let refused = have_program(attempt.path(), &node).unwrap_err();
+        assert_eq!((refused.reason, refused.retryable), (FailureReason::IncompatibleHost, true));
+        std::fs::write(images.join(program::CONTENT), "the program").unwrap();
+        have_program(attempt.path(), &node).unwrap();
+        program.check_there(root.path()).unwrap();
+        std::fs::remove_file(images.join(program::CONTENT)).unwrap();
+        have_program(attempt.path(), &node).unwrap();
     }
 }
