@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tideover_init::config::Config;
@@ -131,6 +131,14 @@ pub struct Contents {
     pub ended: bool,
 }
 
+/// By which two looks at a record are told apart. A container can make it change or stay, and miss nothing by that but its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
 /// The place of one container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -203,6 +211,16 @@ impl Place {
     pub fn identity(&self) -> Result<Identity, PlaceError> {
         let path = self.directory.join(IDENTITY);
         read(&path)?.ok_or_else(|| PlaceError::Read { path, source: ErrorKind::NotFound.into() })
+    }
+
+    /// Changes with the record of a container that is there; none before there is one.
+    pub fn stamp(&self) -> Option<Stamp> {
+        let metadata = self.inside().join(record::NEW).symlink_metadata().ok()?;
+        Some(Stamp {
+            inode: metadata.ino(),
+            length: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
     }
 
     /// What there is to tell.

@@ -8,15 +8,16 @@ use super::event::{event, sentence};
 use super::news::{Item, news};
 use crate::agent::context::{Context, RequestError, answer};
 use crate::causes::chain;
-use crate::supervised::place::{Contents, Told};
+use crate::supervised::place::{Contents, Stamp, Told};
 use crate::supervised::{Identity, PLACES, Place, PlaceError};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{Api, PostParams};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tideover_init::decide::Rule;
 use tracing::{info, warn};
 
 /// How often records are looked at.
@@ -26,9 +27,19 @@ const LOOK: Duration = Duration::from_secs(1);
 struct Record {
     id: String,
     place: Place,
+    /// From before it was read.
+    stamp: Option<Stamp>,
     identity: Identity,
     contents: Contents,
     told: Told,
+}
+
+/// What is remembered of a container, for as long as it has a place.
+#[derive(Clone, Copy)]
+struct Known {
+    allowance: Allowance,
+    /// The record's when all of it was told.
+    told_at: Option<Stamp>,
 }
 
 /// What the API server makes of an Event.
@@ -41,18 +52,20 @@ enum Outcome {
 
 /// Looks and tells for ever.
 pub async fn watch(context: Arc<Context>) {
-    let mut allowances: HashMap<String, Allowance> = HashMap::new();
+    let mut known: HashMap<String, Known> = HashMap::new();
     loop {
         tokio::time::sleep(LOOK).await;
-        let node = context.node.clone();
-        let looked = tokio::task::spawn_blocking(move || records(&node.path(Path::new(PLACES)))).await;
+        let (node, before) = (context.node.clone(), known.clone());
+        let looked = tokio::task::spawn_blocking(move || look(&node.path(Path::new(PLACES)), &before)).await;
         match looked {
-            Ok(Ok(records)) => {
-                allowances.retain(|id, _| records.iter().any(|record| record.id == *id));
+            Ok(Ok((ids, records))) => {
+                known.retain(|id, _| ids.contains(id));
                 for record in records {
-                    let now = Instant::now();
-                    let allowance = allowances.entry(record.id.clone()).or_insert_with(|| Allowance::new(now));
-                    tell(&context, record, allowance).await;
+                    let fresh = Known { allowance: Allowance::new(Instant::now()), told_at: None };
+                    let known = known.entry(record.id.clone()).or_insert(fresh);
+                    let stamp = record.stamp;
+                    let all = tell(&context, record, &mut known.allowance).await;
+                    known.told_at = stamp.filter(|_| all);
                 }
             }
             Ok(Err(error)) => warn!(error = %chain(&error), "the records of restarts can't be read"),
@@ -61,13 +74,19 @@ pub async fn watch(context: Arc<Context>) {
     }
 }
 
-/// The records that can be read. One that can't be is skipped until it can: its container may be about to come or to go. Blocking.
-fn records(places: &Path) -> Result<Vec<Record>, PlaceError> {
-    let all = Place::all(places)?.into_iter();
+/// The containers that there are, and the records of those of which there may be something to tell. One that can't be read is
+/// skipped until it can: its container may be about to come or to go. Blocking.
+fn look(places: &Path, known: &HashMap<String, Known>) -> Result<(HashSet<String>, Vec<Record>), PlaceError> {
+    let all = Place::all(places)?;
+    let ids = all.iter().map(|(id, _)| id.clone()).collect();
     let read = |(id, place): (String, Place)| {
+        let stamp = place.stamp();
+        if stamp.is_some() && known.get(&id).is_some_and(|known| known.told_at == stamp) {
+            return None;
+        }
         let record = (|| Ok((place.identity()?, place.contents()?, place.told()?)))();
         match record {
-            Ok((identity, contents, told)) => Some(Record { id, place, identity, contents, told }),
+            Ok((identity, contents, told)) => Some(Record { id, place, stamp, identity, contents, told }),
             Err(PlaceError::Parse { path, source }) => {
                 // Written by another version of Tideover, or not at all: nobody will ever make more of it.
                 warn!(?path, %source, "what is known of a container's restarts can't be understood");
@@ -76,16 +95,20 @@ fn records(places: &Path) -> Result<Vec<Record>, PlaceError> {
             Err(_) => None,
         }
     };
-    Ok(all.filter_map(read).collect())
+    Ok((ids, all.into_iter().filter_map(read).collect()))
 }
 
-async fn tell(context: &Context, record: Record, allowance: &mut Allowance) {
-    let Record { id, place, identity, contents, mut told } = record;
+/// Tells what is new; true if that was all.
+async fn tell(context: &Context, record: Record, allowance: &mut Allowance) -> bool {
+    let Record { id, place, identity, contents, mut told, .. } = record;
     for item in news(told, &contents.lines, allowance.left(Instant::now())) {
-        if let Outcome::Later = publish(context, &identity, &id, &item).await {
-            return;
+        // kubelet itself tells of the stops that it asks for.
+        if item.line.rule != Rule::StopAsked {
+            if let Outcome::Later = publish(context, &identity, &id, &item).await {
+                return false;
+            }
+            allowance.take();
         }
-        allowance.take();
         info!(
             namespace = identity.pod_namespace,
             pod = identity.pod_name,
@@ -97,15 +120,17 @@ async fn tell(context: &Context, record: Record, allowance: &mut Allowance) {
         told = Told { sequence: item.line.sequence };
         if let Err(error) = place.set_told(told) {
             warn!(container = id, error = %chain(&error), "that an end was told can't be written down");
-            return;
+            return false;
         }
     }
+    let all = news(told, &contents.lines, 1).is_empty();
     if contents.ended
-        && news(told, &contents.lines, 1).is_empty()
+        && all
         && let Err(error) = place.remove()
     {
         warn!(container = id, error = %chain(&error), "the record of a container that is gone stays");
     }
+    all
 }
 
 async fn publish(context: &Context, identity: &Identity, id: &str, item: &Item) -> Outcome {
@@ -154,9 +179,15 @@ mod tests {
         std::fs::write(make("good").inside().join(NEW), format!("{LINE}\n")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", make("evil").inside().join(NEW)).unwrap();
         std::fs::create_dir(places.path().join("coming")).unwrap();
-        let records = records(places.path()).unwrap();
-        assert_eq!(records.len(), 1);
+        let (ids, records) = look(places.path(), &HashMap::new()).unwrap();
+        assert_eq!((ids.len(), records.len()), (3, 1));
         assert_eq!((records[0].id.as_str(), records[0].contents.lines.len()), ("good", 1));
         assert_eq!(records[0].told, Told::default());
+
+        let known = Known { allowance: Allowance::new(Instant::now()), told_at: records[0].stamp };
+        let known = HashMap::from([("good".to_owned(), known)]);
+        assert_eq!(look(places.path(), &known).unwrap().1.len(), 0, "nothing has been written since");
+        std::fs::write(records[0].place.inside().join(NEW), format!("{LINE}\n{LINE}\n")).unwrap();
+        assert_eq!(look(places.path(), &known).unwrap().1.len(), 1);
     }
 }
