@@ -14,7 +14,7 @@ fn uninstall_leaves_pods_running_and_nodes_clean() -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::new(cluster.kube(), "uninstall")?;
     let collector = Collector::listen(cluster.host_address())?;
-    sandbox.apply(&manifests::policy("ticker", "ticker", ""))?;
+    sandbox.apply(&manifests::policy("ticker", "ticker", "  restart: {policy: Always}\n"))?;
     sandbox.apply(&Ticker { mib: 1, collector: collector.address() }.deployment("ticker"))?;
     let pod = sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
@@ -24,7 +24,8 @@ fn uninstall_leaves_pods_running_and_nodes_clean() -> Result<()> {
     sandbox.run(&["delete", "deployment", "ticker", "--wait=true"])?;
     let nothing_left = until("the last container under the shim to take the programs with it", LIMIT, || {
         Ok(Some(()).filter(|()| {
-            cluster.node(&pod.node).is_ok_and(|node| node.exec(["test", "!", "-e", "/opt/tideover"]).is_ok())
+            let gone = "test ! -e /opt/tideover && test ! -e /run/tideover-init";
+            cluster.node(&pod.node).is_ok_and(|node| node.exec(["/bin/sh", "-c", gone]).is_ok())
         }))
     });
     // The tests that follow need it again, also when this one has failed.
