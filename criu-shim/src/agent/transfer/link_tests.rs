@@ -145,6 +145,7 @@ async fn a_limit_holds_data_back_until_it_is_lifted_and_messages_never() {
     assert!(begun.elapsed() < Duration::from_secs(1), "the first is not held back");
     assert!(matches!(receiver.next().await, Ok(Incoming::Data(_))));
     assert!(begun.elapsed() >= Duration::from_secs(10));
+    assert!(sender.held_back() >= Duration::from_secs(9), "{:?}", sender.held_back());
     sender.say(&abort()).await.expect("say");
     assert!(matches!(receiver.next().await, Ok(Incoming::Message(FromSource::Abort { .. }))));
     sender.set_limit(None);

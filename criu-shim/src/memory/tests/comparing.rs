@@ -1,7 +1,6 @@
 use super::child::{Child, MIB, PAGE, wait_for};
+use super::{NONE, pages};
 use crate::memory::{AttachError, Comparer, Engine, LastLook, MemoryReader, Range, TrackError};
-
-const NONE: [u64; 0] = [];
 
 /// A round: what was returned of `area`, as numbers of its pages, all of it read.
 fn round(comparer: &mut Comparer, area: Range) -> Vec<u64> {
@@ -18,14 +17,6 @@ fn read(comparer: &Comparer, area: Range, ranges: &[Range]) {
         let mut rest = *range;
         while reader.read_next(&mut rest, &mut buffer).unwrap().is_some() {}
     }
-}
-
-fn pages(ranges: &[Range], area: Range) -> Vec<u64> {
-    ranges
-        .iter()
-        .flat_map(|range| (range.start.max(area.start)..range.end.min(area.end)).step_by(PAGE as usize))
-        .map(|address| (address - area.start) / PAGE)
-        .collect()
 }
 
 #[test]

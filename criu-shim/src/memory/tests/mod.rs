@@ -6,7 +6,19 @@ mod comparing;
 mod rounds;
 mod same;
 
-use super::{Comparer, Engine, Tracker};
+use super::{Comparer, Engine, Range, Tracker};
+use child::PAGE;
+
+const NONE: [u64; 0] = [];
+
+/// What of `ranges` lies in `area`, as numbers of its pages.
+fn pages(ranges: &[Range], area: Range) -> Vec<u64> {
+    ranges
+        .iter()
+        .flat_map(|range| (range.start.max(area.start)..range.end.min(area.end)).step_by(PAGE as usize))
+        .map(|address| (address - area.start) / PAGE)
+        .collect()
+}
 
 /// The engines that promise the same.
 #[derive(Clone, Copy, Debug)]

@@ -1,16 +1,6 @@
 use super::child::{Child, MIB, PAGE, wait_for};
+use super::{NONE, pages};
 use crate::memory::{LastLook, Range, TrackError, Tracker};
-
-const NONE: [u64; 0] = [];
-
-/// What of `ranges` lies in `area`, as numbers of its pages.
-fn pages(ranges: &[Range], area: Range) -> Vec<u64> {
-    ranges
-        .iter()
-        .flat_map(|range| (range.start.max(area.start)..range.end.min(area.end)).step_by(PAGE as usize))
-        .map(|address| (address - area.start) / PAGE)
-        .collect()
-}
 
 fn is_covered(look: &LastLook, area: Range) -> bool {
     look.covered.iter().any(|range| range.contains(&area))

@@ -85,8 +85,7 @@ fn what_is_written_through_a_mapping_crosses_though_no_timestamp_says_so() {
         let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
         let map = Map::shared(&file, 8192);
         map.write(0, 1);
-        // Past the tick in which it was written, so that its time is no reason any more.
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        grow_old(&path);
         let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
         rounds.round(&own(), false);
         let before = path.metadata().expect("metadata");
@@ -112,7 +111,7 @@ fn a_mapping_that_comes_and_goes_between_two_rounds_is_noticed() {
         let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
         Map::shared(&file, 8192).write_back();
         let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        grow_old(&path);
         rounds.round(&Held::default(), false);
         let map = Map::shared(&file, 8192);
         // Read first: on a tmpfs the write after it faults no more.

@@ -8,11 +8,14 @@ mod random;
 mod rounds;
 
 use crate::agent::files::TreeKind;
+use crate::agent::files::changes::{Holding, is_doubtful};
 use crate::agent::files::held::Held;
 use crate::agent::files::tree::{Tree, now};
 use crate::agent::files::unpack::unpack;
+use crate::agent::files::walk::facts_of_open;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -62,6 +65,15 @@ impl Rounds {
     /// A round while nobody runs.
     fn last(&self) -> usize {
         self.round(&Held::default(), true)
+    }
+}
+
+/// Waits until the time at which a file has changed is no reason for doubt any more.
+fn grow_old(path: &Path) {
+    let file = std::fs::File::open(path).expect("the file");
+    let facts = facts_of_open(file.as_fd()).expect("its facts");
+    while is_doubtful(&facts, Holding::default(), now()) {
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 

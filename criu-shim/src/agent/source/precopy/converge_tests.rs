@@ -107,6 +107,17 @@ fn whoever_waits_for_quiet_freezes_when_it_has_come() {
 }
 
 #[test]
+fn rounds_that_did_not_look_are_no_quiet() {
+    let mut rounds = back_to_back(&[(1000, 2_000); 4]);
+    let rested = RoundSeen { bytes: 0, took: Duration::from_millis(2), all_looked: false, ..rounds[3] };
+    rounds.extend([rested; 3]);
+    for policy in [NonConvergence::WaitForQuiet, NonConvergence::GiveUp] {
+        let decision = next(&aims(policy), &progress(&rounds));
+        assert!(!is_freeze(decision), "{policy:?}: {decision:?}");
+    }
+}
+
+#[test]
 fn rounds_that_still_gain_end_with_what_the_policy_allows() {
     let rounds = back_to_back(&[(16_000, 32_000), (10_000, 20_000), (6_000, 12_000), (3_600, 7_200)]);
     let few = Aims { max_rounds: 4, ..aims(NonConvergence::GiveUp) };

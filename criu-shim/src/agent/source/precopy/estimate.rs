@@ -131,6 +131,25 @@ mod tests {
     }
 
     #[test]
+    fn a_round_that_did_not_look_says_nothing_of_what_is_written() {
+        let busy = [round(1000, 2_000, 0), round(400, 800, 800), round(400, 800, 800)];
+        let rested = RoundSeen { all_looked: false, ..round(0, 1, 250) };
+        let rounds = [busy[0], busy[1], busy[2], rested, rested, rested];
+        let written = |rounds: &[RoundSeen]| estimate(rounds, 0, Duration::ZERO).expect("rounds").written_per_second;
+        assert_eq!(written(&rounds), written(&busy));
+        assert!(!shows_writes(&rounds, 3));
+    }
+
+    #[test]
+    fn time_for_which_a_limit_held_data_back_is_no_part_of_the_rate() {
+        let free = [round(1000, 2_000, 0), round(100, 200, 200)];
+        let held_back = Duration::from_secs(8);
+        let limited = free.map(|round| RoundSeen { took: round.took + held_back, held_back, ..round });
+        let rate = |rounds: &[RoundSeen]| estimate(rounds, 0, Duration::ZERO).expect("rounds").sent_per_second;
+        assert_eq!(rate(&free), rate(&limited));
+    }
+
+    #[test]
     fn small_rounds_do_not_make_the_connection_slow() {
         let small = RoundSeen {
             bytes: 4096,

@@ -289,3 +289,32 @@ fn innermost_pid(pid: i32) -> Option<i32> {
     let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     ids.split_whitespace().last()?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_executable_memory_and_the_stack_are_touched() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
+        let pid = child.id() as i32;
+        // Until it waits for input, the kernel tells no stack pointer of it.
+        while stack_pages(pid).is_none() || !maps(pid).contains("[vdso]") {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let touched = touched_pages(pid).expect("a process that waits");
+        let executable: Vec<u64> = (maps(pid).lines())
+            .filter(|line| line.split_whitespace().nth(1).is_some_and(|rights| rights.contains('x')))
+            .map(|line| u64::from_str_radix(line.split('-').next().expect("a start"), 16).expect("an address"))
+            .collect();
+        let stacks = stack_pages(pid).expect("a process that waits");
+        child.kill().and_then(|()| child.wait()).expect("end it");
+        assert!(executable.len() > 2, "cat, libc, ld.so, vdso");
+        assert!(executable.iter().all(|start| touched.iter().any(|page| page.start == *start)), "{touched:x?}");
+        assert!(!stacks.is_empty() && stacks.iter().all(|page| touched.contains(page)));
+    }
+
+    fn maps(pid: i32) -> String {
+        std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps")
+    }
+}

@@ -285,6 +285,16 @@ mod tests {
     }
 
     #[test]
+    fn an_object_that_was_away_for_a_look_is_left_to_criu() {
+        let (_file, inode) = memfd(1 << 20);
+        let mut memory = SharedMemory::default();
+        assert!(only(&mut memory, inode).is_some());
+        assert!(memory.look(&[]).is_some_and(|found| found.is_empty()), "nobody has it");
+        // The target has pages of it, in an order that nobody remembers.
+        assert!(only(&mut memory, inode).is_none());
+    }
+
+    #[test]
     fn looking_rests_for_longer_than_it_took() {
         let (_file, inode) = memfd(1 << 20);
         let mut memory = SharedMemory::default();
