@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -115,6 +115,17 @@ impl Container {
         command.args(&words[1..]).current_dir(self.directory.path()).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create(self.path("stderr")).unwrap());
         command.envs(environment.iter().copied());
+        // What runs in the background of a script ignores these, and a shell can't trap what it was born to ignore. A
+        // container runtime hands on the defaults.
+        let reset = || {
+            for number in [libc::SIGINT, libc::SIGQUIT] {
+                // SAFETY: signal(2) takes two numbers, and may be called between fork and exec.
+                unsafe { libc::signal(number, libc::SIG_DFL) };
+            }
+            Ok(())
+        };
+        // SAFETY: `reset` makes system calls only.
+        unsafe { command.pre_exec(reset) };
         self.child = Some(command.spawn().unwrap());
         self
     }
