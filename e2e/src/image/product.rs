@@ -150,7 +150,7 @@ fn compile(step: &mut Step) -> Result<Programs, ProductError> {
     let packages = ["-p", "tideover-operator", "-p", "criu-shim", "-p", "tideover-init", "-p", "tideover-probe"];
     cargo(step, &directory.join("programs.log"), ["--target", TARGET, "--config", &flags].into_iter().chain(packages))?;
     // A library that is loaded into another program cannot be static.
-    cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload", "-p", "shmem-preload"])?;
+    cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload", "-p", "dump-preload"])?;
     Ok(Programs { programs: target.join(TARGET).join("release"), preloads: target.join("release") })
 }
 
@@ -189,7 +189,7 @@ fn agent(name: &str, programs: &Programs, criu: &Path) -> Result<ImageBuilder, P
         // Under this name, because runc starts whatever `criu` is first on its search path.
         .copy(inside("relay/criu"), &programs.programs.join("criu-relay"))?
         .copy(inside("lib/librlimit_preload.so"), &programs.preloads.join("librlimit_preload.so"))?
-        .copy(inside("lib/libshmem_preload.so"), &programs.preloads.join("libshmem_preload.so"))?
+        .copy(inside("lib/libdump_preload.so"), &programs.preloads.join("libdump_preload.so"))?
         .copy(inside("criu/criu"), &criu.join("criu"))?
         .link("/usr/bin/tideover-agent", inside("bin/tideover-agent"))
         .directory("/tmp", 0o1777, 0)

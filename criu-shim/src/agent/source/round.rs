@@ -14,12 +14,10 @@ use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::causes::chain;
 use crate::criu::{
-    Bundle, Claim, ClaimError, ClaimedParent, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, SharedError,
-    Waited, WarmCriu, mend, pagemap,
+    Bundle, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, SharedError, Waited, WarmCriu, mend, pagemap,
 };
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -122,16 +120,23 @@ impl Line<'_> {
         let images = request.images_dir.clone();
         let (begin, may_begin) = mpsc::channel();
         let (tell_copied, copied) = mpsc::channel();
+        let list = (request.options.memory == Memory::ButWithheld).then(|| criu.withheld());
+        if let Some(list) = &list {
+            list.expect_memory().map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+        }
         let dumping = tokio::task::spawn_blocking(move || {
             // It ends at the latest with who was to say it: nothing is left out then.
             request.options.withheld = may_begin.recv().unwrap_or_default();
             dump(criu, &request, &copied)
         });
         // A dump that has failed meanwhile waits for neither.
-        let LastLook { written, copied, shared } = precopy::last_look(followed, move |withheld| {
+        let LastLook { written, withheld, copied, shared } = precopy::last_look(followed, move |withheld| {
             begin.send(withheld).ok();
         })
         .await;
+        // CRIU is about to look at memory.
+        let told = list.map_or(Ok(()), |list| list.set_memory(&withheld));
+        let told = told.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)));
         tell_copied.send(copied).ok();
         let early = async {
             let mut round = begun.await?;
@@ -146,7 +151,7 @@ impl Line<'_> {
             failure = self.watching.called_off() => Err(failure),
         };
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        let (took, round) = (dumped?, early?);
+        let (took, round, ()) = (dumped?, early?, told?);
         Ok(Dumped { took, round, shared: fill_in(shared, images).await? })
     }
 
@@ -198,7 +203,7 @@ impl Line<'_> {
 
 /// Dumps, mends what CRIU writes wrongly, and accounts for the memory that it left out. Returns how long it took. Blocking.
 ///
-/// What the target has of the memory comes by `copied`, while CRIU works.
+/// What was left out comes by `copied`, while CRIU works.
 fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copied>>) -> Result<Duration, Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
@@ -214,10 +219,9 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
         }
     }
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;
-    if let Memory::Except(parent) = &request.options.memory {
-        // Of processes that nobody has looked at, the target has nothing.
-        let copied = copied.recv().unwrap_or_default();
-        leave_nothing_out(&request.images_dir, parent.clone(), &copied).map_err(|error| failed(&error))?;
+    if request.options.memory == Memory::ButWithheld {
+        let copied = copied.recv().map_err(|error| failed(&error))?;
+        leave_nothing_out(&request.images_dir, &copied).map_err(|error| failed(&error))?;
     }
     Ok(begun.elapsed())
 }
@@ -230,19 +234,15 @@ async fn fill_in(shared: Vec<Shared>, images: PathBuf) -> Result<u64, Failure> {
     filled.map_err(|error| failed(&error))
 }
 
-/// What CRIU left out and the target has not got goes into the images after all. A process that was left whole is looked at
-/// too: CRIU calls much of what it dumps lazy, and a daemon has none of that.
-fn leave_nothing_out(images: &Path, parent: ClaimedParent, copied: &[Copied]) -> Result<(), LeftOutError> {
+/// Says in the images which memory comes after the restore. A process of which nothing was left out is looked at too: CRIU calls
+/// much of what it dumps lazy, and a daemon has none of that.
+fn leave_nothing_out(images: &Path, copied: &[Copied]) -> Result<(), LeftOutError> {
     for image_pid in pagemap::processes(images).map_err(LeftOutError::List)? {
         let copied = copied.iter().find(|one| one.image_pid == image_pid);
-        let claim = parent.claims().iter().find(|claim| claim.pid == image_pid).cloned();
-        let claim = claim.unwrap_or(Claim { pid: image_pid, ranges: Vec::new() });
-        // Of a process without a claim nothing is read.
-        let path = copied.map_or(PathBuf::from("/dev/null"), |one| format!("/proc/{}/mem", one.pid).into());
-        let memory = File::open(&path).map_err(|source| LeftOutError::Open { path, source })?;
-        pagemap::settle(images, &claim, copied.map_or(&[], |one| one.ranges.as_slice()), &memory)?;
+        let (pid, left_out) = copied.map_or((image_pid, &[][..]), |one| (one.pid, one.ranges.as_slice()));
+        pagemap::settle(images, image_pid, left_out, Path::new(&format!("/proc/{pid}/mem")))?;
     }
-    Ok(parent.remove(images)?)
+    Ok(())
 }
 
 /// Why the memory that a dump left out is not accounted for.
@@ -250,16 +250,8 @@ fn leave_nothing_out(images: &Path, parent: ClaimedParent, copied: &[Copied]) ->
 enum LeftOutError {
     #[error("list the images")]
     List(#[source] std::io::Error),
-    #[error("open {path:?}")]
-    Open {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
     #[error("account for the memory that the dump left out")]
     Settle(#[from] PagemapError),
-    #[error("remove the parent of the dump")]
-    Parent(#[from] ClaimError),
 }
 
 /// Ends only with a reason to stop sending.

@@ -276,22 +276,23 @@ impl Sink for SharedWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::criu::{Claim, ClaimedParent};
     use crate::pages::store::pids;
-    use std::time::Duration;
 
     #[test]
     fn a_process_that_has_ended_since_its_pages_were_sent_is_waited_for_by_nobody() {
         let directory = tempfile::tempdir().expect("a directory");
         // Images that know process 1, of which nothing is lazy.
         let images = directory.path().join("images");
-        ClaimedParent::write(&images, vec![Claim::everything(1)], Duration::ZERO).expect("images");
+        std::fs::create_dir(&images).expect("a directory");
+        // `pagemap_head` alone.
+        let image = crate::criu::image::assemble(0x5608_4025, [vec![0x08, 1]]);
+        std::fs::write(images.join("pagemap-1.img"), image).expect("an image");
         let memory = Memory::default();
         let mut ended = StoreWriter::create(directory.path(), 17).expect("a store");
         ended.write(0x1000, &[1; PAGE]).expect("a page");
         memory.stores.lock().expect("a lock").insert(17, ended);
 
-        memory.finish(directory.path(), &directory.path().join("images.claimed")).expect("all that is asked for");
+        memory.finish(directory.path(), &images).expect("all that is asked for");
         assert_eq!(pids(directory.path()).expect("a directory"), [1], "CRIU hands over 1 and never 17");
         assert!(!directory.path().join("17.pages").exists());
     }

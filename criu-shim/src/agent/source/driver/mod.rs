@@ -230,8 +230,8 @@ impl SourceDriver {
             }
         };
         let expected = self.expected(&connected);
-        let left_out = match self.last_rounds(&mut connected, news).await {
-            Ok(left_out) => left_out,
+        let followed = match self.last_rounds(&mut connected, news).await {
+            Ok(followed) => followed,
             Err(failure) => {
                 self.connected = Some(connected);
                 self.fail(failure).await;
@@ -242,7 +242,7 @@ impl SourceDriver {
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
         let frozen =
-            freeze::freeze(&self.context, &self.key, (connected, left_out), news, &mut self.report, &self.reporter)
+            freeze::freeze(&self.context, &self.key, (connected, followed), news, &mut self.report, &self.reporter)
                 .await;
         let followed = frozen.followed;
         match frozen.decision {

@@ -4,7 +4,7 @@ use super::sent::SentPages;
 use super::shared::{Shared, SharedMemory};
 use crate::agent::transfer::message::Part;
 use crate::causes::chain;
-use crate::criu::{Claim, ObjectId, ProcessId, ranges};
+use crate::criu::{ObjectId, ProcessId, ProcessRange, fitting, ranges};
 use crate::freezer::{Freezer, FreezerError};
 use crate::memory::{AttachError, Attached, Engine, Range, Sent, TrackError};
 use std::path::Path;
@@ -55,7 +55,9 @@ impl Written {
 pub struct LastLook {
     /// What must still be sent.
     pub written: Vec<Written>,
-    /// What the target has then.
+    /// What the dump leaves out of the processes' own memory, whether there is anything or not.
+    pub withheld: Vec<ProcessRange>,
+    /// What there is of it, all of which the target has then.
     pub copied: Vec<Copied>,
     /// Shared memory that the dump leaves out. What differs in it is still to be found.
     pub shared: Vec<Shared>,
@@ -180,13 +182,7 @@ impl Followed {
         Ok(self.shared.look(&pids))
     }
 
-    /// What a dump of the processes is told to leave out: everything that a look at the frozen processes might find to
-    /// have been copied. Each of them is settled after the dump.
-    pub fn claims(&self) -> Vec<Claim> {
-        self.processes.iter().map(|process| Claim::everything(process.image_pid)).collect()
-    }
-
-    /// The last look, at processes that are frozen. One that can't be looked at has nothing copied. Blocking.
+    /// The last look, at processes that are frozen. One that can't be looked at is dumped whole. Blocking.
     ///
     /// `begin` is called, with the shared memory that it leaves out, when a dump may begin: it changes nothing of what is
     /// looked at from then on.
@@ -199,9 +195,17 @@ impl Followed {
         for (touched, process) in alive {
             let (pid, image_pid) = (process.id.pid, process.image_pid);
             let seen = process.engine.last_look().unwrap_or_default();
-            let copied = touched.map(|touched| ranges::without(&addresses(&seen.present), &touched));
             look.written.push(process.written(seen.written));
-            look.copied.push(Copied { pid, image_pid, ranges: copied.unwrap_or_default() });
+            let Some(touched) = touched else { continue };
+            let withheld = ranges::without(&addresses(&seen.covered), &touched);
+            look.withheld.extend(ProcessRange::all(pid, &withheld));
+            look.copied.push(Copied { pid, image_pid, ranges: addresses(&seen.present) });
+        }
+        look.withheld = fitting(look.withheld);
+        for Copied { pid, ranges, .. } in &mut look.copied {
+            let withheld: Vec<_> =
+                (look.withheld.iter()).filter(|range| range.pid == *pid).map(|range| range.start..range.end).collect();
+            *ranges = ranges::intersection(ranges, &withheld);
         }
         look
     }

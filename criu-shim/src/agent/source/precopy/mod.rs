@@ -26,12 +26,11 @@ use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send::{self, RoundSender, SendError};
 use crate::causes::chain;
-use crate::criu::{ClaimedParent, ObjectId};
+use crate::criu::ObjectId;
 use crate::freezer::Freezer;
 use crate::memory::ReadError;
 use converge::{Progress, RoundSeen, Stage};
 use reader::PageReader;
-use std::path::PathBuf;
 use std::time::Duration;
 use tideover_crds::{Failure, FailureReason};
 use tokio::task::JoinHandle;
@@ -274,37 +273,6 @@ impl Drop for PreCopy {
 pub async fn follow(freezer: Freezer) -> Result<Followed, String> {
     let attached = tokio::task::spawn_blocking(move || Followed::attach(freezer)).await;
     attached.map_err(|error| chain(&error))?.map_err(|error| chain(&error))
-}
-
-/// Memory that a dump leaves out, because the target has it.
-#[derive(Debug)]
-pub struct LeftOut {
-    /// What knows which that is.
-    pub followed: Followed,
-    /// What makes CRIU leave it out.
-    pub parent: ClaimedParent,
-}
-
-impl LeftOut {
-    /// Makes CRIU's next dump into `images` leave out what is `followed`.
-    ///
-    /// # Errors
-    /// With the failure to report. Nothing is frozen yet.
-    pub async fn of(followed: Followed, images: PathBuf) -> Result<Self, Failure> {
-        let claims = followed.claims();
-        let written = tokio::task::spawn_blocking(move || ClaimedParent::write(&images, claims, uptime())).await;
-        let parent = written.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        let parent = parent.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        Ok(Self { followed, parent })
-    }
-}
-
-/// Time since boot, as CRIU reads it: `/proc/uptime`, whose first field is in seconds.
-fn uptime() -> Duration {
-    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let seconds = text.split_whitespace().next().and_then(|seconds| seconds.parse().ok());
-    // Where it can't be told, CRIU takes every process for a younger one, and dumps all of its memory.
-    Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default()
 }
 
 /// Looks at the frozen processes, and says by `begin` when the dump may begin and what shared memory it leaves out. Where it
