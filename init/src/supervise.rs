@@ -20,7 +20,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::prctl;
 use nix::sys::time::TimeSpec;
-use std::ffi::OsString;
+use std::ffi::{NulError, OsString};
+use std::iter;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +50,9 @@ enum BeginError {
     /// The kernel refused something that each container may do.
     #[error("{what}")]
     Kernel { what: &'static str, source: Errno },
+    /// A word of the application's that can't be passed on.
+    #[error("keep the application's arguments and environment")]
+    Line(#[from] NulError),
     /// There is no socket for messages.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -76,6 +80,7 @@ pub fn main() -> ExitCode {
 
 fn begin(mut arguments: impl Iterator<Item = OsString>) -> Result<Driver, BeginError> {
     let (Some(config), Some(program)) = (arguments.next(), arguments.next()) else { return Err(BeginError::Usage) };
+    let line = iter::once(program).chain(arguments);
     let Config { directory, restart: settings, .. } = Config::read(&PathBuf::from(config))?;
     let failed = |what| move |source| BeginError::Kernel { what, source };
     // An application of the same user could otherwise attach to init with ptrace(2), and stop or change it.
@@ -89,14 +94,8 @@ fn begin(mut arguments: impl Iterator<Item = OsString>) -> Result<Driver, BeginE
         NotifyAccess::None => None,
         _ => Some(Socket::bind(&directory)?),
     };
-    let application = Application {
-        program,
-        arguments: arguments.collect(),
-        notify: socket.as_ref().map(|socket| socket.path().to_owned()),
-        watchdog_usec: settings.watchdog.as_micros(),
-        mask,
-        init_is_pid_1,
-    };
+    let notify = socket.as_ref().map(Socket::path);
+    let application = Application::new(line, notify, settings.watchdog.as_micros(), mask, init_is_pid_1)?;
     Ok(Driver {
         machine: Machine::new(settings),
         clock: Clock::new(kernel::clocks()),
@@ -302,7 +301,7 @@ impl Driver {
                     Err((failure, error)) => {
                         if failure != SpawnFailure::NoRoom {
                             // Without this line nobody would know why there is no output at all.
-                            eprintln!("tideover-init: execute {:?}: {error}", self.application.program);
+                            eprintln!("tideover-init: execute {:?}: {error}", self.application.program());
                         }
                         self.next = Some(Event::NotSpawned { failure });
                     }

@@ -9,6 +9,7 @@ mod helper;
 
 mod stops {
     use crate::container::Container;
+    use std::os::unix::fs::PermissionsExt;
     use tideover_init::decide::Rule;
     use tideover_init::exit::Cause;
     use tideover_init::record::Outcome;
@@ -45,6 +46,24 @@ mod stops {
     fn a_program_that_does_not_exist_is_127_and_one_that_is_none_126() {
         assert_eq!(Container::new("{}").start(&["/nowhere"]).ended(), 127);
         assert_eq!(Container::new("{}").start(&["/etc/passwd"]).ended(), 126);
+    }
+
+    #[test]
+    fn a_script_without_a_header_is_given_to_a_shell() {
+        let container = Container::new("{}");
+        let script = container.path("script");
+        std::fs::write(&script, "[ \"$1\" = 'a word' ] && exit 9").unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(container.start(&[script.to_str().unwrap(), "a word"]).ended(), 9);
+    }
+
+    #[test]
+    fn the_application_gets_inits_environment_and_signals_without_what_is_inits_own() {
+        let given = [("KEPT", "a b"), ("NOTIFY_SOCKET", "/x"), ("WATCHDOG_USEC", "7"), ("WATCHDOG_PID", "1")];
+        let script = "[ \"$KEPT\" = 'a b' ] || exit 3; [ -z \"$NOTIFY_SOCKET$WATCHDOG_USEC$WATCHDOG_PID\" ] || exit 4; \
+            set -- $(sed -n 's/^Sig\\(Blk\\|Ign\\):\\t//p' /proc/self/status); \
+            [ $((0x$1)) = 0 ] || exit 5; [ $((0x$2 & 0x1000)) = 0 ] || exit 6";
+        assert_eq!(Container::new("{}").shell_in(&given, script).ended(), 0);
     }
 
     #[test]

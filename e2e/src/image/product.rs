@@ -74,9 +74,7 @@ pub enum ProductError {
 /// Names the step.
 pub fn build(progress: &Progress) -> Result<Vec<Image>, ProductError> {
     preflight::check()?;
-    let mut step = progress.step("Tideover programs");
-    let programs = compile(&mut step)?;
-    step.done();
+    let programs = compiled(progress)?;
 
     let mut step = progress.step("CRIU for nodes");
     let cache = Cache::open()?;
@@ -94,6 +92,21 @@ pub fn build(progress: &Progress) -> Result<Vec<Image>, ProductError> {
     list::store(&directory, &images)?;
     step.done();
     Ok(images.into())
+}
+
+/// Builds the programs alone, and returns the directory of those that the images have: static ones.
+///
+/// # Errors
+/// With the compiler's message.
+pub fn programs(progress: &Progress) -> Result<PathBuf, ProductError> {
+    Ok(compiled(progress)?.programs)
+}
+
+fn compiled(progress: &Progress) -> Result<Programs, ProductError> {
+    let mut step = progress.step("Tideover programs");
+    let programs = compile(&mut step)?;
+    step.done();
+    Ok(programs)
 }
 
 /// Writes an image whose tag names its content, so that a Deployment which names the tag is rolled out when the content
@@ -204,6 +217,7 @@ fn agent(name: &str, programs: &Programs, criu: &Path) -> Result<ImageBuilder, P
 fn probe(programs: &Programs) -> Result<ImageBuilder, ProductError> {
     Ok(ImageBuilder::new(PROBE)
         .copy("/probe", &programs.programs.join("probe"))?
+        .copy("/crasher", &programs.programs.join("crasher"))?
         .directory("/tmp", 0o1777, 0)
         .entrypoint(&["/probe"]))
 }

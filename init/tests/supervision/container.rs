@@ -78,6 +78,11 @@ impl Container {
         self.start(&["sh", "-c", script])
     }
 
+    /// With these variables in init's environment.
+    pub fn shell_in(self, environment: &[(&str, &str)], script: &str) -> Self {
+        self.start_with(&["sh", "-c", script], environment)
+    }
+
     /// Starts this test program in the role `role`: see `helper`.
     pub fn helper(self, role: &str) -> Self {
         let program = std::env::current_exe().unwrap();
