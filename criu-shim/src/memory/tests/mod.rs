@@ -1,7 +1,7 @@
 //! Tracking of real child processes.
 
 mod attaching;
-mod child;
+pub(crate) mod child;
 mod comparing;
 mod rounds;
 mod same;
