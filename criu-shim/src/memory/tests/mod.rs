@@ -3,8 +3,10 @@
 mod attaching;
 pub(crate) mod child;
 mod comparing;
+mod kinds;
 mod rounds;
 mod same;
+mod sharing;
 
 use super::{Comparer, Engine, Range, Tracker};
 use child::PAGE;
