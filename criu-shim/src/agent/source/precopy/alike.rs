@@ -148,7 +148,7 @@ impl Listed {
             self.pids.push(pid);
             self.pids.len() - 1
         });
-        Packed((index as u64) << NUMBER_BITS | address / PAGE as u64)
+        Packed(((index as u64) << NUMBER_BITS) | (address / PAGE as u64))
     }
 
     fn unpack(&self, Packed(packed): Packed) -> Option<Place> {

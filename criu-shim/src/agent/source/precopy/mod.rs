@@ -1,9 +1,9 @@
 //! Pre-copy: rounds of pages and files, while the application runs.
 //!
 //! [`followed`] knows what was written, [`reader`] reads it, [`sent`] knows what of it the target has and [`alike`] what is like
-//! something that it has, [`shared`] does all of this for shared memory and [`tree`] for files, [`converge`] decides whether another round helps, within what [`pace`]
-//! leaves it. This drives them: a round is sent by a task of its own, so that whoever waits for it can be called away and
-//! come back.
+//! something that it has, [`shared`] does all of this for shared memory and [`tree`] for files, [`converge`] decides whether
+//! another round helps, within what [`pace`] leaves it. This drives them: a round is sent by a task of its own, so that
+//! whoever waits for it can be called away and come back.
 
 mod alike;
 pub mod converge;
@@ -372,8 +372,8 @@ async fn send_round(
     Ok(Sent { followed, manifest, at, all_looked, held_back: sender.held_back() - held_back })
 }
 
-/// Sends what was written as parts of a round, but for what the target has as it is, or elsewhere. Of processes that are `frozen`, all of
-/// it must be there.
+/// Sends what was written as parts of a round, but for what the target has as it is, or elsewhere. Of processes that are
+/// `frozen`, all of it must be there.
 ///
 /// # Errors
 /// Where the connection is gone or the memory can't be read.
