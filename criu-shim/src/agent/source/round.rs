@@ -1,7 +1,7 @@
 //! What a freeze for a move and a freeze for a cut have in common: freeze, dump, and send as one round.
 
 use crate::agent::context::News;
-use crate::agent::failure::retryable;
+use crate::agent::failure::{permanent, retryable};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::images::{self, Content, Image};
 use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared, Trees};
@@ -15,6 +15,7 @@ use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::causes::chain;
 use crate::criu::{
     Bundle, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, SharedError, Waited, WarmCriu, mend, pagemap,
+    preflight,
 };
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
@@ -208,6 +209,8 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let mut running = criu.dump(request).map_err(|error| failed(&error))?;
+    // While CRIU is at work, which must be waited for whatever this says.
+    let left_behind = preflight::inspect_frozen(request.pid);
     match running.wait(DUMP_LIMIT).map_err(|error| failed(&error))? {
         Waited::Done(_) => {}
         Waited::Overdue => {
@@ -217,6 +220,9 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
                 hung: Some(Box::new(running)),
             });
         }
+    }
+    if let Some(refusal) = preflight::refusal(&left_behind.map_err(|error| failed(&error))?) {
+        return Err(permanent(FailureReason::NotDumpable, refusal).into());
     }
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;
     if request.options.memory == Memory::ButWithheld {

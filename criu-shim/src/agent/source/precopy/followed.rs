@@ -1,5 +1,6 @@
 //! The processes of one container whose memory is followed while they run.
 
+use super::alike::Alike;
 use super::sent::SentPages;
 use super::shared::{Shared, SharedMemory};
 use crate::agent::transfer::message::Part;
@@ -17,6 +18,9 @@ pub enum Unfollowed {
     /// Its processes are not known.
     #[error("list the container's processes")]
     Processes(#[source] FreezerError),
+    /// There is no key for what is remembered of them.
+    #[error("draw a key for digests of memory")]
+    Key(#[source] std::io::Error),
     /// One of them refuses.
     #[error("follow the memory of process {pid}")]
     Attach {
@@ -90,6 +94,8 @@ struct Process {
 pub struct Followed {
     freezer: Freezer,
     processes: Vec<Process>,
+    /// What their pages have in common.
+    alike: Alike,
     /// Those that can't be followed.
     refused: Vec<ProcessId>,
     /// What belongs to none of them.
@@ -102,10 +108,10 @@ impl Followed {
     /// # Errors
     /// Where one can't be followed; none is then.
     pub fn attach(freezer: Freezer) -> Result<Self, Unfollowed> {
-        let mut followed =
-            Self { freezer, processes: Vec::new(), refused: Vec::new(), shared: SharedMemory::default() };
+        let (alike, shared) = (Alike::new().map_err(Unfollowed::Key)?, SharedMemory::default());
+        let mut followed = Self { freezer, processes: Vec::new(), alike, refused: Vec::new(), shared };
         for pid in followed.freezer.pids().map_err(Unfollowed::Processes)? {
-            let process = Process::attach(pid).map_err(|source| Unfollowed::Attach { pid, source })?;
+            let process = Process::attach(pid, &followed.alike).map_err(|source| Unfollowed::Attach { pid, source })?;
             followed.processes.extend(process);
         }
         Ok(followed)
@@ -134,7 +140,7 @@ impl Followed {
             if self.refused.contains(&id) || self.processes.iter().any(|process| process.id == id) {
                 continue;
             }
-            match Process::attach(pid) {
+            match Process::attach(pid, &self.alike) {
                 Ok(process) => self.processes.extend(process),
                 // Not again in every round: each try stops it for a moment.
                 Err(_) => self.refused.push(id),
@@ -213,11 +219,11 @@ impl Followed {
 
 impl Process {
     /// None where it has ended meanwhile.
-    fn attach(pid: i32) -> Result<Option<Self>, AttachError> {
+    fn attach(pid: i32, alike: &Alike) -> Result<Option<Self>, AttachError> {
         let Some((id, image_pid)) = ProcessId::now(pid).zip(innermost_pid(pid)) else { return Ok(None) };
         match Engine::attach(pid) {
             Ok(Attached { engine, instead }) => {
-                Ok(Some(Self { id, image_pid, engine, instead, sent: SentPages::default() }))
+                Ok(Some(Self { id, image_pid, engine, instead, sent: alike.process() }))
             }
             Err(_) if !id.is_alive() || has_ended(pid) => Ok(None),
             Err(error) => Err(error),

@@ -1,10 +1,11 @@
 //! Pre-copy: rounds of pages and files, while the application runs.
 //!
-//! [`followed`] knows what was written, [`reader`] reads it, [`sent`] knows what of it the target has, [`shared`] does all of
-//! this for shared memory and [`tree`] for files, [`converge`] decides whether another round helps, within what [`pace`]
-//! leaves it. This drives them: a round is sent by a task of its own, so that whoever waits for it can be called away and
-//! come back.
+//! [`followed`] knows what was written, [`reader`] reads it, [`sent`] knows what of it the target has and [`alike`] what is like
+//! something that it has, [`shared`] does all of this for shared memory and [`tree`] for files, [`converge`] decides whether
+//! another round helps, within what [`pace`] leaves it. This drives them: a round is sent by a task of its own, so that
+//! whoever waits for it can be called away and come back.
 
+mod alike;
 pub mod converge;
 pub mod estimate;
 mod followed;
@@ -14,6 +15,7 @@ mod sent;
 mod shared;
 pub mod tree;
 
+pub use alike::Alike;
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
 pub use sent::SentPages;
 pub use shared::{Shared, send_shared};
@@ -338,8 +340,8 @@ async fn send_round(
     Ok(Sent { followed, manifest, at, all_looked, held_back: sender.held_back() - held_back })
 }
 
-/// Sends what was written as parts of a round, but for what the target has as it is. Of processes that are `frozen`, all of
-/// it must be there.
+/// Sends what was written as parts of a round, but for what the target has as it is, or elsewhere. Of processes that are
+/// `frozen`, all of it must be there.
 ///
 /// # Errors
 /// Where the connection is gone or the memory can't be read.
@@ -351,12 +353,7 @@ pub async fn send_pages(
 ) -> Result<(), SendError> {
     for one in written {
         let part = one.part(round);
-        // Of a process that is compared, only what differs comes here.
-        let compared = match one.noted {
-            Some(_) => None,
-            None => one.sent.begin().map_err(|source| SendError::Read { part: part.clone(), source })?,
-        };
-        match PageReader::open(one.pid, one.ranges, one.noted, compared, frozen) {
+        match PageReader::open(one, frozen) {
             Ok(reader) => sending.part(part, reader).await?,
             // It has ended: nothing of it will be dumped.
             Err(ReadError::Open { source, .. }) if !frozen && source.kind() == std::io::ErrorKind::NotFound => {}
