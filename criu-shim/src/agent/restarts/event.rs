@@ -57,7 +57,7 @@ fn kind(line: &Line) -> (&'static str, &'static str) {
     match (line.outcome, line.cause, line.rule) {
         (Outcome::Restart { .. }, Cause::Clean, _) => ("Normal", "RestartedInPlace"),
         (Outcome::Restart { .. }, ..) => ("Warning", "RestartedInPlace"),
-        (Outcome::Exit, _, Rule::StartLimit) => ("Warning", "RestartsGivenUp"),
+        (Outcome::Migrate { .. }, ..) | (Outcome::Exit, _, Rule::StartLimit) => ("Warning", "RestartsGivenUp"),
         (Outcome::Exit, ..) => ("Normal", "NotRestarted"),
     }
 }
@@ -90,6 +90,9 @@ pub fn sentence(container: &str, item: &Item) -> String {
         Outcome::Restart { delay_millis, .. } => {
             // Each end before this one was followed by a run too.
             format!("started again in place after {} (restart {}, by {rule})", seconds(delay_millis), line.sequence)
+        }
+        Outcome::Migrate { hold_millis } => {
+            format!("the container waits to be moved, for {} at most ({rule})", seconds(hold_millis))
         }
         Outcome::Exit => format!("the container ends ({rule})"),
     };
@@ -141,6 +144,11 @@ mod tests {
             r#""cause":"uncleanExitCode","code":7,"outcome":"exit","rule":"startLimit""#,
             "RestartsGivenUp",
             "app ended (exit code 7) after 1.5s: the container ends (startLimit)",
+        );
+        check(
+            r#""cause":"uncleanExitCode","code":7,"outcome":{"migrate":{"holdMillis":180000}},"rule":"startLimit""#,
+            "RestartsGivenUp",
+            "app ended (exit code 7) after 1.5s: the container waits to be moved, for 180s at most (startLimit)",
         );
         check(
             r#""cause":"clean","code":0,"outcome":"exit","rule":"stopAsked""#,
