@@ -102,6 +102,7 @@ impl Line {
             Decision::Restart { delay, attempt, rule } => {
                 (Outcome::Restart { delay_millis: millis(delay), attempt }, rule)
             }
+            Decision::Migrate { hold } => (Outcome::Migrate { hold_millis: millis(hold) }, Rule::StartLimit),
             Decision::Exit { rule } => (Outcome::Exit, rule),
         };
         Self {
