@@ -54,6 +54,25 @@ fn a_container_can_fill_nothing_but_its_own() {
 }
 
 #[test]
+fn each_place_can_be_told_from_every_other_where_it_is_mounted_again() {
+    let places = tempfile::tempdir().unwrap();
+    let seen = ["c1", "c2"].map(|id| {
+        let place = Place::of(places.path(), id);
+        place.make(&identity(), None).unwrap();
+        // As runc and CRIU do.
+        let container = places.path().join(format!("in-{id}"));
+        std::fs::create_dir(&container).unwrap();
+        mount(Some(&place.inside()), &container, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        place.end().unwrap();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        umount2(&container, MntFlags::MNT_DETACH).unwrap();
+        let line = mounts.lines().find(|line| line.contains(container.to_str().unwrap())).unwrap();
+        line.split_once(" - ").unwrap().1.split(' ').nth(1).unwrap().to_owned()
+    });
+    assert_eq!(seen, ["tideover-init:c1", "tideover-init:c2"]);
+}
+
+#[test]
 fn what_a_record_says_outlives_its_container_until_it_is_told() {
     let places = tempfile::tempdir().unwrap();
     let place = Place::of(places.path(), "c1");
