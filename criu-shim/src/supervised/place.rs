@@ -119,12 +119,15 @@ pub struct Identity {
     pub program: String,
 }
 
-/// How much of a record was told.
+/// How much of a record was told, and how much of it was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Told {
     /// Sequence of the last line that was told; 0 before the first.
     pub sequence: u64,
+    /// Sequence of the last line that the metrics have; 0 before the first.
+    #[serde(default)]
+    pub counted: u64,
 }
 
 /// What there is to tell of a container.
@@ -200,7 +203,7 @@ impl Place {
         };
         make(&inside)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some(&self.source()), &inside, Some("tmpfs"), flags, Some(TMPFS))
+        mount(Some(self.source().as_os_str()), &inside, Some("tmpfs"), flags, Some(TMPFS))
             .map_err(|source| PlaceError::Mount { path: inside.clone(), source })?;
         if let Some(config) = config {
             // Whoever the container runs as reads it.

@@ -113,6 +113,7 @@ fn seconds(millis: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::restarts::fixture::identity;
 
     fn line(json: &str) -> Line {
         let rest = r#""version":1,"sequence":3,"atMillis":1,"ranMillis":1500"#;
@@ -159,13 +160,7 @@ mod tests {
 
     #[test]
     fn the_same_end_has_the_same_event_whoever_tells_it_and_when() {
-        let identity = Identity {
-            pod_namespace: "shop".into(),
-            pod_name: "web-0".into(),
-            pod_uid: "u".into(),
-            container_name: "app".into(),
-            program: "0123456789abcdef0123456789abcdef".into(),
-        };
+        let identity = identity();
         let item = |sequence| {
             let mut line = line(r#""cause":"clean","code":0,"outcome":"exit","rule":"policy""#);
             line.sequence = sequence;

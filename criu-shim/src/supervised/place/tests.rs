@@ -81,7 +81,7 @@ fn what_a_record_says_outlives_its_container_until_it_is_told() {
     assert!(!place.contents().unwrap().ended);
     assert_eq!(place.contents().unwrap().lines.len(), 2);
     assert_eq!(place.told().unwrap(), Told::default());
-    place.set_told(Told { sequence: 1 }).unwrap();
+    place.set_told(Told { sequence: 1, counted: 0 }).unwrap();
 
     place.end().unwrap();
     place.end().unwrap();
@@ -90,7 +90,7 @@ fn what_a_record_says_outlives_its_container_until_it_is_told() {
     let contents = place.contents().unwrap();
     assert!(contents.ended);
     assert_eq!(contents.lines[1].outcome, Outcome::Restart { delay_millis: 1, attempt: 1 });
-    assert_eq!(place.told().unwrap(), Told { sequence: 1 });
+    assert_eq!(place.told().unwrap(), Told { sequence: 1, counted: 0 });
     place.remove().unwrap();
     place.remove().unwrap();
     assert_eq!(Place::all(places.path()).unwrap(), []);
