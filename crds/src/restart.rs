@@ -122,7 +122,7 @@ pub struct StartLimit {
     #[x_kube(validation = Rule::new("self >= 0 && self <= 1000").message("startLimit.burst must be between 0 and 1000"))]
     #[serde(default = "default_burst")]
     pub burst: u32,
-    /// What happens instead of one more start. Default Exit.
+    /// What happens instead of one more start: Exit ends the container, Migrate tries another node first. Default Exit.
     #[serde(default)]
     pub action: StartLimitAction,
 }

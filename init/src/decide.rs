@@ -10,13 +10,13 @@ use crate::history::History;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// How long a container whose start limit was hit waits to be moved, before it exits after all. It is of no use to anybody
-/// meanwhile, so this is what the move of a container without a run takes, with time for a second attempt, and no more.
+/// How long a container whose start limit was hit waits to be moved, before it exits after all. Minutes, because another pod
+/// has to be placed and started first, and files are copied; no more of them, because it is of no use to anybody meanwhile.
 pub const HOLD: Duration = Duration::from_secs(180);
 
 /// Where the start limit is hit again so soon after such a move, the node was not the cause. Where `startLimit.interval` is
 /// longer, it is that: even a steady loop of crashes can take so long to hit the limit again. kubelet too begins its back-off
-/// anew when a container has run for ten minutes.
+/// anew when a container has run for ten minutes. Source: Kubernetes' documentation of the pod's lifecycle.
 pub const SAME_CAUSE: Duration = Duration::from_secs(600);
 
 /// The end of a run.
