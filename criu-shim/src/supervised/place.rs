@@ -200,7 +200,7 @@ impl Place {
         };
         make(&inside)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some(&self.source()), &inside, Some("tmpfs"), flags, Some(TMPFS))
+        mount(Some(self.source().as_os_str()), &inside, Some("tmpfs"), flags, Some(TMPFS))
             .map_err(|source| PlaceError::Mount { path: inside.clone(), source })?;
         if let Some(config) = config {
             // Whoever the container runs as reads it.
