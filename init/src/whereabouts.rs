@@ -47,7 +47,7 @@ impl Whereabouts {
 /// Source of what is mounted at `point`; of several, the last one hides the others.
 fn source<'a>(mounts: &'a str, point: &Path) -> Option<&'a str> {
     let there = |mount: &Mount| Path::new(mount.point) == point;
-    mounts.lines().filter_map(Mount::parse).filter(there).last().map(|mount| mount.source)
+    mounts.lines().rev().filter_map(Mount::parse).find(there).map(|mount| mount.source)
 }
 
 #[cfg(test)]
