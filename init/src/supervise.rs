@@ -1,7 +1,8 @@
 //! The driver: waits, tells the machine what has happened, and does what it says.
 //!
 //! One thread, one loop. Messages are heard before ends of processes are looked at, and both before timers: a process that
-//! says something and ends, or pings just before the watchdog's time is up, has said it.
+//! says something and ends, or pings just before the watchdog's time is up, has said it, and a container that was moved at the
+//! last moment has been moved.
 
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, NotifyAccess, Refusal, Settings};
@@ -16,6 +17,7 @@ use crate::signals::{Arrived, Sender, Signals};
 use crate::socket::{Message, Socket, SocketError};
 use crate::spawn::Application;
 use crate::tree::Tree;
+use crate::whereabouts::Whereabouts;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::prctl;
@@ -106,6 +108,7 @@ fn begin(mut arguments: impl Iterator<Item = OsString>) -> Result<Driver, BeginE
         tree: Tree::own(),
         oom_kills: OomKills::find(),
         record: Writer::new(&directory),
+        whereabouts: Whereabouts::of(directory),
         init_is_pid_1,
         has_spawned: false,
         next: Some(Event::Begin),
@@ -124,6 +127,7 @@ struct Driver {
     tree: Tree,
     oom_kills: OomKills,
     record: Writer,
+    whereabouts: Whereabouts,
     init_is_pid_1: bool,
     /// Whether there are pages to give back since the last wait.
     has_spawned: bool,
@@ -148,6 +152,9 @@ impl Driver {
             self.hear_messages();
             self.hear_signals();
             self.reap();
+            if self.machine.is_holding() && self.whereabouts.have_changed() {
+                self.tell(Event::Arrived);
+            }
             if self.machine.deadline().is_some_and(|at| at <= self.now) {
                 self.tell(Event::Tick);
             }
@@ -308,6 +315,7 @@ impl Driver {
                 }
             }
             Act::Kill { whom, signal } => self.kill(whom, signal),
+            Act::Hold => self.whereabouts.note(),
             Act::Record(stop) => {
                 let at = u64::try_from(kernel::clocks().real.as_millis()).unwrap_or(u64::MAX);
                 // The writer counts what is lost and says so in the next line. There is nobody else to tell.

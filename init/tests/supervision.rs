@@ -86,6 +86,48 @@ mod stops {
         assert_eq!(container.record().last().unwrap().rule, Rule::StartLimit);
     }
 
+    /// A container that has crashed twice, may not do so more often, and waits to be moved.
+    fn holding(user: Option<u32>) -> Container {
+        let settings = r#"{"policy":"Always","delay":1,"startLimit":{"burst":2,"action":"Migrate"}}"#;
+        let mut container = Container::new(settings).movable();
+        std::fs::write(container.path("runs"), "").unwrap();
+        std::fs::set_permissions(container.path("runs"), std::fs::Permissions::from_mode(0o666)).unwrap();
+        if let Some(user) = user {
+            container = container.user(user);
+        }
+        let container = container.shell("echo run >> runs; exit 7");
+        container.until("a hold", |container| {
+            container.record().last().is_some_and(|line| line.outcome == Outcome::Migrate { hold_millis: 180_000 })
+        });
+        assert_eq!(container.lines("runs"), 2);
+        container
+    }
+
+    #[test]
+    fn a_crash_loop_goes_on_once_on_another_node() {
+        for user in [None, Some(65_534)] {
+            let mut container = holding(user);
+            // As a freeze: nothing runs while it is carried over.
+            container.signal(libc::SIGSTOP);
+            container.until("a stopped init", |container| container.state() == 'T');
+            container.arrive();
+            container.signal(libc::SIGCONT);
+            assert_eq!(container.ended(), 7);
+            assert_eq!(container.lines("runs"), 4);
+            let [third, fourth] = &container.record_there()[..] else { panic!("{:?}", container.record_there()) };
+            assert_eq!((third.sequence, third.outcome), (3, Outcome::Restart { delay_millis: 1, attempt: 1 }));
+            assert_eq!((fourth.sequence, fourth.outcome, fourth.rule), (4, Outcome::Exit, Rule::StartLimit));
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_move_at_once() {
+        let mut container = holding(None);
+        container.signal(libc::SIGTERM);
+        assert_eq!(container.ended(), 7);
+        assert_eq!((container.lines("runs"), container.record().len()), (2, 2));
+    }
+
     #[test]
     fn a_stop_from_outside_is_never_followed_by_a_run() {
         let mut container = Container::new(r#"{"policy":"Always","delay":0}"#)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::scenario::cluster::NAMESPACE;
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::sandbox::Pod;
 use e2e::scenario::wait::until_true;
@@ -124,6 +125,74 @@ fn a_supervised_container_moves_and_a_crash_right_after_is_answered_on_the_targe
     until_true("the target's Event", LIMIT, || {
         Ok(told(&sandbox, &after, "RestartedInPlace")?.iter().any(|event| event.contains("restart 2, by policy")))
     })?;
+    sandbox.passed()
+}
+
+/// The metrics of the agent on `node` that begin with `series`. The agent shares its node's network, where the API server reaches it.
+fn metrics(sandbox: &Sandbox, node: &str, series: &str) -> Result<Vec<String>> {
+    let selector = "app.kubernetes.io/component=agent";
+    let field = format!("--field-selector=spec.nodeName={node}");
+    let list = sandbox.kube().get(&["pods", "--namespace", NAMESPACE, "--selector", selector, &field])?;
+    let list = list.context("no agents")?;
+    let agent = list["items"][0]["metadata"]["name"].as_str().context("no agent")?;
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{agent}:9465/proxy/metrics");
+    let text = sandbox.kube().run(&["get", "--raw", &path])?;
+    Ok(text.lines().filter(|line| line.starts_with(series)).map(str::to_owned).collect())
+}
+
+#[test]
+fn a_restart_is_in_the_policys_status_and_in_the_metrics() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "restart-status")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    let pod = ticker(&sandbox, &collector, "  restart: {policy: OnFailure, delay: 20ms}\n")?;
+    for restarts in 1..=2 {
+        crash(cluster, &pod, "probe")?;
+        runs_again(&sandbox, &collector, &pod, restarts + 1)?;
+        let status = until("the policy's status", LIMIT, || {
+            let policy = sandbox.get(&["protectedworkload", "ticker"])?.context("no policy")?;
+            Ok(Some(policy["status"].clone()).filter(|status| status["restarts"] == restarts))
+        })?;
+        let known = &status["pods"][0]["restarts"];
+        ensure!(known["count"] == restarts && known["container"] == "ticker", "{known}");
+        let last =
+            ["cause", "status", "outcome", "rule"].map(|field| known["last"][field].as_str().unwrap_or_default());
+        ensure!(last == ["UncleanSignal", "SIGABRT", "Restart", "Policy"], "{known}");
+        until_true("the metrics", LIMIT, || {
+            let all = metrics(&sandbox, &pod.node, "tideover_restarts_total{")?;
+            let ours: Vec<_> = all.into_iter().filter(|line| line.contains(&pod.name)).collect();
+            let is_it = |line: &str| line.contains("UncleanSignal") && line.ends_with(&format!("}} {restarts}"));
+            Ok(matches!(ours.as_slice(), [line] if is_it(line)))
+        })?;
+    }
+    let annotated = sandbox.get(&["pod", &pod.name])?.context("no pod")?;
+    let forged = sandbox.run(&["annotate", "--overwrite", "pod", &pod.name, "tideover.dev/restarts=none"]);
+    ensure!(forged.is_err(), "a user may write what a node says");
+    let after = sandbox.get(&["pod", &pod.name])?.context("no pod")?;
+    ensure!(after["metadata"]["annotations"] == annotated["metadata"]["annotations"], "the pod says something else");
+    sandbox.passed()
+}
+
+#[test]
+fn start_limit_with_action_migrate_moves_the_pod_and_starts_there() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "restart-limit")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    // The rules for restarts ask for the move themselves.
+    let rules = "  onMaintenance: {action: Ignore}\n  restart: {policy: Always, delay: 0s, startLimit: {interval: 1h, burst: 2, action: Migrate}}\n";
+    let before = ticker(&sandbox, &collector, rules)?;
+    crash(cluster, &before, "probe")?;
+    runs_again(&sandbox, &collector, &before, 2)?;
+    crash(cluster, &before, "probe")?;
+    until_true("the pod to wait", LIMIT, || {
+        Ok(told(&sandbox, &before, "RestartsGivenUp")?.iter().any(|event| event.contains("waits to be moved")))
+    })?;
+    let moved = migration::succeeded(&sandbox, &before.name, LIMIT)?;
+    ensure!(moved["spec"]["reason"] == "StartLimit", "{}", moved["spec"]);
+    let after = sandbox.ready_pod("ticker")?;
+    ensure!(after.node != before.node, "the pod is still on {}", after.node);
+    runs_again(&sandbox, &collector, &after, 3)?;
+    ensure!(migration::all(&sandbox)?.len() == 1, "it was asked for more than once");
     sandbox.passed()
 }
 
