@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 
+/// The file in its container that makes a ticker hang. It removes it, so it must be its own.
+pub const HANG: &str = "/tmp/hang";
+
 /// A ProtectedWorkload named `name` for the pods labelled `app: <app>`. `extra` is YAML at the depth of `spec`.
 pub fn policy(name: &str, app: &str, extra: &str) -> String {
     format!(
@@ -106,6 +109,11 @@ pub fn with_checked_memory(manifest: &str) -> String {
 /// `manifest` of a ticker, which writes to `pages` pages at each tick.
 pub fn with_written_memory(manifest: &str, pages: usize) -> String {
     manifest.replace("args: [tick,", &format!("args: [tick, --dirty-pages={pages},"))
+}
+
+/// `manifest` of a ticker, which answers a watchdog until the file [`HANG`] is there.
+pub fn with_watchdog(manifest: &str) -> String {
+    manifest.replace("args: [tick,", &format!("args: [tick, --notify, --hang={HANG},"))
 }
 
 /// `manifest` of a ticker, which may use `cpus`.

@@ -15,5 +15,7 @@ mod killed;
 mod node_clean;
 mod refused;
 mod restart;
+mod restart_causes;
+mod restart_moves;
 mod triggers;
 mod unprotected;
