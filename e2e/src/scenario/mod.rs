@@ -2,8 +2,8 @@
 //! that show gaps and second copies, and waits for conditions.
 //!
 //! Everything goes through the doors that people use: kubectl, helm, the API. Only [`victim`], [`moment`], [`flip`],
-//! [`remains`], [`insides`] and [`cpu_limits`] look into the product or the node: to end its processes, to tell how far
-//! a move has come, to spoil what lies on a disk, to find what was left behind, and to see what the kernel
+//! [`parted`], [`remains`], [`insides`] and [`cpu_limits`] look into the product or the node: to end its processes, to tell how far
+//! a move has come, to spoil what lies on a disk, to part two nodes, to find what was left behind, and to see what the kernel
 //! knows.
 
 pub mod bare_runc;
@@ -18,6 +18,7 @@ pub mod kube;
 pub mod manifests;
 pub mod migration;
 pub mod moment;
+pub mod parted;
 pub mod remains;
 pub mod sandbox;
 pub mod store;

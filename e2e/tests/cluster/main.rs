@@ -12,6 +12,7 @@ mod drain;
 mod every_page;
 mod failed_restore;
 mod killed;
+mod link;
 mod node_clean;
 mod page_daemon;
 mod refused;
