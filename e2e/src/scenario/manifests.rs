@@ -210,10 +210,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ticker_is_told_how_to_hold_its_memory() {
+    fn a_ticker_is_told_how_to_hold_its_memory_and_whom_to_answer() {
         let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
         assert!(with_shared_memory(&ticker.pod("a")).contains("args: [tick, --shared, '--mib=1'"));
         assert!(with_scattered_memory(&ticker.pod("a")).contains("args: [tick, --scattered, '--mib=1'"));
+        assert!(with_watchdog(&ticker.pod("a")).contains("args: [tick, --notify, --hang=/tmp/hang, '--mib=1'"));
     }
 
     #[test]
