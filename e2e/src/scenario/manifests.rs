@@ -103,7 +103,12 @@ pub fn with_shared_memory(manifest: &str) -> String {
 
 /// `manifest` of a ticker, which writes to its memory all the time and ends itself if any of it is not what it should be.
 pub fn with_checked_memory(manifest: &str) -> String {
-    manifest.replace("args: [tick,", "args: [tick, --dirty-pages=4, --check-pages=32,")
+    with_checked_pages(manifest, 32)
+}
+
+/// The same, which looks at `pages` pages at each tick.
+pub fn with_checked_pages(manifest: &str, pages: u64) -> String {
+    manifest.replace("args: [tick,", &format!("args: [tick, --dirty-pages=4, --check-pages={pages},"))
 }
 
 /// `manifest` of a ticker, which writes to `pages` pages at each tick.

@@ -16,6 +16,9 @@ use e2e::scenario::{Cluster, Collector, Sandbox, migration, remains, until};
 const LIMIT: Duration = Duration::from_secs(120);
 /// Memory of the program, MiB: it takes some hundred milliseconds to be brought.
 const MEMORY: usize = 768;
+/// Pages of it that the program looks at in each tick: so many that it comes across missing ones before the agent has seen that
+/// the daemon is gone.
+const LOOKED_AT: u64 = 2_000;
 /// Moves that may be over before the daemon was killed in time.
 const TRIES: usize = 4;
 
@@ -35,7 +38,7 @@ impl Large {
         let watch = Watch::start(&sandbox)?;
         sandbox.apply(&manifests::policy("ticker", "ticker", "  migration: {maxAttempts: 1}\n"))?;
         let deployment = Ticker { mib: MEMORY, collector: collector.address() }.deployment("ticker");
-        sandbox.apply(&manifests::with_checked_memory(&deployment))?;
+        sandbox.apply(&manifests::with_checked_pages(&deployment, LOOKED_AT))?;
         sandbox.ready_pod("ticker")?;
         until_true("ticks", LIMIT, || Ok(collector.account().newest > 100))?;
         Ok(Self { cluster, sandbox, collector, watch })
@@ -59,7 +62,7 @@ impl Large {
         let (ticks, pages) = (self.collector.account().ticks, (MEMORY as u64) << 8);
         let cold = until("a cold start, or a look at all memory", LIMIT, || {
             let account = self.collector.account();
-            let whole = account.ticks > ticks + pages / 32 + 500;
+            let whole = account.ticks > ticks + pages / LOOKED_AT + 500;
             Ok((account.starts.len() == 2).then_some(true).or(whole.then_some(false)))
         })?;
         ensure!(!cold || killed == Some(true), "it was started cold, and nothing was killed");

@@ -1,5 +1,5 @@
 //! `kill -9` of the operator and of either agent, in every phase, and of CRIU at its work: exactly one running copy, no state
-//! lost, nothing left behind.
+//! lost.
 //!
 //! The ticker is the witness. It goes on counting from where it was: a second copy, or a copy that was taken back to an
 //! older state, repeats a number; a cold start tells another start time.
@@ -100,7 +100,9 @@ fn the_targets_agent_may_die_at_any_moment() -> Result<()> {
     one_copy_goes_on("kill-target", Who::TargetAgent, &Moment::ALL)
 }
 
-/// CRIU dies at its work, and nothing of the move is left then on any node: not even a process that was half restored.
+/// CRIU dies at its work, and nothing of the move is left then on any node: not even a process that was half restored. What
+/// is left in the processes that it was dumping is another matter: its parasite's memory, because of which they can't be dumped
+/// again. That is why nobody who could help it ends a CRIU at its work.
 fn nothing_is_left(name: &str, who: Who, moment: Moment) -> Result<()> {
     one_copy_goes_on(name, who, &[moment])?;
     let cluster = Cluster::ready()?;
