@@ -2,9 +2,9 @@
 
 use crate::agent::files::TreeKind;
 use crate::agent::files::beneath::Beneath;
-use crate::agent::files::changes::{Changes, Timestamps, compare, is_doubtful, is_young};
+use crate::agent::files::changes::{Changes, How, Timestamps, compare, is_doubtful, is_young};
 use crate::agent::files::held::Held;
-use crate::agent::files::listing::{Digest, Facts, Kind, Listing, NodeId, Stamp, TreePath};
+use crate::agent::files::listing::{Blocks, Facts, Kind, Listing, NodeId, Stamp, TreePath};
 use crate::agent::files::pack::Packing;
 use crate::agent::files::walk::{WalkError, walk};
 use rustix::fs::FsWord;
@@ -138,15 +138,22 @@ impl Tree {
         self.known.as_ref().and_then(|known| known.node(id)).is_none_or(|node| self.is_unsent(node.parent))
     }
 
+    /// How many bytes must be read to send a name so.
+    pub(super) fn bytes_to_read(&self, id: NodeId, how: How) -> u64 {
+        let node = self.known.as_ref().and_then(|known| known.node(id));
+        let file = node.filter(|node| node.facts.kind == Kind::File && !matches!(how, How::Link(_)));
+        file.map_or(0, |node| node.facts.size)
+    }
+
     /// What the target has of a file.
-    pub(super) fn take_blocks(&mut self, id: NodeId) -> Option<Box<[Digest]>> {
-        self.known.as_mut()?.node_mut(id)?.blocks.take()
+    pub(super) fn blocks(&self, id: NodeId) -> Option<Arc<Blocks>> {
+        self.known.as_ref()?.node(id)?.blocks.clone()
     }
 
     /// What the target has of a file now.
-    pub(super) fn keep_blocks(&mut self, id: NodeId, blocks: Box<[Digest]>) {
+    pub(super) fn keep_blocks(&mut self, id: NodeId, blocks: Blocks) {
         if let Some(node) = self.known.as_mut().and_then(|known| known.node_mut(id)) {
-            node.blocks = Some(blocks);
+            node.blocks = Some(Arc::new(blocks));
         }
     }
 }

@@ -3,9 +3,11 @@
 //! What is gone when it is looked at was never there: whoever took it away has changed its directory, which the next look
 //! sees. Other mounts in the tree are listed as the directories they cover, without what is in them.
 
-use crate::agent::files::beneath::{Beneath, open_directory};
-use crate::agent::files::listing::{Facts, FileId, Kind, Listing, Node, NodeId, Stamp, TreePath};
-use rustix::fs::{AtFlags, FileType, RawDir, Statx, StatxAttributes, StatxFlags, StatxTimestamp, statx};
+use crate::agent::files::beneath::Beneath;
+use crate::agent::files::listing::{Facts, FileId, Kind, Listing, MAX_DEPTH, Node, NodeId, Stamp, TreePath};
+use rustix::fs::{
+    AtFlags, FileType, RawDir, SeekFrom, Statx, StatxAttributes, StatxFlags, StatxTimestamp, seek, statx,
+};
 use rustix::io::Errno;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -36,6 +38,12 @@ pub enum WalkError {
     /// Too many names.
     #[error("the tree has more than {MAX_NODES} names")]
     TooMany,
+    /// Directories in directories, too many of them.
+    #[error("the tree is more than {MAX_DEPTH} directories deep, at {path:?}")]
+    TooDeep {
+        /// Path of one in the tree.
+        path: TreePath,
+    },
 }
 
 /// Lists the tree.
@@ -46,8 +54,12 @@ pub fn walk(tree: &mut Beneath) -> Result<Listing, WalkError> {
     let root = tree.directory(&TreePath::default()).and_then(|root| facts_of(root, c"", AtFlags::EMPTY_PATH));
     let root = root.map_err(|source| WalkError::Look { path: TreePath::default(), source })?;
     let mut listing = Listing { nodes: vec![Node::new(0, Box::default(), root.facts)] };
-    let mut level = 0..1;
+    let (mut level, mut depth) = (0..1, 0);
     while !level.is_empty() {
+        if depth > MAX_DEPTH {
+            return Err(WalkError::TooDeep { path: listing.path(level.start as NodeId) });
+        }
+        depth += 1;
         let end = listing.nodes.len();
         let directories: Vec<Directory> = level
             .filter(|at| {
@@ -123,10 +135,10 @@ pub fn is_gone(errno: Errno) -> bool {
 }
 
 fn list(directory: BorrowedFd<'_>, parent: NodeId, nodes: &mut Vec<Node>, buffer: &mut Vec<u8>) -> Result<(), Errno> {
-    // Of its own, because the position belongs to the open file.
-    let own = open_directory(directory, b".")?;
+    // Whoever has listed it before by the same descriptor has left it at its end.
+    seek(directory, SeekFrom::Start(0))?;
     let space: &mut [MaybeUninit<u8>] = buffer.spare_capacity_mut();
-    let mut entries = RawDir::new(&own, space);
+    let mut entries = RawDir::new(directory, space);
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name();
