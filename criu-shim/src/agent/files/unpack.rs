@@ -9,7 +9,7 @@ use crate::agent::files::TreeKind;
 use crate::agent::files::archive::{Attributes, DecodeError, Decoder, Record, Shape};
 use crate::agent::files::attributes;
 use crate::agent::files::beneath::{Beneath, open_directory, way_to};
-use crate::agent::files::listing::{Facts, Kind, Stamp, TreePath};
+use crate::agent::files::listing::{Facts, Kind, MAX_DEPTH, Stamp, TreePath};
 use crate::agent::files::walk::{WalkError, facts_at, facts_of_open, walk};
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat,
@@ -198,7 +198,7 @@ impl Unpacker {
         };
         if clear {
             self.tree.forget();
-            clear_directory(directory.as_fd()).map_err(&failed)?;
+            clear_directory(directory.as_fd(), MAX_DEPTH).map_err(&failed)?;
         }
         self.dress(directory.as_fd(), attributes).map_err(&failed)?;
         self.times.insert(path, attributes.modified);
@@ -398,7 +398,7 @@ impl Unpacker {
             Err(errno) => return Err(errno),
         }
         let gone = open_directory(directory, name)?;
-        clear_directory(gone.as_fd())?;
+        clear_directory(gone.as_fd(), MAX_DEPTH)?;
         unlinkat(directory, name, AtFlags::REMOVEDIR)?;
         self.tree.forget();
         Ok(())
@@ -447,8 +447,9 @@ fn make(parent: BorrowedFd<'_>, name: &[u8], kind: TreeKind, shape: &Shape) -> R
     }
 }
 
-/// Removes all that is in a directory. Other mounts are an error.
-fn clear_directory(directory: BorrowedFd<'_>) -> Result<(), Errno> {
+/// Removes all that is in a directory. Other mounts are an error, and more than so many directories in each other.
+fn clear_directory(directory: BorrowedFd<'_>, depth: usize) -> Result<(), Errno> {
+    let depth = depth.checked_sub(1).ok_or(Errno::NAMETOOLONG)?;
     let own = open_directory(directory, b".")?;
     let mut buffer: Vec<u8> = Vec::with_capacity(8 << 10);
     let mut names = Vec::new();
@@ -462,7 +463,7 @@ fn clear_directory(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     for (name, kind) in names {
         if kind == FileType::Directory {
             let below = open_directory(directory, name.to_bytes())?;
-            clear_directory(below.as_fd())?;
+            clear_directory(below.as_fd(), depth)?;
             unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
         } else {
             match unlinkat(directory, &name, AtFlags::empty()) {
