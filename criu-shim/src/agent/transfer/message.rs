@@ -6,7 +6,7 @@ use thiserror::Error;
 use tideover_crds::Failure;
 
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Which move a connection is for. First message of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +93,11 @@ pub enum FromTarget {
         round: u32,
         /// The digest over what has landed.
         digest: String,
+    },
+    /// All files that rounds up to this one have brought are in place, in a container that waits for its processes.
+    Placed {
+        /// Its number.
+        round: u32,
     },
     /// The processes are rebuilt and held.
     Held,
