@@ -22,6 +22,15 @@ pub mod walk;
 #[cfg(test)]
 mod tests;
 
+/// Most threads that list or read a tree.
+const MOST_THREADS: usize = 4;
+
+/// How many threads list a tree, and read it in the freeze, when the application uses none.
+fn threads(frozen: bool) -> usize {
+    let most = if frozen { MOST_THREADS } else { 2 };
+    std::thread::available_parallelism().map_or(1, usize::from).min(most)
+}
+
 /// What a tree is; it decides how deletions are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreeKind {

@@ -5,7 +5,6 @@
 //! everything must be read as it was listed; it is part of the freeze, so several threads read, and as nothing comes after it,
 //! what was sent is not kept.
 
-use crate::agent::files::TreeKind;
 use crate::agent::files::archive::{self, Attributes, Shape};
 use crate::agent::files::attributes::{self, Marks, Scratch};
 use crate::agent::files::beneath::{Beneath, way_to};
@@ -13,6 +12,7 @@ use crate::agent::files::changes::{Changes, How};
 use crate::agent::files::listing::{BLOCK, Blocks, Digest, Facts, Kind, NodeId, TreePath, ZEROS};
 use crate::agent::files::tree::Tree;
 use crate::agent::files::walk::{facts_of_open, is_gone};
+use crate::agent::files::{TreeKind, threads};
 use rustix::fs::{Mode, OFlags, SeekFrom, open, openat, readlinkat, seek};
 use rustix::io::{Errno, pread};
 use std::io::{Error, Read};
@@ -69,8 +69,6 @@ const BATCH: u64 = 16 << 20;
 const SLICE: u64 = 4 << 20;
 /// What opening a file costs, as the bytes that are read meanwhile.
 const OPENING: u64 = 32 << 10;
-/// Most threads that read for the freeze: it is a few milliseconds for which the application uses none, but CRIU does.
-const MOST_READERS: usize = 4;
 
 /// The archive of what has changed in a tree. Keeps in the tree what was sent.
 #[derive(Debug)]
@@ -233,9 +231,8 @@ impl Packing {
             weight += task.weight();
             tasks.push(task);
         }
-        let readers = usize::try_from(weight / SLICE).unwrap_or(MOST_READERS) + 1;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        self.have_readers(readers.min(threads).min(MOST_READERS))?;
+        let readers = usize::try_from(weight / SLICE).unwrap_or(usize::MAX).saturating_add(1).min(threads(true));
+        self.have_readers(readers)?;
         let shares = shares(&tasks, readers.min(self.readers.len()));
         let written: Vec<Result<Vec<u8>, PackError>> = std::thread::scope(|scope| {
             let mut work = self.readers.iter_mut().zip(shares);
@@ -389,14 +386,18 @@ impl Reader {
         let failed = |source| PackError::Read { path: path.clone(), source };
         let Some((parent, name)) = path.split() else { return Ok(Wrote::All) };
         let parent = self.root.directory(&parent).map_err(failed)?;
-        // First without opening it: it may have become a device, and opening one may do something to the machine.
-        let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let place = openat(parent, name, place, Mode::empty()).map_err(failed)?;
-        if facts_of_open(place.as_fd()).map_err(failed)?.kind != facts.kind {
-            return Err(PackError::Changed { path: path.clone() });
-        }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
-        let file = open(format!("/proc/self/fd/{}", place.as_raw_fd()), flags, Mode::empty()).map_err(failed)?;
+        let file = if self.frozen {
+            openat(parent, name, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(failed)?
+        } else {
+            // First without opening it: it may have become a device, and opening one may do something to the machine.
+            let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let place = openat(parent, name, place, Mode::empty()).map_err(failed)?;
+            if facts_of_open(place.as_fd()).map_err(failed)?.kind != facts.kind {
+                return Err(PackError::Changed { path: path.clone() });
+            }
+            open(format!("/proc/self/fd/{}", place.as_raw_fd()), flags, Mode::empty()).map_err(failed)?
+        };
         let now = facts_of_open(file.as_fd()).map_err(failed)?;
         if (now.id, now.kind) != (facts.id, facts.kind) || (self.frozen && now.size != facts.size) {
             return Err(PackError::Changed { path: path.clone() });

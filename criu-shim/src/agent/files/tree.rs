@@ -1,6 +1,5 @@
 //! A tree that is sent in rounds: what the target has of it, and the next look at it.
 
-use crate::agent::files::TreeKind;
 use crate::agent::files::beneath::Beneath;
 use crate::agent::files::changes::{Changes, How, Timestamps, compare, is_doubtful, is_young};
 use crate::agent::files::held::Held;
@@ -8,6 +7,7 @@ use crate::agent::files::listing::{Blocks, Facts, Kind, Listing, NodeId, Stamp, 
 use crate::agent::files::opened::{Opened, Touched};
 use crate::agent::files::pack::Packing;
 use crate::agent::files::walk::{WalkError, walk};
+use crate::agent::files::{TreeKind, threads};
 use rustix::fs::FsWord;
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
@@ -100,7 +100,8 @@ impl Tree {
         let mut root = Beneath::open(&this.root).map_err(open)?;
         let directory = root.directory(&TreePath::default()).map_err(open)?;
         let is_tmpfs = is_tmpfs(directory).map_err(open)?;
-        let mut found = walk(&mut root).map_err(|source| LookError::Walk { root: this.root.clone(), source })?;
+        let mut found =
+            walk(&mut root, threads(frozen)).map_err(|source| LookError::Walk { root: this.root.clone(), source })?;
         let is_other =
             |known: &Listing| known.node(0).map(|root| root.facts.id) != found.node(0).map(|root| root.facts.id);
         if this.known.as_ref().is_some_and(is_other) {

@@ -18,8 +18,8 @@ use thiserror::Error;
 const MAX_NODES: usize = 4_000_000;
 /// Bytes of directory entries that are read at once.
 const ENTRIES: usize = 32 << 10;
-/// From how many directories on a second thread takes half of them.
-const WORTH_A_THREAD: usize = 16;
+/// For how many directories another thread is worth it.
+const WORTH_A_THREAD: usize = 8;
 /// What is asked of each file.
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
 
@@ -46,11 +46,11 @@ pub enum WalkError {
     },
 }
 
-/// Lists the tree.
+/// Lists the tree, by at most so many threads.
 ///
 /// # Errors
 /// Where something that is there can't be looked at.
-pub fn walk(tree: &mut Beneath) -> Result<Listing, WalkError> {
+pub fn walk(tree: &mut Beneath, threads: usize) -> Result<Listing, WalkError> {
     let root = tree.directory(&TreePath::default()).and_then(|root| facts_of(root, c"", AtFlags::EMPTY_PATH));
     let root = root.map_err(|source| WalkError::Look { path: TreePath::default(), source })?;
     let mut listing = Listing { nodes: vec![Node::new(0, Box::default(), root.facts)] };
@@ -69,7 +69,7 @@ pub fn walk(tree: &mut Beneath) -> Result<Listing, WalkError> {
             })
             .map(|at| Directory { id: at as NodeId, path: listing.path(at as NodeId) })
             .collect();
-        for (id, names) in look_into(tree, &directories)? {
+        for (id, names) in look_into(tree, &directories, threads)? {
             let begin = listing.nodes.len();
             listing.nodes.extend(names);
             if listing.nodes.len() > MAX_NODES {
@@ -93,22 +93,28 @@ struct Directory {
 /// The names in each directory, in order.
 type Names = Vec<(NodeId, Vec<Node>)>;
 
-/// Looks into directories, in their order. Where there are many, two threads do: it is part of the freeze, where a system call
-/// for each file is what takes the time.
-fn look_into(tree: &mut Beneath, directories: &[Directory]) -> Result<Names, WalkError> {
-    if directories.len() < WORTH_A_THREAD {
+/// Looks into directories, in their order. Where there are many, several threads do: it is part of the freeze, where a system
+/// call for each file is what takes the time.
+fn look_into(tree: &mut Beneath, directories: &[Directory], threads: usize) -> Result<Names, WalkError> {
+    let threads = threads.min(directories.len() / WORTH_A_THREAD);
+    if threads < 2 {
         return look_into_some(tree, directories);
     }
-    let (one, other) = directories.split_at(directories.len() / 2);
-    let again = tree.again().map_err(|source| WalkError::Look { path: TreePath::default(), source });
-    let (one, other) = std::thread::scope(|scope| {
-        let other = scope.spawn(move || look_into_some(&mut again?, other));
-        let one = look_into_some(tree, one);
-        (one, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    });
-    let mut names = one?;
-    names.extend(other?);
-    Ok(names)
+    let failed = |source| WalkError::Look { path: TreePath::default(), source };
+    let mut shares = directories.chunks(directories.len().div_ceil(threads));
+    let first = shares.next().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let mut others = Vec::with_capacity(threads);
+        for share in shares {
+            let mut again = tree.again().map_err(failed)?;
+            others.push(scope.spawn(move || look_into_some(&mut again, share)));
+        }
+        let mut names = look_into_some(tree, first)?;
+        for other in others {
+            names.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(names)
+    })
 }
 
 fn look_into_some(tree: &mut Beneath, directories: &[Directory]) -> Result<Names, WalkError> {

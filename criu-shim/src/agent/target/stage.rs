@@ -242,7 +242,8 @@ mod tests {
             archive::end(&mut bytes);
             let (place, name) = part.place().expect("a name").expect("a file");
             std::fs::write(directory.path().join(place).join(name), &bytes).expect("write");
-            manifest.add(part, Landed { bytes: bytes.len() as u64, digest: blake3::hash(&bytes) });
+            let landed = Landed { bytes: bytes.len() as u64, digest: blake3::hash(&bytes) };
+            assert!(manifest.add(part, landed));
         }
         stored::store(directory.path(), &manifest).expect("store");
         directory

@@ -53,7 +53,7 @@ fn own() -> Held {
 }
 
 fn holding(root: &Path, name: &str) -> Holding {
-    let tree = walk(&mut Beneath::open(root).expect("open")).expect("walk");
+    let tree = walk(&mut Beneath::open(root).expect("open"), 1).expect("walk");
     let id = tree.find(&TreePath::parse(name.into()).expect("a path")).expect("there") as usize;
     own().nodes(&tree, false)[id]
 }
