@@ -3,7 +3,7 @@
 use super::*;
 use crate::agent::files::beneath::Beneath;
 use crate::agent::files::changes::Holding;
-use crate::agent::files::listing::TreePath;
+use crate::agent::files::listing::{Stamp, TreePath};
 use crate::agent::files::walk::walk;
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
 use std::fs::{File, OpenOptions};
@@ -202,22 +202,15 @@ fn a_file_on_a_tmpfs_that_somebody_could_map_at_a_look_is_read_at_the_next() {
     grow_old(&path);
     let writer = OpenOptions::new().read(true).write(true).open(&path).expect("open");
     let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
-    let noted = |held: &Held| {
-        rounds.tree.lock().expect("the tree").note_opened();
-        rounds.round(held, false)
-    };
-    noted(&own());
-    set_back(&path);
-    noted(&own());
-    Map::shared(&writer, 8192).write(5, 5);
-    drop(writer);
-    noted(&Held::default());
+    rounds.tree.lock().expect("the tree").note_opened();
+    // So long after the last write that none is under way any more.
+    let later = Stamp { seconds: now().seconds + 3600, nanos: 0 };
+    let packing = Tree::look(&rounds.tree, &own(), later, false).expect("look").expect("all of it");
+    unpack(&rounds.to, rounds.kind, packing, LIMIT).expect("unpack");
+    let map = Map::shared(&writer, 8192);
+    assert_eq!(map.read(5), 0, "the write after it faults no more");
+    map.write(5, 5);
+    drop((map, writer));
+    noted_round(&rounds);
     assert_equal(from.path(), to.path());
-}
-
-/// Lets a file look as if it had changed long ago, as far as anything but its ctime says so.
-fn set_back(path: &Path) {
-    let file = File::open(path).expect("open");
-    file.set_modified(std::time::UNIX_EPOCH).expect("set");
-    grow_old(path);
 }
