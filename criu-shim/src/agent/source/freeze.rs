@@ -161,6 +161,7 @@ impl Attempt<'_> {
                         self.held = Some(Instant::now());
                         self.timings().restore_millis = millis(verified.elapsed());
                     }
+                    Ok(Incoming::Message(FromTarget::Placed { .. })) => {}
                     Ok(Incoming::Message(FromTarget::Committed | FromTarget::Resumed)) => return Ok(()),
                     Ok(Incoming::Message(FromTarget::Failed { failure })) => return Err(failure),
                     Ok(other) => {

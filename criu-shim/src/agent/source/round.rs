@@ -7,7 +7,7 @@ use crate::agent::source::images::{self, Content, Image};
 use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared, Trees};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::source::watching::Watching;
-use crate::agent::transfer::link::{Incoming, LinkReceiver};
+use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
@@ -184,7 +184,7 @@ impl Line<'_> {
     /// Waits until the target has verified round `round`.
     pub(super) async fn verified(&mut self, round: u32, digest: &str) -> Result<(), Failure> {
         let said = tokio::select! {
-            said = self.receiver.next() => said,
+            said = next_but_placed(self.receiver) => said,
             failure = self.watching.called_off() => return Err(failure),
         };
         match said.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))? {
@@ -260,9 +260,19 @@ enum LeftOutError {
     Settle(#[from] PagemapError),
 }
 
+/// What the target says, but for what a relay that came back led to: that files which were in place are so again.
+async fn next_but_placed(receiver: &mut LinkReceiver<FromTarget>) -> Result<Incoming<FromTarget>, LinkError> {
+    loop {
+        match receiver.next().await {
+            Ok(Incoming::Message(FromTarget::Placed { .. })) => {}
+            said => return said,
+        }
+    }
+}
+
 /// Ends only with a reason to stop sending.
 async fn notice_of_failure(receiver: &mut LinkReceiver<FromTarget>) -> Failure {
-    match receiver.next().await {
+    match next_but_placed(receiver).await {
         Ok(Incoming::Message(FromTarget::Failed { failure })) => failure,
         Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
         Err(error) => retryable(FailureReason::TransferFailed, chain(&error)),

@@ -188,6 +188,7 @@ impl SourceDriver {
         let Some(((size, rate), timings)) = expected.zip(self.report.timings.as_ref()) else { return };
         if rate > 0.0 && timings.freeze_millis > 0.0 {
             let crossing = Duration::try_from_secs_f64(timings.bytes as f64 / rate).unwrap_or(Duration::MAX);
+            let crossing = crossing.saturating_add(self.placing);
             self.context.beside.learn(size, Duration::from_secs_f64(timings.freeze_millis / 1e3), crossing);
         }
     }
@@ -217,6 +218,7 @@ impl SourceDriver {
             let progress = precopy.progress(Stage::AtTheGo, beside, left);
             self.report.convergence = convergence(&progress).filter(|_| precopy.follows_memory());
             self.report.pre_copied = Some(pre_copied(progress.rounds));
+            self.placing = estimate(progress.rounds, progress.since, beside).map_or(Duration::ZERO, |one| one.placing);
             match converge::next(&self.pace.aims, &progress) {
                 Decision::Again | Decision::Throttle { .. } => {}
                 Decision::Wait => precopy.rest(),
@@ -277,6 +279,7 @@ mod tests {
             exposed: Duration::ZERO,
             held_back: Duration::ZERO,
             all_looked: true,
+            placing: None,
         };
         let rounds = [(7, 2), (3, 1)].map(round);
         assert_eq!(pre_copied(&rounds), PreCopied { rounds: 2, bytes: 10, millis: 3.0 });

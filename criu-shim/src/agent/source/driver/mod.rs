@@ -63,6 +63,8 @@ pub struct SourceDriver {
     entry: Option<SourceEntry>,
     /// What the rounds of this attempt have to keep to.
     pace: Pace,
+    /// How long the target is expected to put files in place in the freeze.
+    placing: Duration,
 }
 
 impl SourceDriver {
@@ -75,7 +77,8 @@ impl SourceDriver {
         };
         let report = SourceReport::new(local.attempt);
         let pace = Pace::new(None, Instant::now());
-        Self { context, key, reporter, report, local, inspected: None, connected: None, entry, pace }
+        let placing = Duration::ZERO;
+        Self { context, key, reporter, report, local, inspected: None, connected: None, entry, pace, placing }
     }
 
     /// Does duties until the Migration is gone.
@@ -137,6 +140,7 @@ impl SourceDriver {
         self.report = SourceReport::new(attempt);
         self.inspected = None;
         self.pace = Pace::new(None, Instant::now());
+        self.placing = Duration::ZERO;
     }
 
     fn reach(&mut self, at: SourceAt, step: SourceStep) {
