@@ -52,6 +52,7 @@ macro_rules! checks {
 
 checks! {
     cgroup_v2_is_all_there_is
+    soft_dirty_is_tracked
     a_crash_is_followed_by_another_run_in_place
     an_oom_kill_is_told_apart_from_a_sigkill
     an_oom_kill_next_door_is_not_the_containers

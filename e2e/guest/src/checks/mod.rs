@@ -1,6 +1,6 @@
 //! What is looked at, by name. The names are those of the tests in `e2e/tests/vm`.
 
-mod hierarchy;
+mod kernel;
 mod own_tests;
 mod supervision;
 
@@ -9,7 +9,8 @@ pub type Check = (&'static str, fn() -> anyhow::Result<()>);
 
 /// Every check, in the order in which they are made.
 pub const ALL: &[Check] = &[
-    ("cgroup_v2_is_all_there_is", hierarchy::cgroup_v2_is_all_there_is),
+    ("cgroup_v2_is_all_there_is", kernel::cgroup_v2_is_all_there_is),
+    ("soft_dirty_is_tracked", kernel::soft_dirty_is_tracked),
     ("a_crash_is_followed_by_another_run_in_place", supervision::a_crash_is_followed_by_another_run_in_place),
     ("an_oom_kill_is_told_apart_from_a_sigkill", supervision::an_oom_kill_is_told_apart_from_a_sigkill),
     ("an_oom_kill_next_door_is_not_the_containers", supervision::an_oom_kill_next_door_is_not_the_containers),
