@@ -93,11 +93,11 @@ impl Container {
             status = child.try_wait().context("wait for runc")?;
             Ok(status.is_some())
         });
-        if waited.is_err() {
-            child.kill().context("end runc")?;
-            child.wait().context("wait for runc")?;
+        if let Err(error) = waited {
+            // Ended with the rest of it.
+            self.child = Some(child);
+            return Err(error);
         }
-        waited?;
         status.and_then(|status| status.code()).context("runc was ended by a signal")
     }
 
@@ -162,7 +162,6 @@ pub fn count_of_pod(pod: &str, file: &str, name: &str) -> Result<u64> {
 }
 
 fn config(pod: &str, name: &str, directory: &Path, words: &[&str]) -> Value {
-    let bind = |source: &Path, target: &str, access: &str| json!({"destination": target, "type": "bind", "source": source, "options": ["rbind", access]});
     let capabilities = ["CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETUID", "CAP_SETGID"];
     json!({
         "ociVersion": "1.0.2",
@@ -193,4 +192,8 @@ fn config(pod: &str, name: &str, directory: &Path, words: &[&str]) -> Value {
             ],
         },
     })
+}
+
+fn bind(source: &Path, target: &str, access: &str) -> Value {
+    json!({"destination": target, "type": "bind", "source": source, "options": ["rbind", access]})
 }
