@@ -1,7 +1,7 @@
 # Thin: each target is one command that can be run by hand.
 LAB = cargo run --quiet --package tideover-e2e --bin lab --
 
-.PHONY: help setup demo test unit e2e bench bench-quick bench-gate bench-transfer bench-restart generate lint lab-up lab-down
+.PHONY: help setup demo test unit test-vm e2e bench bench-quick bench-gate bench-transfer bench-restart generate lint lab-up lab-down
 
 help:           ## This list
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -13,6 +13,9 @@ test: unit e2e  ## Everything that must hold, on the real cluster
 unit: lint      ## Unit and property tests
 	cargo test --workspace --exclude tideover-e2e
 	cargo test --package tideover-e2e --lib --bins
+test-vm:        ## Tests on another kernel, with cgroup v2, in a virtual machine
+	e2e/setup.sh qemu-system-x86
+	cargo test --package tideover-e2e --test vm
 e2e: setup      ## End-to-end tests on the lab
 	e2e/run.sh
 bench: setup    ## The freeze through Tideover and bare runc, all cases, into docs/benchmarks.md; an hour and a half

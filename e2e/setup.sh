@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs the Debian packages that the lab needs and this machine lacks.
+# Installs the Debian packages that the lab needs and this machine lacks, and those that are named.
 set -eu
-packages="ca-certificates debootstrap gcc iproute2 libc6-dev patchelf util-linux"
+packages="ca-certificates debootstrap gcc iproute2 libc6-dev patchelf util-linux $*"
 missing=""
 for package in $packages; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $package"

@@ -12,7 +12,7 @@ use crate::command::{self, CommandError};
 
 /// Debian's unstable suite: only there are criu 4, containerd 2 and redis of the same year. bookworm's debootstrap
 /// knows it.
-const SUITE: &str = "sid";
+pub(crate) const SUITE: &str = "sid";
 
 /// What a node needs beyond Debian's minimal base, and the programs that the lab's images are made from.
 const PACKAGES: [&str; 19] = [
@@ -38,7 +38,7 @@ const PACKAGES: [&str; 19] = [
 ];
 
 /// Where Debian's archive keys are, from the package debian-archive-keyring.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Why there is no tree.
 #[derive(Debug, thiserror::Error)]

@@ -311,7 +311,7 @@ mod shortages {
     #[test]
     fn an_oom_kill_is_told_apart_from_a_sigkill() {
         let cgroup = Cgroup::new("memory");
-        cgroup.set("memory.limit_in_bytes", "33554432");
+        cgroup.limit_memory(32 << 20);
         let settings = r#"{"policy":"OnFailure","delay":0}"#;
         let script = "[ -e second ] && exit 0; [ -e first ] && { touch second; kill -KILL $$; }; touch first; exec tail /dev/zero";
         let mut container = Container::new(settings).within(&cgroup).shell(script);

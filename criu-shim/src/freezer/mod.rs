@@ -7,6 +7,8 @@ mod cgroup;
 mod error;
 mod kill;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use cgroup::{Hierarchy, Membership, hierarchies, memberships};
 pub use error::FreezerError;

@@ -1,5 +1,5 @@
-//! Real cgroups with a real process in them. They need root and the v1 cpu controller; where v2 has it, nothing is tested with
-//! them.
+//! Real cgroups with a real process in them, v1's where that has the controllers, else v2's. They need root. Where no hierarchy has
+//! them, nothing is tested with them.
 
 use super::CpuLimits;
 use crate::freezer::hierarchies;
@@ -8,40 +8,52 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Quotas of container and pod as the fixture makes them.
+/// Quotas of container and pod as the fixture makes them, in v1's words.
 pub(crate) const FOUND: [&str; 2] = ["10000", "20000"];
 /// The same, lifted.
 pub(crate) const LIFTED: [&str; 2] = ["-1", "-1"];
+
+/// Lists the controllers that the cgroups below get.
+const HANDED_DOWN: &str = "cgroup.subtree_control";
+/// µs; the kernel's own default.
+const PERIOD: &str = "100000";
 
 /// A pod's cgroup with a container's in it, and a process in that.
 pub(crate) struct Pod {
     pod: PathBuf,
     container: PathBuf,
-    /// The same two in the hierarchies that count cpu time and freeze.
+    /// The same two in v1's hierarchies that count cpu time and freeze.
     others: Vec<PathBuf>,
+    unified: bool,
     child: Child,
 }
 
 impl Pod {
-    /// `program` runs in a container with 10 ms of 100, in a pod with 20 ms. None where cgroups are not v1's.
+    /// `program` runs in a container with 10 ms of 100, in a pod with 20 ms. None where cgroups can't limit, count and freeze it.
     pub(crate) fn start(program: &[&str]) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mounts = hierarchies(&std::fs::read_to_string("/proc/1/mountinfo").expect("mountinfo"));
-        let mount = |controller| mounts.iter().find(|mount| mount.controllers.iter().any(|name| name == controller));
-        let (limiting, counting, freezing) = (mount("cpu")?, mount("cpuacct")?, mount("freezer")?);
+        let v1 = |controller: &str| mounts.iter().find(|mount| mount.controllers.iter().any(|name| name == controller));
         let name = format!("tideover-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let (limiting, others) = match v1("cpu") {
+            Some(limiting) => (limiting, vec![v1("cpuacct")?, v1("freezer")?]),
+            None => (mounts.iter().find(|mount| mount.unified && hands_down_cpu(&mount.mount_point))?, Vec::new()),
+        };
         let pod = limiting.mount_point.join(&name);
         let container = pod.join("container");
         // Some hosts mount several controllers together.
-        let others = [counting, freezing].into_iter().filter(|mount| *mount != limiting);
+        let others = others.into_iter().filter(|mount| *mount != limiting);
         let others =
             others.flat_map(|mount| [mount.mount_point.join(&name).join("container"), mount.mount_point.join(&name)]);
         let others: Vec<PathBuf> = others.collect();
         for cgroup in others.iter().chain([&container]) {
             std::fs::create_dir_all(cgroup).expect("cgroups");
         }
+        if limiting.unified {
+            std::fs::write(pod.join(HANDED_DOWN), "+cpu").expect("hand the controller down");
+        }
         let child = Command::new(program[0]).args(&program[1..]).spawn().expect("program");
-        let started = Self { pod, container, others, child };
+        let started = Self { pod, container, others, unified: limiting.unified, child };
         started.set(&started.pod, "20000");
         started.set(&started.container, "10000");
         for cgroup in started.others.iter().chain([&started.container]).filter(|cgroup| cgroup.ends_with("container")) {
@@ -72,13 +84,21 @@ impl Pod {
     }
 
     fn set(&self, cgroup: &Path, quota: &str) {
-        std::fs::write(cgroup.join("cpu.cfs_quota_us"), quota).expect("quota");
+        let written = match (self.unified, quota) {
+            (false, quota) => std::fs::write(cgroup.join("cpu.cfs_quota_us"), quota),
+            (true, "-1") => std::fs::write(cgroup.join("cpu.max"), format!("max {PERIOD}")),
+            (true, quota) => std::fs::write(cgroup.join("cpu.max"), format!("{quota} {PERIOD}")),
+        };
+        written.expect("quota");
     }
 
     /// Quotas of the container and the pod.
     pub(crate) fn quotas(&self) -> [String; 2] {
+        let file = if self.unified { "cpu.max" } else { "cpu.cfs_quota_us" };
         [&self.container, &self.pod].map(|cgroup| {
-            std::fs::read_to_string(cgroup.join("cpu.cfs_quota_us")).expect("quota").trim_end().to_owned()
+            let text = std::fs::read_to_string(cgroup.join(file)).expect("quota");
+            let quota = text.split_whitespace().next().expect("a quota");
+            if quota == "max" { "-1" } else { quota }.to_owned()
         })
     }
 
@@ -105,6 +125,12 @@ impl Pod {
             }
         }
     }
+}
+
+/// Whether cgroups at the root of this v2 hierarchy get the cpu controller.
+fn hands_down_cpu(root: &Path) -> bool {
+    let controllers = std::fs::read_to_string(root.join(HANDED_DOWN)).unwrap_or_default();
+    controllers.split_whitespace().any(|name| name == "cpu")
 }
 
 impl Drop for Pod {

@@ -127,8 +127,9 @@ fn a_container_that_has_ended_needs_nothing_put_back() {
 fn a_process_of_no_container_has_no_limit_that_could_be_lifted() {
     let mounts = hierarchies(&std::fs::read_to_string("/proc/1/mountinfo").expect("mountinfo"));
     let members = std::fs::read_to_string("/proc/self/cgroup").expect("cgroup");
-    if !mounts.iter().any(|mount| mount.controllers == ["cpu"]) || !members.lines().any(|line| line.ends_with(":cpu:/"))
-    {
+    let is_v1 = mounts.iter().any(|mount| mount.controllers == ["cpu"]);
+    let root = if is_v1 { ":cpu:/" } else { "0::/" };
+    if !members.lines().any(|line| line.ends_with(root)) {
         return;
     }
     let own = i32::try_from(std::process::id()).expect("pid");

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use crate::cache::{Cache, CacheError};
-use crate::command::{self, CommandError};
+use crate::command::CommandError;
+use crate::compile;
 use crate::image::build::{BuildError, Image, ImageBuilder};
 use crate::image::criu::{self, CriuError};
 use crate::image::list::{self, ListError};
@@ -26,9 +27,6 @@ pub const PAYLOAD: &str = "/payload";
 
 /// As whom the operator runs, the same number as in its Containerfile and in the chart.
 const OPERATOR_USER: &str = "65532:65532";
-
-const TARGET: &str =
-    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
 
 /// Why there are no images.
 #[derive(Debug, thiserror::Error)]
@@ -141,48 +139,20 @@ struct Programs {
     preloads: PathBuf,
 }
 
-fn workspace() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().unwrap_or(own).to_owned()
-}
-
-fn target_directory() -> PathBuf {
-    workspace().join("target")
-}
-
 fn images_directory() -> PathBuf {
-    target_directory().join("images")
+    compile::target_directory().join("images")
 }
 
 fn compile(step: &mut Step) -> Result<Programs, ProductError> {
-    let target = target_directory();
     let directory = images_directory();
     fs::create_dir_all(&directory).map_err(|source| ProductError::Directory { path: directory.clone(), source })?;
-    // Static, because they run on nodes of any distribution and in images without a single library.
-    let flags = format!("target.{TARGET}.rustflags=['-C','target-feature=+crt-static']");
-    let packages = ["-p", "tideover-operator", "-p", "criu-shim", "-p", "tideover-init", "-p", "tideover-probe"];
-    cargo(step, &directory.join("programs.log"), ["--target", TARGET, "--config", &flags].into_iter().chain(packages))?;
-    // A library that is loaded into another program cannot be static.
-    cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload", "-p", "dump-preload"])?;
-    Ok(Programs { programs: target.join(TARGET).join("release"), preloads: target.join("release") })
-}
-
-fn cargo<'a>(step: &mut Step, log: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<(), ProductError> {
-    let mut build = command::program("cargo", ["build", "--release", "--locked", "--target-dir"]);
-    build.arg(target_directory()).args(arguments).current_dir(workspace());
-    // Started by `cargo run` or `cargo test`, this process has what cargo says of *this* package. ring's build script reads
-    // that, so that each way of starting the lab would compile TLS and everything above it once more.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| of_this_package(&name.to_string_lossy())) {
-        build.env_remove(name);
-    }
-    command::run_logged(&mut build, log, |line| step.say(line)).map_err(ProductError::Compile)
-}
-
-/// Whether cargo sets this variable for the package that it runs or compiles, as opposed to what a person sets for cargo.
-fn of_this_package(variable: &str) -> bool {
-    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]
-        .iter()
-        .any(|prefix| variable.starts_with(prefix))
+    let packages = ["tideover-operator", "criu-shim", "tideover-init", "tideover-probe"];
+    let log = directory.join("programs.log");
+    let programs = compile::static_programs(step, &log, &packages).map_err(ProductError::Compile)?;
+    let log = directory.join("preload.log");
+    let preloads =
+        compile::libraries(step, &log, &["rlimit-preload", "dump-preload"]).map_err(ProductError::Compile)?;
+    Ok(Programs { programs, preloads })
 }
 
 fn operator(name: &str, programs: &Programs) -> Result<ImageBuilder, ProductError> {

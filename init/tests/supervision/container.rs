@@ -285,15 +285,24 @@ fn children(parent: i32) -> Vec<Process> {
         .collect()
 }
 
-/// A cgroup (v1) of this test, removed when dropped: after the container in it.
+/// A cgroup of this test, removed when dropped: after the container in it.
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
+    /// In the hierarchy of this controller, if v1 has it, else in v2's, where the controller has to be handed down.
     pub fn new(controller: &str) -> Self {
+        let hierarchies = Path::new("/sys/fs/cgroup");
+        let v1 = hierarchies.join(controller);
         let name = format!("tideover-init-test-{}-{controller}", std::process::id());
-        let path = Path::new("/sys/fs/cgroup").join(controller).join(name);
+        let path = if v1.exists() { v1.join(name) } else { hierarchies.join(name) };
         fs::create_dir(&path).unwrap();
         Self(path)
+    }
+
+    pub fn limit_memory(&self, bytes: u64) {
+        let v1 = "memory.limit_in_bytes";
+        let file = if self.0.join(v1).exists() { v1 } else { "memory.max" };
+        self.set(file, &bytes.to_string());
     }
 
     pub fn set(&self, name: &str, value: &str) {

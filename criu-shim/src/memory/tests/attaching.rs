@@ -195,6 +195,8 @@ fn a_traced_process_is_refused_by_name() {
     }
     done.send(()).unwrap();
     tracer.join().unwrap();
+    // A thread is joined a moment before the kernel lets go of what it has traced.
+    wait_for(|| child.status("TracerPid") == "0");
     assert!(Tracker::attach(pid).is_ok());
 }
 
