@@ -1,6 +1,7 @@
 //! Receiving memory: pages go into the store of their process, round after round, until the last round says which count.
 
 use crate::agent::room::Share;
+use crate::agent::transfer::hashing::{Digest, Hashing};
 use crate::agent::transfer::pages::{DecodeError, Decoder, PAGE, PagesError, Sink};
 use crate::criu::{MOST_WITHHELD, PagemapError, pagemap, shared};
 use crate::pages::store::{SharedWriter, StoreError, StoreWriter};
@@ -134,13 +135,13 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Takes what comes out of `queue` for process `pid` into its store in `directory`. Returns the length of the stream.
+    /// Takes what comes out of `queue` for process `pid` into its store in `directory`. Returns length and digest of the stream.
     pub fn writing(
         &self,
         pid: i32,
         directory: &Path,
         queue: mpsc::Receiver<(Bytes, Share)>,
-    ) -> JoinHandle<Result<u64, MemoryError>> {
+    ) -> JoinHandle<Result<(u64, Digest), MemoryError>> {
         let (stores, directory) = (self.stores.clone(), directory.to_owned());
         tokio::task::spawn_blocking(move || {
             let mut stores = stores.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,13 +160,13 @@ impl Memory {
         })
     }
 
-    /// Takes what comes out of `queue` for the object `inode` into its file in `directory`. Returns the length of the stream.
+    /// Takes what comes out of `queue` for the object `inode` into its file in `directory`. Returns length and digest of the stream.
     pub fn writing_shared(
         &self,
         inode: u32,
         directory: &Path,
         queue: mpsc::Receiver<(Bytes, Share)>,
-    ) -> JoinHandle<Result<u64, MemoryError>> {
+    ) -> JoinHandle<Result<(u64, Digest), MemoryError>> {
         let (shared, directory) = (self.shared.clone(), directory.to_owned());
         tokio::task::spawn_blocking(move || {
             let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -238,15 +239,19 @@ fn finish_shared(inode: u32, writer: SharedWriter, images: &Path) -> Result<(), 
     writer.finish(&asked, &link).map_err(store)
 }
 
-fn write<S: Sink>(sink: &mut S, mut queue: mpsc::Receiver<(Bytes, Share)>) -> Result<u64, DecodeError<S::Error>> {
-    let (mut decoder, mut length) = (Decoder::default(), 0);
+fn write<S: Sink>(
+    sink: &mut S,
+    mut queue: mpsc::Receiver<(Bytes, Share)>,
+) -> Result<(u64, Digest), DecodeError<S::Error>> {
+    let (mut decoder, mut hashing, mut length) = (Decoder::default(), Hashing::pages(), 0);
     while let Some((piece, covered)) = queue.blocking_recv() {
+        hashing.update(&piece);
         decoder.take(&piece, sink)?;
         drop(covered);
         length += piece.len() as u64;
     }
     decoder.end().map_err(DecodeError::Stream)?;
-    Ok(length)
+    Ok((length, hashing.finish()))
 }
 
 impl Sink for StoreWriter {
