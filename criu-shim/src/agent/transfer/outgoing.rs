@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 /// Most frames that may be on their way, or with a peer that has not said so yet: 8 MiB, which a link of 10 Gbit/s with a round
 /// trip of 6 ms needs to be full. What is kept for another connection is as much.
@@ -42,6 +42,8 @@ pub(super) struct Outbox {
     confirmed: u64,
     /// Nobody can queue anything any more.
     ended: bool,
+    /// When a frame was written last.
+    spoke: Instant,
 }
 
 impl Outbox {
@@ -52,8 +54,8 @@ impl Outbox {
         limits: watch::Receiver<Option<NonZeroU64>>,
         held_back: Arc<AtomicU64>,
     ) -> Self {
-        let (unconfirmed, confirmed) = (VecDeque::with_capacity(WINDOW), 0);
-        Self { stream, ahead, limits, held_back, bucket: None, held: None, unconfirmed, confirmed, ended: false }
+        let (unconfirmed, confirmed, spoke) = (VecDeque::with_capacity(WINDOW), 0, Instant::now());
+        Self { stream, ahead, limits, held_back, bucket: None, held: None, unconfirmed, confirmed, ended: false, spoke }
     }
 
     /// The peer has taken `count` frames in all.
@@ -95,6 +97,7 @@ impl Outbox {
         }
         writer.flush().await.map_err(FrameError::Write)?;
         while let Some(frame) = self.next(counts).await? {
+            self.spoke = Instant::now();
             match &frame {
                 Frame::Taken(_) | Frame::End => {}
                 _ if counts.is_deaf() => {}
@@ -153,7 +156,8 @@ impl Outbox {
                         return Ok(None);
                     }
                 },
-                () = sleep(HEARTBEAT) => Frame::Taken(counts.say()),
+                // Not from now on: what is heard meanwhile does not make this end any less silent.
+                () = sleep_until(self.spoke + HEARTBEAT) => Frame::Taken(counts.say()),
             };
             if let (Frame::Data(bytes), Some(bucket)) = (&frame, &mut self.bucket) {
                 bucket.take(bytes.len(), Instant::now());

@@ -174,7 +174,7 @@ async fn target((sender, mut receiver): Heard, directory: &Path) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
     fn wherever_the_line_is_cut_the_target_gets_what_the_source_has(
