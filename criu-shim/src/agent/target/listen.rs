@@ -63,7 +63,7 @@ enum StrangerError {
 /// Who has connected.
 enum Introduced {
     /// A source with its first connection.
-    New(Arrival),
+    New(Box<Arrival>),
     /// One that has lost it.
     Known(Box<Return>),
 }
@@ -95,7 +95,7 @@ pub async fn serve(context: Arc<Context>, registry: Registry, listener: TcpListe
             let introduced = tokio::time::timeout(INTRODUCTION_LIMIT, introduce(&context, stream)).await;
             drop(permit);
             match introduced.unwrap_or(Err(StrangerError::Slow)) {
-                Ok(Introduced::New(arrival)) => hand_over(&registry, peer, arrival).await,
+                Ok(Introduced::New(arrival)) => hand_over(&registry, peer, *arrival).await,
                 Ok(Introduced::Known(returned)) => hand_on(&registry, peer, returned).await,
                 Err(error) => debug!(%peer, error = %chain(&error), "connection refused"),
             }
@@ -112,7 +112,7 @@ async fn introduce(context: &Context, stream: TcpStream) -> Result<Introduced, S
         Hello::Begin(preamble) => {
             let (again, connections) = mpsc::channel(AHEAD);
             let (sender, receiver) = link::open_lasting(stream, Awaited { connections, limit: AGAIN_LIMIT });
-            Ok(Introduced::New(Arrival { names, preamble, sender, receiver, again }))
+            Ok(Introduced::New(Box::new(Arrival { names, preamble, sender, receiver, again })))
         }
         Hello::GoOn(link) => Ok(Introduced::Known(Box::new(Return { names, link, stream }))),
     }
