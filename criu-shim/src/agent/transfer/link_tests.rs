@@ -44,6 +44,8 @@ async fn an_abort_goes_ahead_of_the_data_that_is_queued_for_a_slow_peer() {
         }
     });
     while sender.stream.capacity() > 0 {
+        // A peer that is slow is not silent.
+        write_frame(&mut far, &Frame::Taken(0)).await.expect("said");
         tokio::task::yield_now().await;
     }
     let said = tokio::time::timeout(SILENCE, sender.say(&abort())).await;
