@@ -1,7 +1,7 @@
 # Thin: each target is one command that can be run by hand.
 LAB = cargo run --quiet --package tideover-e2e --bin lab --
 
-.PHONY: help setup demo test unit e2e bench bench-quick bench-gate bench-transfer generate lint lab-up lab-down
+.PHONY: help setup demo test unit e2e bench bench-quick bench-gate bench-transfer bench-restart generate lint lab-up lab-down
 
 help:           ## This list
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -25,6 +25,10 @@ bench-gate:     ## Whether the ratios measured last keep to e2e/bench-limits.jso
 	cargo run --quiet --package tideover-e2e --bin bench -- gate
 bench-transfer: ## What a transfer moves beside the same TLS connection without it
 	cargo bench --quiet --package criu-shim --bench transfer -- /dev/shm 9 $(CURDIR)/target/bench/transfer.json
+bench-restart: setup ## Restarts in place beside s6, runit and kubelet, and whether they keep to their limits; ten minutes
+	cargo build --quiet --package tideover-e2e --bins
+	cargo run --quiet --package tideover-e2e --bin bench-restart
+	cargo run --quiet --package tideover-e2e --bin bench -- gate target/bench/restart.json --limits e2e/bench-restart-limits.json
 lint:           ## Formatting, lints, licences, generated files
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings

@@ -18,6 +18,7 @@ pub mod pre_copy;
 pub mod protected_workload;
 pub mod report;
 pub mod restart;
+pub mod restart_report;
 pub mod supervision;
 
 pub use migration::{
@@ -28,7 +29,7 @@ pub use node_maintenance::{NodeMaintenance, NodeMaintenanceSpec, NodeMaintenance
 pub use obstacle::{Obstacle, ObstacleReason};
 pub use pre_copy::{NonConvergence, PreCopyPolicy, ResolvedPreCopy};
 pub use protected_workload::{
-    FailurePolicy, MaintenanceAction, MigrationPolicy, OnMaintenance, PodProtection, ProtectedWorkload,
+    FailurePolicy, MaintenanceAction, MigrationPolicy, OnMaintenance, PodProtection, PodRestarts, ProtectedWorkload,
     ProtectedWorkloadSpec, ProtectedWorkloadStatus,
 };
 pub use report::{
@@ -36,6 +37,7 @@ pub use report::{
     SourceTimings, TargetReport, TargetStep, TargetTimings,
 };
 pub use restart::RestartPolicy;
+pub use restart_report::RestartReport;
 pub use supervision::Supervision;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

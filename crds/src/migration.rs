@@ -70,6 +70,9 @@ pub enum MigrationReason {
     Drain,
     /// A NodeMaintenance wants the node empty; deleting that cancels it.
     Maintenance,
+    /// The pod's application was restarted too often on its node, and its policy's `startLimit.action` is Migrate. That it waits no
+    /// longer cancels it.
+    StartLimit,
 }
 
 /// Where a Migration stands. The conditions and reports are the contract; this is the summary.

@@ -31,6 +31,10 @@ pub const TIME_NAMESPACE: &str = "tideover.dev/time-namespace";
 /// Set at admission from the policy. A pod keeps the rules that it was created with.
 pub const SUPERVISION: &str = "tideover.dev/supervision";
 
+/// Pod annotation: what is known of restarts in place of the pod's containers ([`RestartReport`](crate::RestartReport), JSON).
+/// Written by the agent of the pod's node, which may write nothing else on a pod.
+pub const RESTARTS: &str = "tideover.dev/restarts";
+
 /// Pod label on reservation pods: name of the Migration they hold the room for.
 pub const RESERVATION_FOR: &str = "tideover.dev/reservation-for";
 

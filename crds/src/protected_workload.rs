@@ -3,6 +3,7 @@
 use crate::obstacle::Obstacle;
 use crate::pre_copy::PreCopyPolicy;
 use crate::restart::RestartPolicy;
+use crate::restart_report::LastEnd;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
@@ -26,6 +27,7 @@ use std::time::Duration as StdDuration;
     printcolumn(name = "Movable", type_ = "integer", json_path = ".status.movable"),
     printcolumn(name = "Protected", type_ = "string", json_path = ".status.conditions[?(@.type=='Protected')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Protected')].reason"),
+    printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -167,6 +169,9 @@ pub struct ProtectedWorkloadStatus {
     /// Number of those that can be moved.
     #[serde(default)]
     pub movable: i32,
+    /// Restarts in place of those that are selected now, as far as they are told.
+    #[serde(default)]
+    pub restarts: i64,
     /// Per pod, what is known; at most 100.
     #[serde(default)]
     pub pods: Vec<PodProtection>,
@@ -190,4 +195,19 @@ pub struct PodProtection {
     pub obstacles: Vec<Obstacle>,
     /// Whether it runs under `criu-shim`. A pod from before the policy does not; it can be moved all the same.
     pub under_shim: bool,
+    /// What is known of restarts in place; nothing before the first end of an application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<PodRestarts>,
+}
+
+/// What is known of the restarts in place of one pod's containers. kubelet's `restartCount` has none of them.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRestarts {
+    /// How many there were.
+    pub count: i64,
+    /// The container whose application has ended last.
+    pub container: String,
+    /// That end.
+    pub last: LastEnd,
 }

@@ -122,7 +122,7 @@ pub struct StartLimit {
     #[x_kube(validation = Rule::new("self >= 0 && self <= 1000").message("startLimit.burst must be between 0 and 1000"))]
     #[serde(default = "default_burst")]
     pub burst: u32,
-    /// What happens instead of one more start. Default Exit.
+    /// What happens instead of one more start: Exit ends the container, Migrate tries another node first. Default Exit.
     #[serde(default)]
     pub action: StartLimitAction,
 }
@@ -139,6 +139,10 @@ pub enum StartLimitAction {
     /// The container ends with the application's own status, and kubelet does what the pod's restartPolicy says.
     #[default]
     Exit,
+    /// Perhaps it is this node: the container waits, without a run, for up to three minutes to be moved, and the application is
+    /// started again where it arrives, with a start limit that begins anew. If nobody moves it, or the limit is hit there as
+    /// well within ten minutes (or `interval`, if that is longer), it is Exit.
+    Migrate,
 }
 
 /// systemd's `Type=`.
@@ -222,10 +226,11 @@ mod tests {
     }
 
     #[test]
-    fn a_start_limit_does_nothing_that_nobody_does_yet() {
-        for action in ["Migrate", "RestoreCheckpoint", "Reboot"] {
-            let text = format!(r#"{{"startLimit": {{"action": "{action}"}}}}"#);
-            assert!(serde_json::from_str::<RestartPolicy>(&text).is_err(), "{action}");
+    fn a_start_limits_action_is_one_that_there_is() {
+        let parse = |action| serde_json::from_str::<StartLimit>(&format!(r#"{{"action": "{action}"}}"#));
+        assert_eq!(parse("Migrate").expect("limit").action, StartLimitAction::Migrate);
+        for action in ["RestoreCheckpoint", "Reboot"] {
+            assert!(parse(action).is_err(), "{action}");
         }
     }
 }

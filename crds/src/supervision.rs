@@ -4,7 +4,8 @@ use crate::restart::RestartPolicy;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Version of [`Supervision`] and of the rules in it. A rule that is new, or means something else, is another version.
+/// Version of [`Supervision`] and of the rules in it. A rule that is new, or means something else, is another version, for it
+/// would be passed over. A value that is new is not: a node that does not know it can't read the document at all.
 pub const VERSION: u32 = 1;
 
 /// Value of the annotation [`SUPERVISION`](crate::names::SUPERVISION).
@@ -75,6 +76,13 @@ mod tests {
         let read = Supervision::parse(&text).expect("supervision");
         assert_eq!(read, supervision);
         assert!(read.is_of("app") && !read.is_of("setup"));
+    }
+
+    #[test]
+    fn a_value_that_nobody_knows_is_not_passed_over() {
+        let text = r#"{"version": 1, "containers": ["app"], "restart": {"startLimit": {"action": "Reboot"}}}"#;
+        assert!(matches!(Supervision::parse(text), Err(SupervisionError::Parse(_))));
+        Supervision::parse(&text.replace("Reboot", "Migrate")).expect("supervision");
     }
 
     #[test]

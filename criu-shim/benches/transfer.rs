@@ -7,7 +7,7 @@
 
 use criu_shim::agent::identity::Tls;
 use criu_shim::agent::room::Room;
-use criu_shim::agent::source::precopy::{SentPages, Written, send_pages};
+use criu_shim::agent::source::precopy::{Alike, Written, send_pages};
 use criu_shim::agent::transfer::link;
 use criu_shim::agent::transfer::message::{FromSource, FromTarget, Part};
 use criu_shim::agent::transfer::receive::Landing;
@@ -225,7 +225,7 @@ impl Bench {
             let begun = Instant::now();
             let mut sending = send::begin(&sender, 1, false).await?;
             if variant == Variant::Memory {
-                send_pages(&mut sending, 1, vec![own(&content)], false).await?;
+                send_pages(&mut sending, 1, vec![own(&content)?], false).await?;
             } else {
                 sending.part(Part::Image { name: "pages-1.img".into() }, File::open(image)?).await?;
             }
@@ -240,11 +240,12 @@ impl Bench {
 }
 
 /// The pages of `content`, as those of a process that is to be moved.
-fn own(content: &[u8]) -> Written {
+fn own(content: &[u8]) -> Outcome<Written> {
     let pid = std::process::id().cast_signed();
     let start = (content.as_ptr() as u64).next_multiple_of(PAGE as u64);
     let end = (content.as_ptr() as u64 + content.len() as u64) / PAGE as u64 * PAGE as u64;
-    Written { pid, image_pid: 1, ranges: vec![Range { start, end }], noted: None, sent: SentPages::default() }
+    let sent = Alike::new()?.process();
+    Ok(Written { pid, image_pid: 1, ranges: vec![Range { start, end }], noted: None, sent })
 }
 
 fn incompressible(bytes: usize) -> Vec<u8> {

@@ -121,6 +121,7 @@ fn the_store_shrinks_while_it_is_used_up() {
     let mut between = 0;
     let mut daemon = machine.daemon(&[17]);
     let mut application = machine.application(Scenario::Untouched);
+    machine.let_it_fill(&mut daemon);
     loop {
         let blocks = machine::blocks(&data);
         between += u32::from(blocks > 0 && blocks < full);

@@ -4,7 +4,7 @@
 
 mod container;
 
-use container::{Container, LIMIT, criu, dump};
+use container::{Container, LIMIT, criu, dump, preload};
 use criu_shim::criu::{Bundle, DumpOptions, DumpRequest, ObjectId, Place, WarmCriu, shared};
 use criu_shim::freezer::Freezer;
 use criu_shim::memory::shared::{SharedObject, device, find};
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -25,15 +25,15 @@ const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
 #[test]
-#[ignore = "needs root, CRIU at the path in TIDEOVER_CRIU and libshmem_preload.so at the one in TIDEOVER_SHMEM_PRELOAD"]
+#[ignore = "needs root, CRIU at the path in TIDEOVER_CRIU and libdump_preload.so at the one in TIDEOVER_DUMP_PRELOAD"]
 fn a_dump_leaves_shared_memory_out_and_every_page_of_it_has_crossed() {
-    let library = PathBuf::from(std::env::var_os("TIDEOVER_SHMEM_PRELOAD").expect("TIDEOVER_SHMEM_PRELOAD is not set"));
     let root = tempfile::tempdir().unwrap();
     let container = Container::start(root.path(), "hold_shared_memory", "64");
-    let place = Place { namespaces_of: container.pid, node_root: "/".into(), private_kdat: None };
+    let place = Place { namespaces_of: container.pid, node_root: "/".into() };
     let freezer = Freezer::of_process(container.pid, Path::new("/")).unwrap();
+    WarmCriu::examine(&criu(), Path::new("/")).unwrap();
     let plain = WarmCriu::start(&criu(), &place).unwrap();
-    let withholding = WarmCriu::start(&criu().preloading(&library), &place).unwrap();
+    let withholding = WarmCriu::start(&criu().preloading(&preload()), &place).unwrap();
 
     // Rounds, while it runs.
     let device = device().unwrap();

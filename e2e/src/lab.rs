@@ -365,6 +365,22 @@ impl Node {
         Ok(network::set_link(&self.topology, &self.machine, link)?)
     }
 
+    /// Parts this machine from `other`: neither reaches the other's address, and nobody is told.
+    ///
+    /// # Errors
+    /// With `ip`'s message.
+    pub fn part_from(&self, other: &Self) -> Result<(), LabError> {
+        Ok(network::part(&self.topology, [&self.machine, &other.machine])?)
+    }
+
+    /// Undoes [`Node::part_from`].
+    ///
+    /// # Errors
+    /// With `ip`'s message, also where they are not parted.
+    pub fn join_with(&self, other: &Self) -> Result<(), LabError> {
+        Ok(network::join(&self.topology, [&self.machine, &other.machine])?)
+    }
+
     /// What the supervisor says about the machine's services.
     ///
     /// # Errors

@@ -153,6 +153,33 @@ pub fn set_link(topology: &Topology, machine: &Machine, link: Link) -> Result<()
     Ok(())
 }
 
+/// Has two machines not reach each other's addresses any more, in either direction: what they send is gone, and nobody is told.
+/// Their pods, and everybody else, reach both. Idempotent.
+///
+/// # Errors
+/// With `ip`'s message.
+pub fn part(topology: &Topology, pair: [&Machine; 2]) -> Result<(), NetworkError> {
+    for (from, to) in both_ways(pair) {
+        ip_in(&topology.namespace_of(from), ["route", "replace", "blackhole", &format!("{}/32", to.address)])?;
+    }
+    Ok(())
+}
+
+/// Undoes [`part`].
+///
+/// # Errors
+/// With `ip`'s message, also where they are not parted.
+pub fn join(topology: &Topology, pair: [&Machine; 2]) -> Result<(), NetworkError> {
+    for (from, to) in both_ways(pair) {
+        ip_in(&topology.namespace_of(from), ["route", "del", "blackhole", &format!("{}/32", to.address)])?;
+    }
+    Ok(())
+}
+
+fn both_ways([one, other]: [&Machine; 2]) -> [(&Machine, &Machine); 2] {
+    [(one, other), (other, one)]
+}
+
 /// Removes every namespace that belongs to the lab `name`, and the host's cable with its routes.
 ///
 /// # Errors

@@ -156,6 +156,9 @@ pub enum StartLimitAction {
     /// The container exits with the application's own status, so that kubelet sees the truth.
     #[default]
     Exit,
+    /// It waits, without a run, until it is on another node, and starts the application there. If nobody moves it, or the
+    /// limit is hit there as well, it exits.
+    Migrate,
 }
 
 /// `Type=`: when start-up is complete.
@@ -324,7 +327,7 @@ mod tests {
         let settings = parse(
             r#"{"policy":"OnFailure","successExitStatus":[143,"SIGUSR1"],"restartPreventExitStatus":["CONFIG"],
                 "restartForceExitStatus":[],"delay":2000,"steps":5,"maxDelay":120000,
-                "startLimit":{"interval":0,"burst":3,"action":"Exit"},"type":"Notify","notifyAccess":"Exec",
+                "startLimit":{"interval":0,"burst":3,"action":"Migrate"},"type":"Notify","notifyAccess":"Exec",
                 "watchdog":30000,"timeoutStart":1,"timeoutStop":2,"timeoutAbort":3,"runtimeMax":4,"killMode":"Mixed"}"#,
         )
         .unwrap();

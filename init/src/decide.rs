@@ -4,11 +4,20 @@
 //! `restartForceExitStatus`, then `policy`; the start limit has the last word.
 
 use crate::clock::Moment;
-use crate::config::{Policy, Settings};
+use crate::config::{Policy, Settings, StartLimitAction};
 use crate::exit::{Cause, Exit};
 use crate::history::History;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+
+/// How long a container whose start limit was hit waits to be moved, before it exits after all. Minutes, because another pod
+/// has to be placed and started first, and files are copied; no more of them, because it is of no use to anybody meanwhile.
+pub const HOLD: Duration = Duration::from_secs(180);
+
+/// Where the start limit is hit again so soon after such a move, the node was not the cause. Where `startLimit.interval` is
+/// longer, it is that: even a steady loop of crashes can take so long to hit the limit again. kubelet too begins its back-off
+/// anew when a container has run for ten minutes. Source: Kubernetes' documentation of the pod's lifecycle.
+pub const SAME_CAUSE: Duration = Duration::from_secs(600);
 
 /// The end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +41,11 @@ pub enum Decision {
         attempt: u32,
         /// What decided.
         rule: Rule,
+    },
+    /// No run here, because of the start limit: the container waits to be moved.
+    Migrate {
+        /// For so long at most.
+        hold: Duration,
     },
     /// The container exits with the application's status.
     Exit {
@@ -75,9 +89,18 @@ pub fn decide(end: &End, settings: &Settings, history: &History, now: Moment) ->
     let delay = delay(settings, attempt);
     // It would be refused when the delay is over: nobody gains from waiting for that.
     if !history.allows(now + delay, &settings.start_limit) {
-        return Decision::Exit { rule: Rule::StartLimit };
+        return given_up(settings, history, now);
     }
     Decision::Restart { delay, attempt, rule }
+}
+
+/// What `startLimit.action` says, once the limit is hit.
+fn given_up(settings: &Settings, history: &History, now: Moment) -> Decision {
+    let same_cause = SAME_CAUSE.max(settings.start_limit.interval);
+    match settings.start_limit.action {
+        StartLimitAction::Migrate if !history.has_arrived_within(same_cause, now) => Decision::Migrate { hold: HOLD },
+        StartLimitAction::Migrate | StartLimitAction::Exit => Decision::Exit { rule: Rule::StartLimit },
+    }
 }
 
 /// The table of systemd.service(5), "Exit causes and the effect of the Restart= settings".
@@ -145,6 +168,7 @@ mod tests {
     fn decided(end: &End, settings: &Settings) -> (bool, Rule) {
         match decide(end, settings, &History::default(), Moment::default()) {
             Decision::Restart { rule, .. } => (true, rule),
+            Decision::Migrate { .. } => (false, Rule::StartLimit),
             Decision::Exit { rule } => (false, rule),
         }
     }
@@ -237,6 +261,7 @@ mod tests {
             starts += 1;
             match decide(&end(Cause::UncleanExitCode), &settings, &history, now) {
                 Decision::Restart { delay, .. } => now = now + delay,
+                Decision::Migrate { .. } => panic!("nobody asked for that"),
                 Decision::Exit { rule } => break rule,
             }
         };
@@ -248,8 +273,45 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn the_limits_action_is_taken_once_and_again_only_when_the_other_node_has_done_for_a_while() {
+        use StartLimitAction::{Exit, Migrate};
+        let (exit, migrate) = (Decision::Exit { rule: Rule::StartLimit }, Decision::Migrate { hold: HOLD });
+        // The action, startLimit.interval, how long ago it arrived here, all in seconds, and what follows.
+        let table = [
+            (Exit, 10, None, exit),
+            (Exit, 10, Some(9000), exit),
+            (Migrate, 10, None, migrate),
+            (Migrate, 10, Some(0), exit),
+            (Migrate, 10, Some(599), exit),
+            (Migrate, 10, Some(600), migrate),
+            (Migrate, 3600, Some(600), exit),
+            (Migrate, 3600, Some(3599), exit),
+            (Migrate, 3600, Some(3600), migrate),
+        ];
+        for (action, interval, arrived, expected) in table {
+            let limit = StartLimit { interval: Duration::from_secs(interval), burst: 1, action };
+            let settings = Settings { start_limit: limit, ..settings(Policy::Always) };
+            let mut history = History::default();
+            let mut now = Moment::default() + Duration::from_secs(5);
+            if let Some(ago) = arrived {
+                history.arrived(now);
+                now = now + Duration::from_secs(ago);
+            }
+            history.started(now, &limit);
+            let decided = decide(&end(Cause::UncleanExitCode), &settings, &history, now);
+            assert_eq!(decided, expected, "{action:?} {interval} {arrived:?}");
+            // What is not to be restarted is not moved either.
+            let stopped = End { stop_asked: true, ..end(Cause::UncleanExitCode) };
+            let decided = decide(&stopped, &settings, &history, now);
+            assert_eq!(decided, Decision::Exit { rule: Rule::StopAsked });
+        }
+    }
+
     fn any_settings() -> impl Strategy<Value = Settings> {
-        (0..2000u64, 0..6u32, 0..20_000u64, 1..3000u64, 1..8u32).prop_map(|(delay, steps, more, interval, burst)| {
+        let action = prop::sample::select(vec![StartLimitAction::Exit, StartLimitAction::Migrate]);
+        let numbers = (0..2000u64, 0..6u32, 0..20_000u64, 1..3000u64, 1..8u32);
+        (numbers, action).prop_map(|((delay, steps, more, interval, burst), action)| {
             let delay = Duration::from_millis(delay);
             let curve = steps > 0 && !delay.is_zero();
             Settings {
@@ -257,7 +319,7 @@ mod tests {
                 delay,
                 steps: if curve { steps } else { 0 },
                 max_delay: curve.then_some(delay + Duration::from_millis(more)),
-                start_limit: StartLimit { interval: Duration::from_millis(interval), burst, ..StartLimit::default() },
+                start_limit: StartLimit { interval: Duration::from_millis(interval), burst, action },
                 ..Settings::default()
             }
         })
@@ -267,22 +329,30 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
 
         #[test]
-        fn no_history_starts_more_than_burst_runs_in_an_interval(
+        fn no_history_starts_more_than_burst_runs_in_an_interval_on_one_node(
             settings in any_settings(),
-            runs in proptest::collection::vec(0..1500u64, 1..60),
+            runs in proptest::collection::vec(prop_oneof![20 => 0..1500u64, 1 => 0..1_200_000u64], 1..60),
         ) {
             let limit = settings.start_limit;
             let mut history = History::default();
-            let mut starts = Vec::new();
+            // Those on each node, and when each was come to.
+            let mut starts = vec![Vec::new()];
+            let mut arrivals = Vec::new();
             let mut now = Moment::default();
             for run in runs {
                 history.started(now, &limit);
-                starts.push(now);
+                starts.last_mut().unwrap().push(now);
                 now = now + Duration::from_millis(run);
                 match decide(&end(Cause::Clean), &settings, &history, now) {
                     Decision::Restart { delay, .. } => {
                         history.restarting();
                         now = now + delay;
+                    }
+                    Decision::Migrate { .. } => {
+                        prop_assert_eq!(limit.action, StartLimitAction::Migrate);
+                        history.arrived(now);
+                        arrivals.push(now);
+                        starts.push(Vec::new());
                     }
                     Decision::Exit { rule } => {
                         prop_assert_eq!(rule, Rule::StartLimit);
@@ -290,10 +360,13 @@ mod tests {
                     }
                 }
             }
-            for first in &starts {
-                let within = starts.iter().filter(|start| *start >= first && start.since(*first) < limit.interval);
-                prop_assert!(within.count() <= limit.burst as usize);
+            for starts in &starts {
+                for first in starts {
+                    let within = starts.iter().filter(|start| *start >= first && start.since(*first) < limit.interval);
+                    prop_assert!(within.count() <= limit.burst as usize);
+                }
             }
+            prop_assert!(arrivals.windows(2).all(|pair| pair[1].since(pair[0]) >= SAME_CAUSE));
         }
 
         #[test]

@@ -3,12 +3,15 @@
 use crate::clock::Moment;
 use crate::config::StartLimit;
 use std::collections::VecDeque;
+use std::time::Duration;
 
-/// When the application was started, as far back as the start limit looks, and how often it was restarted.
+/// When the application was started on this node, as far back as the start limit looks, how often it was restarted, and when it
+/// came here if it was moved because of that limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     starts: VecDeque<Moment>,
     restarts: u32,
+    arrived: Option<Moment>,
 }
 
 impl History {
@@ -28,6 +31,17 @@ impl History {
     /// Forgets the restarts, on RESTART_RESET=1: the delay begins anew. The start limit is not affected.
     pub fn reset(&mut self) {
         self.restarts = 0;
+    }
+
+    /// Begins anew on another node, to which the container was moved because of the start limit: starts and restarts on the one
+    /// before say nothing about this one.
+    pub fn arrived(&mut self, at: Moment) {
+        *self = Self { arrived: Some(at), ..Self::default() };
+    }
+
+    /// Whether that was less than `period` ago.
+    pub fn has_arrived_within(&self, period: Duration, now: Moment) -> bool {
+        self.arrived.is_some_and(|at| now.since(at) < period)
     }
 
     /// How many restarts there were since the beginning or the last [`Self::reset`].

@@ -19,11 +19,13 @@ pub mod signal;
 
 mod footprint;
 mod kernel;
+mod mounts;
 mod oom;
 mod signals;
 mod socket;
 mod spawn;
 mod supervise;
 mod tree;
+mod whereabouts;
 
 pub use supervise::main;

@@ -3,6 +3,7 @@
 //! A SIGKILL does not say who sent it. The count in the container's own cgroup does: `oom_kill` in `memory.events` (v2) or
 //! in `memory.oom_control` (v1). Where neither can be read, every SIGKILL is an unclean signal.
 
+use crate::mounts::Mount;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -70,25 +71,6 @@ fn candidates(own: &str, mounts: &str) -> Vec<PathBuf> {
         }
     }
     found
-}
-
-/// What matters of a line of mountinfo. Source: proc(5).
-struct Mount<'a> {
-    root: &'a str,
-    point: &'a str,
-    kind: &'a str,
-    options: &'a str,
-}
-
-impl<'a> Mount<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let (mount, system) = line.split_once(" - ")?;
-        let mut mount = mount.split(' ').skip(3);
-        let (root, point) = (mount.next()?, mount.next()?);
-        let mut system = system.split(' ');
-        let kind = system.next()?;
-        Some(Self { root, point, kind, options: system.nth(1)? })
-    }
 }
 
 #[cfg(test)]

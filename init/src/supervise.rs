@@ -1,7 +1,8 @@
 //! The driver: waits, tells the machine what has happened, and does what it says.
 //!
 //! One thread, one loop. Messages are heard before ends of processes are looked at, and both before timers: a process that
-//! says something and ends, or pings just before the watchdog's time is up, has said it.
+//! says something and ends, or pings just before the watchdog's time is up, has said it, and a container that was moved at the
+//! last moment has been moved.
 
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, NotifyAccess, Refusal, Settings};
@@ -16,11 +17,13 @@ use crate::signals::{Arrived, Sender, Signals};
 use crate::socket::{Message, Socket, SocketError};
 use crate::spawn::Application;
 use crate::tree::Tree;
+use crate::whereabouts::Whereabouts;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::prctl;
 use nix::sys::time::TimeSpec;
-use std::ffi::OsString;
+use std::ffi::{NulError, OsString};
+use std::iter;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +52,9 @@ enum BeginError {
     /// The kernel refused something that each container may do.
     #[error("{what}")]
     Kernel { what: &'static str, source: Errno },
+    /// A word of the application's that can't be passed on.
+    #[error("keep the application's arguments and environment")]
+    Line(#[from] NulError),
     /// There is no socket for messages.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -76,6 +82,7 @@ pub fn main() -> ExitCode {
 
 fn begin(mut arguments: impl Iterator<Item = OsString>) -> Result<Driver, BeginError> {
     let (Some(config), Some(program)) = (arguments.next(), arguments.next()) else { return Err(BeginError::Usage) };
+    let line = iter::once(program).chain(arguments);
     let Config { directory, restart: settings, .. } = Config::read(&PathBuf::from(config))?;
     let failed = |what| move |source| BeginError::Kernel { what, source };
     // An application of the same user could otherwise attach to init with ptrace(2), and stop or change it.
@@ -89,14 +96,8 @@ fn begin(mut arguments: impl Iterator<Item = OsString>) -> Result<Driver, BeginE
         NotifyAccess::None => None,
         _ => Some(Socket::bind(&directory)?),
     };
-    let application = Application {
-        program,
-        arguments: arguments.collect(),
-        notify: socket.as_ref().map(|socket| socket.path().to_owned()),
-        watchdog_usec: settings.watchdog.as_micros(),
-        mask,
-        init_is_pid_1,
-    };
+    let notify = socket.as_ref().map(Socket::path);
+    let application = Application::new(line, notify, settings.watchdog.as_micros(), mask, init_is_pid_1)?;
     Ok(Driver {
         machine: Machine::new(settings),
         clock: Clock::new(kernel::clocks()),
@@ -107,6 +108,7 @@ fn begin(mut arguments: impl Iterator<Item = OsString>) -> Result<Driver, BeginE
         tree: Tree::own(),
         oom_kills: OomKills::find(),
         record: Writer::new(&directory),
+        whereabouts: Whereabouts::of(directory),
         init_is_pid_1,
         has_spawned: false,
         next: Some(Event::Begin),
@@ -125,6 +127,7 @@ struct Driver {
     tree: Tree,
     oom_kills: OomKills,
     record: Writer,
+    whereabouts: Whereabouts,
     init_is_pid_1: bool,
     /// Whether there are pages to give back since the last wait.
     has_spawned: bool,
@@ -149,6 +152,9 @@ impl Driver {
             self.hear_messages();
             self.hear_signals();
             self.reap();
+            if self.machine.is_holding() && self.whereabouts.have_changed() {
+                self.tell(Event::Arrived);
+            }
             if self.machine.deadline().is_some_and(|at| at <= self.now) {
                 self.tell(Event::Tick);
             }
@@ -302,13 +308,14 @@ impl Driver {
                     Err((failure, error)) => {
                         if failure != SpawnFailure::NoRoom {
                             // Without this line nobody would know why there is no output at all.
-                            eprintln!("tideover-init: execute {:?}: {error}", self.application.program);
+                            eprintln!("tideover-init: execute {:?}: {error}", self.application.program());
                         }
                         self.next = Some(Event::NotSpawned { failure });
                     }
                 }
             }
             Act::Kill { whom, signal } => self.kill(whom, signal),
+            Act::Hold => self.whereabouts.note(),
             Act::Record(stop) => {
                 let at = u64::try_from(kernel::clocks().real.as_millis()).unwrap_or(u64::MAX);
                 // The writer counts what is lost and says so in the next line. There is nobody else to tell.

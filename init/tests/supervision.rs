@@ -9,6 +9,7 @@ mod helper;
 
 mod stops {
     use crate::container::Container;
+    use std::os::unix::fs::PermissionsExt;
     use tideover_init::decide::Rule;
     use tideover_init::exit::Cause;
     use tideover_init::record::Outcome;
@@ -48,6 +49,24 @@ mod stops {
     }
 
     #[test]
+    fn a_script_without_a_header_is_given_to_a_shell() {
+        let container = Container::new("{}");
+        let script = container.path("script");
+        std::fs::write(&script, "[ \"$1\" = 'a word' ] && exit 9").unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(container.start(&[script.to_str().unwrap(), "a word"]).ended(), 9);
+    }
+
+    #[test]
+    fn the_application_gets_inits_environment_and_signals_without_what_is_inits_own() {
+        let given = [("KEPT", "a b"), ("NOTIFY_SOCKET", "/x"), ("WATCHDOG_USEC", "7"), ("WATCHDOG_PID", "1")];
+        let script = "[ \"$KEPT\" = 'a b' ] || exit 3; [ -z \"$NOTIFY_SOCKET$WATCHDOG_USEC$WATCHDOG_PID\" ] || exit 4; \
+            set -- $(sed -n 's/^Sig\\(Blk\\|Ign\\):\\t//p' /proc/self/status); \
+            [ $((0x$1)) = 0 ] || exit 5; [ $((0x$2 & 0x1000)) = 0 ] || exit 6";
+        assert_eq!(Container::new("{}").shell_in(&given, script).ended(), 0);
+    }
+
+    #[test]
     fn a_crash_is_followed_by_another_run_in_place() {
         let script = "echo run >> runs; [ $(wc -l < runs) -ge 3 ] && exit 0; kill -KILL $$";
         let mut container = Container::new(r#"{"policy":"OnFailure","delay":0}"#).shell(script);
@@ -65,6 +84,48 @@ mod stops {
         assert_eq!(container.ended(), 7);
         assert_eq!(container.lines("runs"), 5);
         assert_eq!(container.record().last().unwrap().rule, Rule::StartLimit);
+    }
+
+    /// A container that has crashed twice, may not do so more often, and waits to be moved.
+    fn holding(user: Option<u32>) -> Container {
+        let settings = r#"{"policy":"Always","delay":1,"startLimit":{"burst":2,"action":"Migrate"}}"#;
+        let mut container = Container::new(settings).movable();
+        std::fs::write(container.path("runs"), "").unwrap();
+        std::fs::set_permissions(container.path("runs"), std::fs::Permissions::from_mode(0o666)).unwrap();
+        if let Some(user) = user {
+            container = container.user(user);
+        }
+        let container = container.shell("echo run >> runs; exit 7");
+        container.until("a hold", |container| {
+            container.record().last().is_some_and(|line| line.outcome == Outcome::Migrate { hold_millis: 180_000 })
+        });
+        assert_eq!(container.lines("runs"), 2);
+        container
+    }
+
+    #[test]
+    fn a_crash_loop_goes_on_once_on_another_node() {
+        for user in [None, Some(65_534)] {
+            let mut container = holding(user);
+            // As a freeze: nothing runs while it is carried over.
+            container.signal(libc::SIGSTOP);
+            container.until("a stopped init", |container| container.state() == 'T');
+            container.arrive();
+            container.signal(libc::SIGCONT);
+            assert_eq!(container.ended(), 7);
+            assert_eq!(container.lines("runs"), 4);
+            let [third, fourth] = &container.record_there()[..] else { panic!("{:?}", container.record_there()) };
+            assert_eq!((third.sequence, third.outcome), (3, Outcome::Restart { delay_millis: 1, attempt: 1 }));
+            assert_eq!((fourth.sequence, fourth.outcome, fourth.rule), (4, Outcome::Exit, Rule::StartLimit));
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_move_at_once() {
+        let mut container = holding(None);
+        container.signal(libc::SIGTERM);
+        assert_eq!(container.ended(), 7);
+        assert_eq!((container.lines("runs"), container.record().len()), (2, 2));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod images;
 pub mod install;
 pub mod journal;
 pub mod keeper;
+pub mod metrics;
 pub mod owner;
 pub mod report;
 pub mod restarts;

@@ -7,6 +7,8 @@ use crate::agent::identity;
 use crate::agent::images;
 use crate::agent::install::{self, InstallError};
 use crate::agent::journal::{Journal, JournalError};
+use crate::agent::metrics;
+use crate::agent::restarts::count::Counts;
 use crate::agent::restarts::watch::watch as tell_restarts;
 use crate::agent::room::Room;
 use crate::agent::settings::Settings;
@@ -20,6 +22,7 @@ use crate::criu::CriuProgram;
 use crate::local::SOCKET;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::Api;
+use prometheus_client::registry::Registry as Metrics;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -111,13 +114,16 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let supervisor = Supervisor::new(context.clone(), registry.clone(), entries);
     let agents = listen::bind(context.settings.address()).await?;
     let locals = local::bind(Path::new(SOCKET))?;
+    let mut registered = Metrics::default();
+    let restarts = Counts::in_registry(&mut registered);
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let ended = tokio::select! {
         () = supervisor.run() => "the watch of Migrations",
         () = keeping => "the upkeep of the certificate",
         () = listen::serve(context.clone(), registry.clone(), agents) => "the listener for agents",
         () = local::serve(context.clone(), registry.clone(), locals) => "the listener for shim and relay",
-        () = tell_restarts(context.clone()) => "the look at restarts",
+        () = tell_restarts(context.clone(), restarts) => "the look at restarts",
+        () = metrics::serve(context.settings.metrics(), Arc::new(registered)) => "the metrics",
         result = tell_readiness(context.clone(), registry) => return result,
         () = told_to_end(&context, &mut terminate) => return leave(&context).await,
     };

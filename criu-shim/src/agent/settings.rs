@@ -19,6 +19,12 @@ pub struct Settings {
     /// Port at that address.
     #[arg(long, env = "TIDEOVER_PORT", default_value_t = 7443)]
     pub port: u16,
+    /// Port of this node at which metrics are served; left out, none are.
+    #[arg(long, env = "TIDEOVER_METRICS_PORT")]
+    pub metrics_port: Option<u16>,
+    /// Address of this node at which metrics are served; left out, the one for other agents.
+    #[arg(long, env = "TIDEOVER_METRICS_IP")]
+    pub metrics_ip: Option<IpAddr>,
     /// Kubelet's root directory on the node.
     #[arg(long, env = "KUBELET_ROOT", default_value = "/var/lib/kubelet")]
     pub kubelet_root: PathBuf,
@@ -37,6 +43,11 @@ impl Settings {
     /// Where other agents reach this one.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.host_ip, self.port)
+    }
+
+    /// Where metrics are served, if they are.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.metrics_ip.unwrap_or(self.host_ip), self.metrics_port?))
     }
 
     /// Directory of the journal.

@@ -1,7 +1,6 @@
 //! What is asked of CRIU in a dump.
 
 use super::bundle::Bundle;
-use super::claim::ClaimedParent;
 use super::mounts::{self, Mount};
 use super::prepared::{self, Entry, Kind};
 use super::rpc::{CgroupMode, ExternalMount, NetworkLock, Options};
@@ -50,7 +49,7 @@ pub struct DumpOptions {
     /// Mounts that are not dumped beyond those of the specification: mount point to name in the image. The restore needs
     /// a path for each name ([`crate::local::ReleaseOptions::external_mounts`]).
     pub external_mounts: BTreeMap<PathBuf, String>,
-    /// How much of the processes' memory goes into the images.
+    /// How much of the processes' private memory goes into the images.
     pub memory: Memory,
     /// Shared memory that does not go into the images: at most [`super::MOST_WITHHELD`]. Only a CRIU with the preload for
     /// it ([`super::CriuProgram::withholding`]) leaves it out, and then it must be accounted for before a restore
@@ -58,16 +57,15 @@ pub struct DumpOptions {
     pub withheld: Vec<ObjectId>,
 }
 
-/// How much of the processes' memory goes into the images of a dump.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// How much of the processes' private memory goes into the images of a dump.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Memory {
     /// All of it.
     #[default]
     All,
-    /// All but private memory that the parent claims. The CRIU must run with kernel facts of its own
-    /// ([`super::Place::private_kdat`]), or says that it can't track memory; what it left out must be accounted for before
-    /// a restore ([`super::pagemap::settle`]). Shared memory is a matter of its own ([`DumpOptions::withheld`]).
-    Except(ClaimedParent),
+    /// All but what [`super::Withheld::set_memory`] says, at the latest while CRIU is at work, which must be accounted for before a restore
+    /// ([`super::pagemap::settle`]). The same holds as for [`DumpOptions::withheld`].
+    ButWithheld,
 }
 
 impl Default for DumpOptions {
@@ -100,10 +98,6 @@ impl DumpRequest {
             key: mount_point.to_string_lossy().into_owned(),
             val: name.clone(),
         }));
-        let parent_img = match &self.options.memory {
-            Memory::All => None,
-            Memory::Except(parent) => Some(parent.link().to_owned()),
-        };
         Options {
             images_dir_fd: images.as_raw_fd(),
             work_dir_fd: Some(work.as_raw_fd()),
@@ -112,8 +106,6 @@ impl DumpRequest {
             log_file: Some(LOG_FILE.to_owned()),
             notify_scripts: Some(true),
             root: Some(self.bundle.rootfs.to_string_lossy().into_owned()),
-            track_mem: parent_img.is_some().then_some(true),
-            parent_img,
             ext_mnt,
             freeze_cgroup: Some(self.freeze_cgroup.to_string_lossy().into_owned()),
             timeout: Some(SEIZE_SECONDS),
@@ -217,18 +209,6 @@ mod tests {
         let mut request = request();
         request.options.inotify_paths = vec!["/etc".to_owned()];
         assert_eq!(options(&request).force_irmap, Some(true));
-    }
-
-    #[test]
-    fn memory_is_tracked_only_when_there_is_a_parent() {
-        let mut request = request();
-        assert_eq!((options(&request).track_mem, options(&request).parent_img), (None, None));
-        let root = tempfile::tempdir().unwrap();
-        let uptime = std::time::Duration::from_secs(1);
-        let parent = ClaimedParent::write(&root.path().join("i"), vec![], uptime).unwrap();
-        request.options.memory = Memory::Except(parent);
-        assert_eq!(options(&request).track_mem, Some(true));
-        assert_eq!(options(&request).parent_img.as_deref(), Some("../i.claimed"));
     }
 
     #[test]

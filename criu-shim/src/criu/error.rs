@@ -1,7 +1,6 @@
 //! What can go wrong with CRIU.
 
 use super::image::ImageError;
-use super::kdat;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -32,16 +31,7 @@ pub enum CriuError {
         #[source]
         source: std::io::Error,
     },
-    /// The edited copy of CRIU's kernel facts could not be made ready to be mounted.
-    #[error("prepare a mount of {path}")]
-    PrivateKdat {
-        /// The copy.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// CRIU could not be executed, or could not enter its cgroups or namespaces, or not be given kernel facts of its own.
+    /// CRIU could not be executed, or could not enter its cgroups or namespaces.
     #[error("start {program}")]
     Start {
         /// The program.
@@ -50,9 +40,9 @@ pub enum CriuError {
         #[source]
         source: std::io::Error,
     },
-    /// CRIU could not be told which shared memory it leaves out.
+    /// CRIU could not be told which memory it leaves out.
     #[error("tell CRIU what it leaves out")]
-    Withhold(#[source] SharedError),
+    Withhold(#[source] WithholdError),
     /// A request could not be sent.
     #[error("send a request to CRIU")]
     Send(#[source] std::io::Error),
@@ -119,73 +109,17 @@ fn render(log: &[String]) -> String {
     if log.is_empty() { String::new() } else { format!("; its log: {}", log.join(" | ")) }
 }
 
-/// Why CRIU could not be given kernel facts of its own.
+/// Why CRIU can't be told what a dump leaves out.
 #[derive(Debug, Error)]
-pub enum KdatError {
-    /// The CRIU that should examine the kernel first did not.
-    #[error("have CRIU examine the kernel")]
-    Examine(#[source] CriuError),
-    /// The facts could not be read.
-    #[error("read {path}")]
-    Read {
-        /// The node's file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A dump may not leave out memory here.
-    #[error("a dump may not leave out memory")]
-    Refused(#[from] kdat::Reason),
-    /// The edited copy could not be written.
-    #[error("write {path}")]
-    Write {
-        /// The copy.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-/// Why the parent of a dump without memory could not be made or removed.
-#[derive(Debug, Error)]
-pub enum ClaimError {
-    /// The directory of images has no name to put another one beside it.
-    #[error("no name for a directory beside {path}")]
-    Name {
-        /// The directory of images.
-        path: PathBuf,
-    },
-    /// No process id, or one with two claims.
-    #[error("claim to process {pid}, which is none or has one already")]
-    Pid {
-        /// The process.
-        pid: i32,
-    },
-    /// The ranges are none, not sorted, overlap, are not of whole pages, or reach beyond all user addresses.
-    #[error("ranges of the claim to process {pid}")]
-    Ranges {
-        /// The process.
-        pid: i32,
-    },
-    /// A file or directory of the parent could not be written.
-    #[error("write {path}")]
-    Write {
-        /// The file or directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The parent could not be removed.
-    #[error("remove {path}")]
-    Remove {
-        /// The link or directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
+pub enum WithholdError {
+    /// The list that CRIU is given could not be made or written.
+    #[error("list the memory that CRIU leaves out")]
+    List(#[source] std::io::Error),
+    /// More than a list holds.
+    #[error("{objects} objects of shared memory are to be left out of a dump")]
+    TooMany {
+        /// How many.
+        objects: usize,
     },
 }
 
@@ -210,9 +144,9 @@ pub enum PagemapError {
         #[source]
         source: ImageError,
     },
-    /// CRIU left out memory that it was not told to leave out.
-    #[error("the dump left out {start:#x}..{end:#x} of process {pid}, which was not claimed")]
-    Unclaimed {
+    /// CRIU dumped memory that it was told to leave out.
+    #[error("the dump has {start:#x}..{end:#x} of process {pid}, which it was to leave out")]
+    Twice {
         /// The process.
         pid: i32,
         /// First address.
@@ -220,9 +154,9 @@ pub enum PagemapError {
         /// First address behind.
         end: u64,
     },
-    /// The ranges of what was copied are not sorted, overlap, or are not of whole pages.
-    #[error("ranges of what was copied of process {pid}")]
-    Copied {
+    /// The ranges of what was left out are not sorted, overlap, or are not of whole pages.
+    #[error("ranges of what was left out of process {pid}")]
+    LeftOut {
         /// The process.
         pid: i32,
     },
@@ -259,15 +193,6 @@ pub enum PagemapError {
 /// Why shared memory could not be left out of a dump.
 #[derive(Debug, Error)]
 pub enum SharedError {
-    /// The list that CRIU is given could not be made or written.
-    #[error("list the shared memory that CRIU leaves out")]
-    List(#[source] std::io::Error),
-    /// More than a list holds.
-    #[error("{objects} objects of shared memory are to be left out of a dump")]
-    TooMany {
-        /// How many.
-        objects: usize,
-    },
     /// The object itself can't be looked at.
     #[error("look at shared memory")]
     Read(#[source] std::io::Error),

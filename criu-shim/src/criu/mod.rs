@@ -1,19 +1,17 @@
 //! CRIU from the agent's side: a prost client of its RPC, and what must be known before and mended after a dump.
 //!
 //! Owns starting `criu swrk` warm, asking for one dump, reading why one failed, and the image files that Tideover
-//! itself reads or writes: also those of a dump without memory ([`claim`], [`kdat`], [`pagemap`], [`shared`]). It never freezes or
+//! itself reads or writes: also those of a dump without memory ([`pagemap`], [`shared`]). It never freezes or
 //! thaws anything and never ends CRIU: a CRIU that is killed half way leaves its parasite in the tasks.
 //!
 //! Restores are not asked for here: `runc restore` does that, through the relay ([`crate::relay`]).
 
 pub mod bundle;
 pub mod capability;
-pub mod claim;
 pub mod descriptors;
 mod dump;
 mod error;
 pub mod image;
-pub mod kdat;
 pub mod lazy;
 mod log;
 pub mod mend;
@@ -34,14 +32,12 @@ pub mod wire;
 mod withheld;
 
 pub use bundle::Bundle;
-pub use claim::{Claim, ClaimedParent};
 pub use dump::{DumpOptions, DumpRequest, Memory};
-pub use error::{ClaimError, CriuError, KdatError, PagemapError, SharedError};
-pub use kdat::PrivateKdat;
+pub use error::{CriuError, PagemapError, SharedError, WithholdError};
 pub use log::{first_error, last_errors};
 pub use place::{Place, own_cgroups};
 pub use process::ProcessId;
 pub use program::CriuProgram;
 pub(crate) use spawn::NO_BREAKPOINTS;
 pub use swrk::{DumpReport, RunningDump, Waited, WarmCriu};
-pub use withheld::{MOST as MOST_WITHHELD, ObjectId};
+pub use withheld::{MOST as MOST_WITHHELD, ObjectId, ProcessRange, Withheld, fitting};

@@ -1,19 +1,19 @@
 //! The memory that a dump left out: where it is, and what the images say of it in the end.
 //!
-//! Owns `pagemap-PID.img` and `pages-ID.img` of the processes that a [`super::Claim`] was made for, after the dump and
-//! before anybody reads them. It never touches shared memory (`pagemap-shmem-*.img`), which no claim covers.
+//! Owns `pagemap-PID.img` and `pages-ID.img`, after the dump and before anybody reads them. It never touches shared memory
+//! (`pagemap-shmem-*.img`).
 //!
-//! CRIU leaves the pages of a claim to the parent, which has no bytes. Of those, what the target has by then is called
-//! lazy: a page daemon brings it after the restore. Everything else is read from the frozen process and goes where CRIU
-//! would have put it. Also what was copied, but belongs to a mapping that no daemon is asked for ([`super::lazy`]).
+//! CRIU was told that withheld memory ([`super::withheld`]) is not there. What there is of it is on the target, and is called
+//! lazy here: a page daemon brings it after the restore. Where it belongs to a mapping that no daemon is asked for
+//! ([`super::lazy`]), it is read from the frozen process and goes where CRIU would have put it.
 //!
 //! CRIU calls pages that it did write lazy as well, where they could be, and a lazy restore then passes over them: it
 //! expects a page daemon that reads the images. Ours does not, so in the end a page is lazy or in the images, never both.
 
 use super::error::PagemapError;
 use super::image::{self, ImageError};
+use super::lazy;
 use super::ranges::{self, PAGE};
-use super::{Claim, lazy};
 use prost::Message;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Read, Write};
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 /// `PAGEMAP_MAGIC`. Source: CRIU's `criu/include/magic.h`.
 pub(super) const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 
-/// `PE_PARENT`: the parent has the pages. Source of the three: CRIU's `criu/include/pagemap.h`.
+/// `PE_PARENT`: an earlier dump has the pages. Source of the three: CRIU's `criu/include/pagemap.h`.
 const PARENT: u32 = 1;
 
 /// `PE_LAZY`: the pages may come after the restore.
@@ -121,7 +121,7 @@ struct Pagemap<'a> {
     entries: Vec<(Range<u64>, u32, &'a [u8])>,
 }
 
-/// What to write, so that nothing is left to the parent.
+/// What to write, so that nothing is left out.
 #[derive(Debug, PartialEq)]
 struct Plan {
     image: Vec<u8>,
@@ -138,57 +138,46 @@ enum Piece {
     Filled(Range<u64>),
 }
 
-/// The memory of one process that a dump left to the parent, by its `pagemap-PID.img`: sorted.
-///
-/// # Errors
-/// [`PagemapError`].
-pub fn in_parent(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapError> {
-    with_flags(images, pid, PARENT)
-}
-
 /// The memory of one process that a restore fetches later, by its `pagemap-PID.img`: sorted.
 ///
 /// # Errors
 /// [`PagemapError`].
 pub fn lazy(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapError> {
-    with_flags(images, pid, LAZY)
-}
-
-fn with_flags(images: &Path, pid: i32, wanted: u32) -> Result<Vec<Range<u64>>, PagemapError> {
     let path = images.join(pagemap_file(pid));
     let image = read(&path)?;
     let pagemap = parse(&image).map_err(|source| PagemapError::Image { path, source })?;
-    Ok(pagemap.entries.into_iter().filter(|(_, flags, _)| *flags == wanted).map(|(range, ..)| range).collect())
+    Ok(pagemap.entries.into_iter().filter(|(_, flags, _)| *flags == LAZY).map(|(range, ..)| range).collect())
 }
 
-/// Settles what the dump left out of the process of `claim`, in its images.
+/// Settles what the dump left out of process `pid`, in its images.
 ///
-/// `copied` is what the target has, or will have before the restore: sorted, apart, of whole pages. It becomes lazy, where
-/// a restore can take it lazily. Everything else is read from `memory`, which is `/proc/PID/mem` of the process, still
-/// frozen. Each file is replaced atomically, and one that stays the same is not written.
-///
-/// A process that was dumped in full is settled with a claim to no ranges.
+/// `left_out` is what there is of the memory that CRIU was told to leave out, and that the target has, or will have before the
+/// restore: sorted, apart, of whole pages. It becomes lazy, where a restore can take it lazily. Everything else is read from
+/// `memory`, which is `/proc/PID/mem` of the process, still frozen. Each file is replaced atomically, and one that stays the
+/// same is not written.
 ///
 /// After success every page is either lazy or in the images. After an error the images are of no use.
 ///
 /// # Errors
 /// [`PagemapError`].
-pub fn settle(images: &Path, claim: &Claim, copied: &[Range<u64>], memory: &File) -> Result<Settled, PagemapError> {
-    let pid = claim.pid;
-    if !ranges::is_sorted(copied) {
-        return Err(PagemapError::Copied { pid });
+pub fn settle(images: &Path, pid: i32, left_out: &[Range<u64>], memory: &Path) -> Result<Settled, PagemapError> {
+    if !ranges::is_sorted(left_out) {
+        return Err(PagemapError::LeftOut { pid });
     }
     let path = images.join(pagemap_file(pid));
     let image = read(&path)?;
     let pagemap = parse(&image).map_err(|source| PagemapError::Image { path: path.clone(), source })?;
-    if pagemap.entries.iter().all(|(_, flags, _)| matches!(*flags, PRESENT | LAZY)) {
+    let is_settled = pagemap.entries.iter().all(|(_, flags, _)| matches!(*flags, PRESENT | LAZY));
+    if left_out.is_empty() && is_settled {
         return Ok(Settled::default());
     }
-    let lazy = ranges::intersection(copied, &lazy::lazy_ranges(images, pid)?);
-    let plan = plan(&pagemap, claim, &lazy)?;
+    let lazy =
+        if left_out.is_empty() { Vec::new() } else { ranges::intersection(left_out, &lazy::lazy_ranges(images, pid)?) };
+    let plan = plan(&pagemap, pid, left_out, &lazy)?;
     if !plan.settled.filled.is_empty() {
         let pages = images.join(format!("pages-{}.img", pagemap.pages_id));
-        rebuild(&pages, &plan.pages, pid, memory)?;
+        let memory = File::open(memory).map_err(|source| PagemapError::Read { path: memory.to_owned(), source })?;
+        rebuild(&pages, &plan.pages, pid, &memory)?;
     }
     replace(&path, |file| file.write_all(&plan.image).map_err(|source| write_error(&path, source)))?;
     Ok(plan.settled)
@@ -205,8 +194,8 @@ fn parse(image: &[u8]) -> Result<Pagemap<'_>, ImageError> {
         let range = entry.range().ok_or(bad)?;
         let flags = entry.flags.unwrap_or(if entry.in_parent == Some(true) { PARENT } else { PRESENT });
         let overlaps = entries.last().is_some_and(|(last, ..)| last.end > range.start);
-        // What is left to the parent is neither here nor lazy.
-        if overlaps || (flags & PARENT != 0 && flags != PARENT) {
+        // There is no earlier dump that could have anything.
+        if overlaps || flags & PARENT != 0 {
             return Err(bad);
         }
         entries.push((range, flags, bytes));
@@ -214,37 +203,51 @@ fn parse(image: &[u8]) -> Result<Pagemap<'_>, ImageError> {
     Ok(Pagemap { pages_id, head, entries })
 }
 
-/// Pure. What is neither left to the parent nor both lazy and present stays as it is, byte for byte and in its order.
-fn plan(pagemap: &Pagemap<'_>, claim: &Claim, lazy: &[Range<u64>]) -> Result<Plan, PagemapError> {
+/// Pure. What CRIU wrote stays as it is, in its order, but is never both lazy and present.
+fn plan(pagemap: &Pagemap<'_>, pid: i32, left_out: &[Range<u64>], lazy: &[Range<u64>]) -> Result<Plan, PagemapError> {
+    let mut plan = Plan { image: Vec::new(), pages: Vec::new(), settled: Settled::default() };
     let mut entries = vec![pagemap.head.to_vec()];
-    let mut pages: Vec<Piece> = Vec::new();
-    let mut settled = Settled::default();
+    let mut pieces = left_out.iter().flat_map(|range| ranges::cut(range, lazy)).peekable();
     for (range, flags, bytes) in &pagemap.entries {
-        if *flags != PARENT {
-            let both = flags & (LAZY | PRESENT) == LAZY | PRESENT;
-            entries.push(if both { PagemapEntry::new(range, PRESENT).encode_to_vec() } else { bytes.to_vec() });
-            let length = if flags & PRESENT != 0 { range.end - range.start } else { 0 };
-            match pages.last_mut() {
-                _ if length == 0 => {}
-                Some(Piece::Kept(kept)) => *kept += length,
-                _ => pages.push(Piece::Kept(length)),
-            }
-            continue;
+        while let Some((piece, is_lazy)) = pieces.next_if(|(piece, _)| piece.end <= range.start) {
+            entries.push(plan.add(piece, is_lazy));
         }
-        if let Some((unclaimed, _)) = ranges::cut(range, &claim.ranges).into_iter().find(|(_, claimed)| !claimed) {
-            return Err(PagemapError::Unclaimed { pid: claim.pid, start: unclaimed.start, end: unclaimed.end });
+        if let Some((piece, _)) = pieces.next_if(|(piece, _)| piece.start < range.end) {
+            return Err(PagemapError::Twice { pid, start: piece.start, end: piece.end });
         }
-        for (piece, is_lazy) in ranges::cut(range, lazy) {
-            entries.push(PagemapEntry::new(&piece, if is_lazy { LAZY } else { PRESENT }).encode_to_vec());
-            if is_lazy {
-                settled.lazy.push(piece);
-            } else {
-                pages.push(Piece::Filled(piece.clone()));
-                settled.filled.push(piece);
-            }
+        let both = flags & (LAZY | PRESENT) == LAZY | PRESENT;
+        entries.push(if both { PagemapEntry::new(range, PRESENT).encode_to_vec() } else { bytes.to_vec() });
+        if flags & PRESENT != 0 {
+            plan.keep(range.end - range.start);
         }
     }
-    Ok(Plan { image: image::assemble(PAGEMAP_MAGIC, entries), pages, settled })
+    for (piece, is_lazy) in pieces {
+        entries.push(plan.add(piece, is_lazy));
+    }
+    plan.image = image::assemble(PAGEMAP_MAGIC, entries);
+    Ok(plan)
+}
+
+impl Plan {
+    /// The next bytes of the old pages file stay.
+    fn keep(&mut self, length: u64) {
+        match self.pages.last_mut() {
+            Some(Piece::Kept(kept)) => *kept += length,
+            _ => self.pages.push(Piece::Kept(length)),
+        }
+    }
+
+    /// An entry for memory that was left out.
+    fn add(&mut self, piece: Range<u64>, is_lazy: bool) -> Vec<u8> {
+        let entry = PagemapEntry::new(&piece, if is_lazy { LAZY } else { PRESENT }).encode_to_vec();
+        if is_lazy {
+            self.settled.lazy.push(piece);
+        } else {
+            self.pages.push(Piece::Filled(piece.clone()));
+            self.settled.filled.push(piece);
+        }
+        entry
+    }
 }
 
 /// Writes the pages file again, with memory of the process where it belongs. Pages are in the order of their entries, so

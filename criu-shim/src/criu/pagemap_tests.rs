@@ -17,7 +17,7 @@ fn assemble(entries: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
 /// A directory of images of process 1, and a file in the place of its memory: each page is filled with its number.
 struct Dumped {
     images: tempfile::TempDir,
-    memory: File,
+    memory: tempfile::NamedTempFile,
 }
 
 impl Dumped {
@@ -28,13 +28,13 @@ impl Dumped {
         if let Some(pages) = pages {
             std::fs::write(images.path().join("pages-3.img"), pages).unwrap();
         }
-        let mut memory = tempfile::tempfile().unwrap();
+        let mut memory = tempfile::NamedTempFile::new().unwrap();
         (0..64u8).for_each(|number| memory.write_all(&[number; PAGE as usize]).unwrap());
         Self { images, memory }
     }
 
-    fn settle(&self, copied: &[Range<u64>]) -> Result<Settled, PagemapError> {
-        settle(self.images.path(), &Claim::everything(1), copied, &self.memory)
+    fn settle(&self, left_out: &[Range<u64>]) -> Result<Settled, PagemapError> {
+        settle(self.images.path(), 1, left_out, self.memory.path())
     }
 
     fn file(&self, name: &str) -> Vec<u8> {
@@ -52,43 +52,43 @@ impl Dumped {
 }
 
 #[test]
-fn what_was_copied_becomes_lazy_and_the_pages_are_not_touched() {
-    let pagemap = assemble([entry(page(1), PRESENT), entry(2 * PAGE..6 * PAGE, PARENT), entry(page(9), PRESENT)]);
+fn what_was_left_out_becomes_lazy_and_the_pages_are_not_touched() {
+    let pagemap = assemble([entry(page(1), PRESENT), entry(page(9), PRESENT)]);
     let dumped = Dumped::new(&pagemap, Some(b"whatever"), &[0..8 * PAGE]);
     let before = std::fs::metadata(dumped.images.path().join("pages-3.img")).unwrap();
-    assert_eq!(in_parent(dumped.images.path(), 1).unwrap(), [2 * PAGE..6 * PAGE]);
-    let settled = dumped.settle(&[0..8 * PAGE]).unwrap();
+    let settled = dumped.settle(&[2 * PAGE..6 * PAGE]).unwrap();
     assert_eq!(settled, Settled { lazy: vec![2 * PAGE..6 * PAGE], filled: vec![] });
     let expected = assemble([entry(page(1), PRESENT), entry(2 * PAGE..6 * PAGE, LAZY), entry(page(9), PRESENT)]);
     assert_eq!(dumped.file("pagemap-1.img"), expected);
     let after = std::fs::metadata(dumped.images.path().join("pages-3.img")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::ino(&before), std::os::unix::fs::MetadataExt::ino(&after));
     assert_eq!(std::fs::read_dir(dumped.images.path()).unwrap().count(), 3);
-    assert!(in_parent(dumped.images.path(), 1).unwrap().is_empty());
+    assert_eq!(lazy(dumped.images.path(), 1).unwrap(), [2 * PAGE..6 * PAGE]);
 }
 
 #[test]
-fn what_was_not_copied_is_read_from_the_process_and_put_in_its_place() {
-    let pagemap = assemble([entry(page(1), PRESENT), entry(2 * PAGE..6 * PAGE, PARENT), entry(page(9), PRESENT)]);
+fn what_can_not_come_later_is_read_from_the_process_and_put_in_its_place() {
+    let pagemap = assemble([entry(page(1), PRESENT), entry(page(9), PRESENT)]);
     let old = [[101; PAGE as usize], [109; PAGE as usize]].concat();
-    let dumped = Dumped::new(&pagemap, Some(&old), &[0..8 * PAGE]);
-    let settled = dumped.settle(&[3 * PAGE..5 * PAGE]).unwrap();
-    assert_eq!(settled, Settled { lazy: vec![3 * PAGE..5 * PAGE], filled: vec![page(2), page(5)] });
+    let dumped = Dumped::new(&pagemap, Some(&old), &[3 * PAGE..5 * PAGE]);
+    let settled = dumped.settle(&[2 * PAGE..6 * PAGE, page(12)]).unwrap();
+    assert_eq!(settled, Settled { lazy: vec![3 * PAGE..5 * PAGE], filled: vec![page(2), page(5), page(12)] });
     let expected = assemble([
         entry(page(1), PRESENT),
         entry(page(2), PRESENT),
         entry(3 * PAGE..5 * PAGE, LAZY),
         entry(page(5), PRESENT),
         entry(page(9), PRESENT),
+        entry(page(12), PRESENT),
     ]);
     assert_eq!(dumped.file("pagemap-1.img"), expected);
-    assert_eq!(dumped.pages(), [101, 2, 5, 109]);
+    assert_eq!(dumped.pages(), [101, 2, 5, 109, 12]);
 }
 
 #[test]
-fn what_was_copied_of_a_mapping_that_can_not_come_later_is_in_the_images() {
-    let dumped = Dumped::new(&assemble([entry(2 * PAGE..4 * PAGE, PARENT)]), None, &[page(3)]);
-    let settled = dumped.settle(&[0..8 * PAGE]).unwrap();
+fn a_process_of_which_criu_made_no_pages_file_gets_one() {
+    let dumped = Dumped::new(&assemble([]), None, &[page(3)]);
+    let settled = dumped.settle(&[2 * PAGE..4 * PAGE]).unwrap();
     assert_eq!(settled, Settled { lazy: vec![page(3)], filled: vec![page(2)] });
     assert_eq!(dumped.pages(), [2]);
 }
@@ -97,48 +97,51 @@ fn what_was_copied_of_a_mapping_that_can_not_come_later_is_in_the_images() {
 fn a_process_that_was_dumped_in_full_is_left_alone() {
     let pagemap = assemble([entry(page(1), PRESENT)]);
     let dumped = Dumped::new(&pagemap, None, &[]);
-    assert_eq!(dumped.settle(&[page(1)]).unwrap(), Settled::default());
+    assert_eq!(dumped.settle(&[]).unwrap(), Settled::default());
     assert_eq!(dumped.file("pagemap-1.img"), pagemap);
 }
 
 #[test]
 fn what_criu_wrote_is_not_lazy_for_a_restore() {
     let dumped = Dumped::new(&assemble([entry(page(1), LAZY | PRESENT)]), None, &[page(1)]);
-    let claim = Claim { pid: 1, ranges: vec![] };
-    assert_eq!(settle(dumped.images.path(), &claim, &[], &dumped.memory).unwrap(), Settled::default());
+    assert_eq!(dumped.settle(&[]).unwrap(), Settled::default());
     assert_eq!(dumped.file("pagemap-1.img"), assemble([entry(page(1), PRESENT)]));
 }
 
 #[test]
-fn memory_left_out_without_a_claim_is_an_error() {
-    let dumped = Dumped::new(&assemble([entry(2 * PAGE..4 * PAGE, PARENT)]), None, &[0..8 * PAGE]);
-    let claim = Claim { pid: 1, ranges: vec![page(2), page(8)] };
-    let error = settle(dumped.images.path(), &claim, &[0..8 * PAGE], &dumped.memory).unwrap_err();
-    assert_eq!(error.to_string(), "the dump left out 0x3000..0x4000 of process 1, which was not claimed");
+fn memory_that_was_dumped_and_left_out_is_an_error() {
+    let pagemap = assemble([entry(3 * PAGE..6 * PAGE, PRESENT)]);
+    let dumped = Dumped::new(&pagemap, None, &[0..8 * PAGE]);
+    for both in [2 * PAGE..4 * PAGE, page(4), page(5), 2 * PAGE..9 * PAGE] {
+        let error = dumped.settle(&[page(0), both]).unwrap_err();
+        assert!(matches!(error, PagemapError::Twice { pid: 1, .. }), "{error}");
+    }
+    assert_eq!(dumped.file("pagemap-1.img"), pagemap);
+    assert!(dumped.settle(&[page(2), page(6)]).is_ok());
 }
 
 #[test]
 fn a_pages_file_that_is_too_short_is_an_error() {
-    let pagemap = assemble([entry(page(1), PRESENT), entry(page(2), PARENT)]);
+    let pagemap = assemble([entry(page(1), PRESENT)]);
     for pages in [None, Some(&[0u8; 4095][..])] {
         let dumped = Dumped::new(&pagemap, pages, &[]);
-        assert!(matches!(dumped.settle(&[]), Err(PagemapError::PagesCutOff { .. })));
+        assert!(matches!(dumped.settle(&[page(2)]), Err(PagemapError::PagesCutOff { .. })));
         assert_eq!(dumped.file("pagemap-1.img"), pagemap);
     }
 }
 
 #[test]
 fn memory_that_can_not_be_read_is_an_error() {
-    let dumped = Dumped::new(&assemble([entry(page(80), PARENT)]), None, &[]);
-    assert!(matches!(dumped.settle(&[]), Err(PagemapError::Memory { pid: 1, start: 0x50000, .. })));
+    let dumped = Dumped::new(&assemble([]), None, &[]);
+    assert!(matches!(dumped.settle(&[page(80)]), Err(PagemapError::Memory { pid: 1, start: 0x50000, .. })));
 }
 
 #[test]
 fn entries_that_contradict_themselves_are_refused() {
     let bad = |entries: &[Vec<u8>]| parse(&assemble(entries.to_vec())).err();
     let length = |nr_pages| PagemapEntry { nr_pages: Some(nr_pages), ..PagemapEntry::new(&page(1), PRESENT) };
-    assert_eq!(bad(&[entry(page(1), PARENT | PRESENT)]), Some(ImageError::Entry(1)));
-    assert_eq!(bad(&[entry(page(5), PARENT), entry(page(4), PARENT)]), Some(ImageError::Entry(2)));
+    assert_eq!(bad(&[entry(page(1), PARENT)]), Some(ImageError::Entry(1)), "there is no parent");
+    assert_eq!(bad(&[entry(page(5), LAZY), entry(page(4), PRESENT)]), Some(ImageError::Entry(2)));
     assert_eq!(bad(&[length(0).encode_to_vec()]), Some(ImageError::Entry(1)));
     assert_eq!(bad(&[length(u64::MAX).encode_to_vec()]), Some(ImageError::Entry(1)));
     assert_eq!(bad(&[vec![0xff]]), Some(ImageError::Entry(1)));
@@ -147,20 +150,24 @@ fn entries_that_contradict_themselves_are_refused() {
 
 proptest! {
     #[test]
-    fn only_what_was_left_to_the_parent_changes(
-        list in lists(),
-        flags in proptest::collection::vec(prop_oneof![Just(PARENT), Just(PRESENT), Just(LAZY), Just(LAZY | PRESENT)], 8),
+    fn what_was_left_out_is_added_and_nothing_else_changes(
+        (dumped, left_out) in (lists(), lists()),
+        flags in proptest::collection::vec(prop_oneof![Just(PRESENT), Just(LAZY), Just(LAZY | PRESENT)], 8),
         lazy in lists(),
     ) {
-        let entries: Vec<(Range<u64>, u32)> = list.into_iter().zip(flags).collect();
+        let left_out = ranges::without(&left_out, &dumped);
+        let entries: Vec<(Range<u64>, u32)> = dumped.into_iter().zip(flags).collect();
+        let left_out: Vec<_> = (left_out.into_iter())
+            .filter(|range| entries.iter().all(|(other, _)| other.end <= range.start || range.end <= other.start))
+            .collect();
         let image = assemble(entries.iter().map(|(range, flags)| entry(range.clone(), *flags)));
         let before = parse(&image).unwrap();
-        let plan = plan(&before, &Claim::everything(1), &lazy).unwrap();
+        let plan = plan(&before, 1, &left_out, &ranges::intersection(&left_out, &lazy)).unwrap();
         let after = parse(&plan.image).unwrap();
 
-        // The others, in their order, byte for byte, but never both lazy and present.
+        // What CRIU wrote, in its order, byte for byte, but never both lazy and present.
         let one = |(range, flags): &(Range<u64>, u32)| entry(range.clone(), if *flags == LAZY { LAZY } else { PRESENT });
-        let kept: Vec<Vec<u8>> = entries.iter().filter(|(_, flags)| *flags != PARENT).map(one).collect();
+        let kept: Vec<Vec<u8>> = entries.iter().map(one).collect();
         let mut rest = kept.iter().peekable();
         let mut added = Vec::new();
         for (range, flags, bytes) in &after.entries {
@@ -171,12 +178,11 @@ proptest! {
         prop_assert!(rest.next().is_none());
 
         // And of what was left out every page, lazy where it may be.
-        let parent: Vec<_> = entries.iter().filter(|(_, flags)| *flags == PARENT).map(|(range, _)| range.clone()).collect();
         let with = |wanted: u32| -> Vec<Range<u64>> {
             added.iter().filter(|(_, flags)| *flags == wanted).map(|(range, _)| range.clone()).collect()
         };
-        prop_assert_eq!(pages(&with(LAZY)), &pages(&parent) & &pages(&lazy));
-        prop_assert_eq!(pages(&with(PRESENT)), &pages(&parent) - &pages(&lazy));
+        prop_assert_eq!(pages(&with(LAZY)), &pages(&left_out) & &pages(&lazy));
+        prop_assert_eq!(pages(&with(PRESENT)), &pages(&left_out) - &pages(&lazy));
         prop_assert_eq!(with(LAZY), plan.settled.lazy);
         prop_assert_eq!(with(PRESENT), plan.settled.filled);
 

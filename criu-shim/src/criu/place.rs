@@ -1,10 +1,9 @@
 //! Where a CRIU runs: in which cgroups and namespaces.
 
-use super::{CriuError, PrivateKdat};
+use super::CriuError;
 use crate::freezer::{self, Hierarchy};
 use nix::sched::CloneFlags;
 use std::fs::{File, OpenOptions};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// Name of the cgroup below every hierarchy's root. CRIU must not be in the agent's: the end of the agent's container
@@ -20,9 +19,6 @@ pub struct Place {
     /// The node's file system as the caller sees it: `/`, or `/proc/1/root` from a container that shares the node's PID
     /// namespace. In the latter case CRIU also enters the node's mount and cgroup namespaces.
     pub node_root: PathBuf,
-    /// Kernel facts that this CRIU, and it alone, finds instead of the node's; needed for a dump without memory. CRIU then
-    /// runs in a mount namespace of its own, a copy of the node's that still follows it.
-    pub private_kdat: Option<PrivateKdat>,
 }
 
 /// A [`Place`] with everything opened that can be opened before the fork.
@@ -32,8 +28,6 @@ pub(super) struct OpenPlace {
     pub cgroups: Vec<File>,
     /// Namespaces to enter, in this order.
     pub namespaces: Vec<(File, CloneFlags)>,
-    /// A mount, in no namespace yet, to put over CRIU's kernel facts.
-    pub private_kdat: Option<OwnedFd>,
 }
 
 impl Place {
@@ -58,8 +52,7 @@ impl Place {
             // Last, because it changes what every path means.
             add(node.join("mnt"), CloneFlags::CLONE_NEWNS)?;
         }
-        let private_kdat = self.private_kdat.as_ref().map(PrivateKdat::mount).transpose()?;
-        Ok(OpenPlace { cgroups, namespaces, private_kdat })
+        Ok(OpenPlace { cgroups, namespaces })
     }
 }
 

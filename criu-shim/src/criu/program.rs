@@ -36,7 +36,7 @@ impl CriuProgram {
     /// With the installed preload that can leave shared memory out of a dump.
     #[must_use]
     pub fn withholding(self) -> Self {
-        self.preloading(&Path::new(INSTALL_ROOT).join("lib/libshmem_preload.so"))
+        self.preloading(&Path::new(INSTALL_ROOT).join("lib/libdump_preload.so"))
     }
 
     /// CRIU in `criu/criu` below `root`, started by the loader in `criu/lib` where there is one, and without preload.

@@ -185,12 +185,6 @@ pub struct Options {
     /// Root file system of the container, on the host.
     #[prost(string, optional, tag = "13")]
     pub root: Option<String>,
-    /// Directory of the parent, relative to that of the images. CRIU makes a link to it there.
-    #[prost(string, optional, tag = "14")]
-    pub parent_img: Option<String>,
-    /// Leave out pages that the parent has and that were not written since.
-    #[prost(bool, optional, tag = "15")]
-    pub track_mem: Option<bool>,
     /// Directory of logs and sockets, like `images_dir_fd`.
     #[prost(int32, optional, tag = "17")]
     pub work_dir_fd: Option<i32>,

@@ -1,13 +1,9 @@
 //! Starting CRIU in its place: the one module of the client with `unsafe` in it.
 
 use super::place::OpenPlace;
-use super::{CriuError, CriuProgram, kdat, withheld};
+use super::{CriuError, CriuProgram, withheld};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
-use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, move_mount};
-use std::ffi::CStr;
+use nix::sched::setns;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -48,30 +44,16 @@ pub(super) fn swrk(
             for (namespace, kind) in &place.namespaces {
                 setns(namespace, *kind)?;
             }
-            if let Some(kdat) = &place.private_kdat {
-                mount_privately(kdat)?;
-            }
         }
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
         fcntl(&withheld, FcntlArg::F_SETFD(FdFlag::empty()))?;
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes write, setns, unshare, mount, move_mount and fcntl system calls only,
-    // on descriptors opened before the fork and constant paths. It neither allocates nor takes a lock, so it is safe in a
+    // SAFETY: between fork and exec the closure makes write, setns and fcntl system calls only, on descriptors opened
+    // before the fork. It neither allocates nor takes a lock, so it is safe in a
     // child of a process with threads.
     unsafe { command.pre_exec(enter) };
     // The closure owns the parent's copy of CRIU's end; it is closed with `command` at the end of this function, so
     // that the end of CRIU is seen as the end of the connection.
     command.spawn().map_err(|source| CriuError::Start { program: executable, source })
-}
-
-/// Leaves the node's mount namespace for a copy of it and puts `kdat` over CRIU's kernel facts there. Runs between fork and
-/// exec: no allocation, no lock.
-fn mount_privately(kdat: &OwnedFd) -> std::io::Result<()> {
-    const NONE: Option<&CStr> = None;
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    // The copy shares its mounts with the node's namespace at first, and the node would see what is mounted. As a slave it
-    // still sees what the node mounts.
-    mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)?;
-    Ok(move_mount(kdat, c"", CWD, kdat::PATH, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }

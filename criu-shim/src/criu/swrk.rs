@@ -136,6 +136,21 @@ impl WarmCriu {
         Ok(Self { swrk, process })
     }
 
+    /// Has CRIU write down what it knows of the kernel, below `node_root`, where that is missing or another build's. In the
+    /// caller's own network, because in one without a route CRIU gives up examining the kernel; a container's may be one.
+    ///
+    /// # Errors
+    /// As [`WarmCriu::start`].
+    pub fn examine(program: &CriuProgram, node_root: &Path) -> Result<(), CriuError> {
+        let own = std::process::id().cast_signed();
+        Self::start(program, &Place { namespaces_of: own, node_root: node_root.to_owned() }).map(drop)
+    }
+
+    /// What its dump leaves out.
+    pub fn withheld(&self) -> Withheld {
+        self.swrk.withheld.clone()
+    }
+
     /// The CRIU process, for the journal: while it is alive, an earlier agent's dump is still going on.
     pub fn process(&self) -> ProcessId {
         self.process
@@ -157,7 +172,7 @@ impl WarmCriu {
             |path| resolve_in_container(request.pid, path),
             |path| look_in_container(request.pid, path),
         );
-        self.swrk.withheld.set(&request.options.withheld).map_err(CriuError::Withhold)?;
+        self.swrk.withheld.set_objects(&request.options.withheld).map_err(CriuError::Withhold)?;
         let begin = Instant::now();
         self.swrk.ask(&Request { r#type: RequestType::Dump.into(), opts: Some(opts), ..Default::default() })?;
         Ok(RunningDump {

@@ -1,18 +1,33 @@
-//! Shared memory that a dump leaves out: the list of it, which our CRIU and the library in it share with the agent.
+//! Memory that a dump leaves out: the list of it, which our CRIU and the library in it share with the agent.
 //!
-//! The library (`shmem-preload`) tells CRIU that an object on the list has no pages. Its image then has none, and
-//! [`super::shared`] writes down afterwards which there are.
+//! The library (`dump-preload`) tells CRIU that an object on the list has no pages, and that a process has none in a range on it.
+//! CRIU's images then have none, and [`super::shared`] and [`super::pagemap`] write down afterwards which there are.
 
-use super::error::SharedError;
-use rustix::fs::{MemfdFlags, memfd_create};
+use super::error::WithholdError;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Environment variable that names the list's descriptor to the library.
 pub(super) const VARIABLE: &str = "TIDEOVER_WITHHELD";
 
-/// Most objects on a list: its 64 KiB hold a count and two words for each.
-pub const MOST: usize = (64 << 10) / 16 - 1;
+// The library's `list.rs` has the same format: words of 64 bits.
+const LENGTH: u64 = 1 << 20;
+const STATE_AT: u64 = 0;
+const OBJECT_COUNT_AT: u64 = 1;
+const RANGE_COUNT_AT: u64 = 2;
+const OBJECTS_AT: u64 = 3;
+const RANGES_AT: u64 = OBJECTS_AT + 2 * MOST as u64;
+const TO_COME: u64 = 1;
+const HERE: u64 = 2;
+
+/// Most objects on a list.
+pub const MOST: usize = 4095;
+
+/// Most ranges on a list.
+pub const MOST_RANGES: usize = (LENGTH as usize / 8 - RANGES_AT as usize) / 3;
 
 /// An object of shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,30 +38,117 @@ pub struct ObjectId {
     pub inode: u32,
 }
 
-/// The list, empty at first.
-#[derive(Debug)]
-pub(super) struct Withheld {
-    list: File,
+/// Private memory of one process, of whole pages, by the id that CRIU knows the process by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProcessRange {
+    /// The process, as the agent's `/proc` names it.
+    pub pid: i32,
+    /// First address, which comes first in the order too.
+    pub start: u64,
+    /// First address behind.
+    pub end: u64,
+}
+
+impl ProcessRange {
+    /// Each of `ranges` of process `pid`.
+    pub fn all(pid: i32, ranges: &[Range<u64>]) -> impl Iterator<Item = Self> {
+        ranges.iter().map(move |range| Self { pid, start: range.start, end: range.end })
+    }
+
+    fn length(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// As many of `ranges` as a list has room for: the longest, by process and address. The others are dumped.
+pub fn fitting(mut ranges: Vec<ProcessRange>) -> Vec<ProcessRange> {
+    if ranges.len() > MOST_RANGES {
+        ranges.sort_by_key(|range| std::cmp::Reverse(range.length()));
+        ranges.truncate(MOST_RANGES);
+    }
+    ranges.sort();
+    ranges
+}
+
+/// The list, empty at first. A clone is the same list.
+#[derive(Clone, Debug)]
+pub struct Withheld {
+    list: Arc<File>,
 }
 
 impl Withheld {
-    pub(super) fn new() -> Result<Self, SharedError> {
-        let list = memfd_create("tideover-withheld", MemfdFlags::CLOEXEC);
-        Ok(Self { list: list.map_err(|errno| SharedError::List(errno.into()))?.into() })
+    pub(super) fn new() -> Result<Self, WithholdError> {
+        let made = memfd_create("tideover-withheld", MemfdFlags::CLOEXEC)
+            .and_then(|list| ftruncate(&list, LENGTH).map(|()| list));
+        let list = made.map_err(|errno| WithholdError::List(errno.into()))?;
+        Ok(Self { list: Arc::new(list.into()) })
     }
 
     /// What CRIU inherits.
-    pub(super) fn descriptor(&self) -> Result<File, SharedError> {
-        self.list.try_clone().map_err(SharedError::List)
+    pub(super) fn descriptor(&self) -> Result<File, WithholdError> {
+        self.list.try_clone().map_err(WithholdError::List)
     }
 
     /// Puts `objects` on the list. CRIU must not be at work yet.
-    pub(super) fn set(&self, objects: &[ObjectId]) -> Result<(), SharedError> {
+    pub(super) fn set_objects(&self, objects: &[ObjectId]) -> Result<(), WithholdError> {
         if objects.len() > MOST {
-            return Err(SharedError::TooMany { objects: objects.len() });
+            return Err(WithholdError::TooMany { objects: objects.len() });
         }
-        let pairs = objects.iter().flat_map(|object| [object.device, object.inode.into()]);
-        let words: Vec<u8> = std::iter::once(objects.len() as u64).chain(pairs).flat_map(u64::to_ne_bytes).collect();
-        self.list.write_all_at(&words, 0).map_err(SharedError::List)
+        self.put(OBJECTS_AT, objects.iter().flat_map(|object| [object.device, object.inode.into()]))?;
+        self.put(OBJECT_COUNT_AT, [objects.len() as u64])
+    }
+
+    /// Says that ranges are to come. CRIU must not be at work yet.
+    ///
+    /// # Errors
+    /// [`WithholdError`]: nothing is left out then.
+    pub fn expect_memory(&self) -> Result<(), WithholdError> {
+        self.put(STATE_AT, [TO_COME])
+    }
+
+    /// Puts `ranges`, which are [`fitting`], on the list after [`Withheld::expect_memory`]. CRIU, which may be at work, waits for
+    /// them before it looks at any memory; but only for seconds, and then dumps it all.
+    ///
+    /// # Errors
+    /// [`WithholdError`]: nothing is left out then.
+    pub fn set_memory(&self, ranges: &[ProcessRange]) -> Result<(), WithholdError> {
+        self.put(RANGES_AT, ranges.iter().flat_map(|range| [range.pid.unsigned_abs().into(), range.start, range.end]))?;
+        self.put(RANGE_COUNT_AT, [ranges.len() as u64])?;
+        // Last: the library looks at the others when it has seen this.
+        self.put(STATE_AT, [HERE])
+    }
+
+    fn put(&self, word: u64, words: impl IntoIterator<Item = u64>) -> Result<(), WithholdError> {
+        let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
+        self.list.write_all_at(&bytes, word * 8).map_err(WithholdError::List)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_there_is_no_room_the_longest_ranges_are_left_out() {
+        let range = |pid, start, end| ProcessRange { pid, start, end };
+        assert_eq!(
+            fitting(vec![range(2, 0, 1), range(1, 8, 9), range(1, 0, 4)]),
+            [range(1, 0, 4), range(1, 8, 9), range(2, 0, 1)]
+        );
+        let many = (0..=MOST_RANGES as u64).map(|at| range(1, 10 * at, 10 * at + if at == 7 { 1 } else { 2 }));
+        let fitting = fitting(many.collect());
+        assert_eq!(fitting.len(), MOST_RANGES);
+        assert!(fitting.is_sorted() && fitting.iter().all(|range| range.start != 70));
+    }
+
+    #[test]
+    fn a_list_has_room_for_what_is_said_of_it() {
+        let list = Withheld::new().unwrap();
+        let objects = vec![ObjectId { device: u64::MAX, inode: u32::MAX }; MOST];
+        list.set_objects(&objects).unwrap();
+        list.expect_memory().unwrap();
+        list.set_memory(&vec![ProcessRange { pid: 1, start: 0, end: 1 }; MOST_RANGES]).unwrap();
+        assert_eq!(list.descriptor().unwrap().metadata().unwrap().len(), LENGTH);
+        assert!(list.set_objects(&vec![objects[0]; MOST + 1]).is_err());
     }
 }

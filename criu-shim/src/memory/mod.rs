@@ -19,6 +19,7 @@ mod range;
 mod read;
 mod sent;
 pub mod shared;
+mod sharing;
 mod tracker;
 mod uffd;
 mod vma;
@@ -26,7 +27,7 @@ mod vma;
 // Elsewhere attaching is refused.
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
-mod tests;
+pub(crate) mod tests;
 
 pub use compare::Comparer;
 pub use engine::{Attached, Engine};
@@ -35,6 +36,7 @@ pub use obstacle::Obstacle;
 pub use range::Range;
 pub use read::{MemoryReader, Piece};
 pub use sent::Sent;
+pub use sharing::Sharing;
 pub use tracker::{LastLook, Tracker};
 pub use vma::Reason;
 use vma::{Vma, tracking};

@@ -246,8 +246,11 @@ impl Relay {
     fn receive_from_runc(&mut self) -> Event {
         match pass::receive(self.runc.as_fd()) {
             Ok(Some(packet)) => {
+                // What is no answer is CRIU's to judge.
+                let answer = Request::decode(packet.bytes.as_slice()).ok();
+                let success = answer.is_none_or(|answer| answer.notify_success != Some(false));
                 self.packet = Some(packet);
-                Event::Runc
+                Event::Runc { success }
             }
             _ => Event::RuncGone,
         }
@@ -270,10 +273,10 @@ impl Relay {
                 pass::send(self.criu.as_fd(), &Packet { bytes, descriptors: Vec::new() })
             }
             Act::Prepare(at) => return self.page_daemon(&at).map(drop),
-            Act::ToRunc | Act::Resume => {
-                self.packet.take().map_or(Ok(()), |packet| pass::send(self.runc.as_fd(), &packet))
+            Act::ToRunc => self.packet.take().map_or(Ok(()), |packet| pass::send(self.runc.as_fd(), &packet)),
+            Act::ToCriu | Act::Resume => {
+                self.packet.take().map_or(Ok(()), |packet| pass::send(self.criu.as_fd(), &packet))
             }
-            Act::ToCriu => self.packet.take().map_or(Ok(()), |packet| pass::send(self.criu.as_fd(), &packet)),
             Act::Refuse => {
                 let refusal =
                     Request { r#type: RequestType::Notify.into(), notify_success: Some(false), ..Default::default() };
@@ -299,6 +302,8 @@ impl Relay {
     }
 
     fn end(mut self, success: bool, reason: &str) {
+        // Untied, the page daemon fills in what nobody waits for: CRIU is out of its way.
+        drop(self.page_daemon.take());
         let message = if success { String::new() } else { self.explain(reason) };
         self.line.tell_the_end(&FromRelay::Ended { success, message }, self.state.stage);
     }

@@ -29,8 +29,11 @@ pub enum Event {
     },
     /// CRIU hung up without one.
     CriuGone,
-    /// runc sent something.
-    Runc,
+    /// runc answered a notification.
+    Runc {
+        /// False where the restore must not go on.
+        success: bool,
+    },
     /// runc hung up.
     RuncGone,
     /// The agent has not been heard of for [`crate::local::SILENCE`].
@@ -48,9 +51,9 @@ pub enum Act {
     ToRunc,
     /// Pass what runc just sent on to CRIU.
     ToCriu,
-    /// Keep what CRIU just sent.
+    /// Keep what runc just sent.
     Hold,
-    /// Pass what was kept on to runc.
+    /// Pass what was kept on to CRIU.
     Resume,
     /// Answer CRIU's notification with "failed": it destroys what it has rebuilt.
     Refuse,
@@ -92,19 +95,26 @@ impl State {
             (_, Event::Notified(_)) if self.orphaned => (to(Finishing), vec![Act::Refuse]),
             (Restoring, Event::Notified(_)) if self.abandoned => (to(Finishing), vec![Act::Refuse]),
             (Restoring, Event::Notified(name)) if name == POST_RESTORE => {
-                (to(Held), vec![Act::Hold, Act::Tell(FromRelay::Held)])
+                // runc does its part while the agent commits. It is its answer that lets the processes run.
+                (Self { stage: Held, asked: true, ..self }, vec![Act::Tell(FromRelay::Held), Act::ToRunc])
             }
+            (Held, Event::Runc { success: true }) => (Self { asked: false, ..self }, vec![Act::Hold]),
             (_, Event::Notified(_)) => (Self { asked: true, ..self }, vec![Act::ToRunc]),
-            (_, Event::Runc) => (Self { asked: false, ..self }, vec![Act::ToCriu]),
+            // One that comes after a refusal is to a question that CRIU asks no more.
+            (_, Event::Runc { .. }) if !self.asked => (self, vec![]),
+            (Held, Event::Runc { .. }) => (Self { stage: Finishing, asked: false, ..self }, vec![Act::ToCriu]),
+            (_, Event::Runc { .. }) => (Self { asked: false, ..self }, vec![Act::ToCriu]),
 
             // CRIU can't be told before it asks.
             (Restoring, Event::Agent(ToRelay::Abandon)) => (Self { abandoned: true, ..self }, vec![]),
 
             // The point of no return is not here: the agent says this after it has won the commit.
             (Held, Event::Agent(ToRelay::Resume)) => {
-                (Self { stage: Finishing, asked: true, ..self }, vec![Act::Resume])
+                (to(Finishing), if self.asked { vec![] } else { vec![Act::Resume] })
             }
-            (Held, Event::Agent(ToRelay::Abandon)) => (to(Finishing), vec![Act::Refuse]),
+            (Held, Event::Agent(ToRelay::Abandon)) => {
+                (Self { stage: Finishing, asked: false, ..self }, vec![Act::Refuse])
+            }
 
             // CRIU waits for an answer that will not come; where it does not, its next notification is refused.
             (stage, Event::RuncGone) => {
@@ -130,6 +140,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const RUNC: Event = Event::Runc { success: true };
+
     fn run(events: &[Event]) -> (State, Vec<Act>) {
         events.iter().fold((State::new(), Vec::new()), |(state, mut acts), event| {
             let (state, more) = state.step(event.clone());
@@ -151,12 +163,12 @@ mod tests {
         let (_, acts) = run(&[
             release(),
             notified("setup-namespaces"),
-            Event::Runc,
+            RUNC,
             notified(POST_RESTORE),
+            RUNC,
             Event::Agent(ToRelay::Resume),
-            Event::Runc,
             notified("pre-resume"),
-            Event::Runc,
+            RUNC,
             Event::Answered { success: true },
         ]);
         assert_eq!(
@@ -165,10 +177,10 @@ mod tests {
                 Act::Release(ReleaseOptions::default()),
                 Act::ToRunc,
                 Act::ToCriu,
-                Act::Hold,
                 Act::Tell(FromRelay::Held),
+                Act::ToRunc,
+                Act::Hold,
                 Act::Resume,
-                Act::ToCriu,
                 Act::ToRunc,
                 Act::ToCriu,
                 Act::ToRunc,
@@ -178,15 +190,27 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_makes_criu_fail_and_runc_never_hears_of_post_restore() {
-        let (_, acts) = run(&[
-            release(),
-            notified(POST_RESTORE),
-            Event::Agent(ToRelay::Abandon),
-            Event::Answered { success: false },
-        ]);
-        assert!(!acts.contains(&Act::Resume));
-        assert_eq!(acts[3..], [Act::Refuse, Act::ToRunc, Act::End { success: false, reason: "" }]);
+    fn a_commit_that_is_faster_than_runc_waits_for_it() {
+        let (_, acts) = run(&[release(), notified(POST_RESTORE), Event::Agent(ToRelay::Resume), RUNC]);
+        assert_eq!(acts[1..], [Act::Tell(FromRelay::Held), Act::ToRunc, Act::ToCriu]);
+    }
+
+    #[test]
+    fn an_abort_makes_criu_fail_whatever_runc_has_said() {
+        let abandon = Event::Agent(ToRelay::Abandon);
+        let answered = Event::Answered { success: false };
+        let end = [Act::ToRunc, Act::End { success: false, reason: "" }];
+        let (_, acts) = run(&[release(), notified(POST_RESTORE), RUNC, abandon.clone(), answered.clone()]);
+        assert_eq!(acts[3..], [&[Act::Hold, Act::Refuse], &end[..]].concat());
+        let (_, acts) = run(&[release(), notified(POST_RESTORE), abandon, RUNC, answered]);
+        assert_eq!(acts[3..], [&[Act::Refuse], &end[..]].concat());
+    }
+
+    #[test]
+    fn a_runtime_that_refuses_is_heard_before_the_word() {
+        let refusal = Event::Runc { success: false };
+        let (state, acts) = run(&[release(), notified(POST_RESTORE), refusal, Event::Agent(ToRelay::Resume)]);
+        assert_eq!((state.stage, &acts[3..]), (RelayStage::Finishing, &[Act::ToCriu][..]));
     }
 
     #[test]
@@ -201,7 +225,7 @@ mod tests {
         let (state, acts) = run(&[release(), abandon.clone(), notified(POST_RESTORE), Event::Agent(ToRelay::Resume)]);
         assert_eq!(acts[1..], [Act::Refuse]);
         assert_eq!(state.stage, RelayStage::Finishing);
-        let (_, acts) = run(&[release(), notified("setup-namespaces"), abandon, Event::Runc, notified(POST_RESTORE)]);
+        let (_, acts) = run(&[release(), notified("setup-namespaces"), abandon, RUNC, notified(POST_RESTORE)]);
         assert_eq!(acts[1..], [Act::ToRunc, Act::ToCriu, Act::Refuse]);
     }
 
@@ -223,7 +247,7 @@ mod tests {
         assert_eq!(acts[1..], [Act::ToRunc, Act::Refuse]);
         let resumed = Event::Agent(ToRelay::Resume);
         let (_, acts) = run(&[release(), notified(POST_RESTORE), resumed, Event::RuncGone]);
-        assert_eq!(acts[3..], [Act::Resume, Act::Refuse]);
+        assert_eq!(acts[3..], [Act::Refuse]);
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -237,7 +261,7 @@ mod tests {
             Just(notified("pre-resume")),
             any::<bool>().prop_map(|success| Event::Answered { success }),
             Just(Event::CriuGone),
-            Just(Event::Runc),
+            any::<bool>().prop_map(|success| Event::Runc { success }),
             Just(Event::RuncGone),
             Just(Event::Silence),
         ]
@@ -245,18 +269,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn post_restore_reaches_runc_only_after_the_word_and_never_after_a_refusal(
+        fn criu_hears_that_it_may_go_on_only_after_the_word_and_never_after_a_refusal(
             events in proptest::collection::vec(event(), 0..30),
         ) {
-            let mut state = State::new();
-            let mut resumed = false;
-            let mut refused = false;
+            let (mut state, mut refused, mut word) = (State::new(), false, false);
+            // What CRIU waits to hear about is the end of the restore.
+            let mut held = false;
             for event in events {
-                let word = event == Event::Agent(ToRelay::Resume);
+                word |= state.stage == RelayStage::Held && event == Event::Agent(ToRelay::Resume);
+                let refusal = event == (Event::Runc { success: false });
                 let (next, acts) = state.step(event);
-                if acts.contains(&Act::Resume) {
-                    prop_assert!(word && state.stage == RelayStage::Held && !refused && !resumed);
-                    resumed = true;
+                held |= acts.contains(&Act::Tell(FromRelay::Held));
+                let goes_on = acts.iter().any(|act| matches!(act, Act::ToCriu | Act::Resume)) && !refusal;
+                if held && goes_on {
+                    prop_assert!(word && !refused);
                 }
                 refused |= acts.contains(&Act::Refuse);
                 if acts.iter().any(|act| matches!(act, Act::End { .. })) {

@@ -8,11 +8,13 @@
 //!   told.json       how much of it the agent has told
 //! ```
 //!
-//! Only `inside` is the container's to write, and its size bounds what that can be.
+//! Only `inside` is the container's to write, and its size bounds what that can be. The source of that mount is named after the
+//! container and so is another one in each place: by that, which it can't change, init knows that it was moved.
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::fs::{OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -20,6 +22,9 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tideover_init::config::Config;
 use tideover_init::record::{self, Line, ReadError};
+
+/// What the source of the mount begins with; the container's id follows.
+const SOURCE: &str = "tideover-init:";
 
 const INSIDE: &str = "inside";
 const IDENTITY: &str = "identity.json";
@@ -114,12 +119,15 @@ pub struct Identity {
     pub program: String,
 }
 
-/// How much of a record was told.
+/// How much of a record was told, and how much of it was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Told {
     /// Sequence of the last line that was told; 0 before the first.
     pub sequence: u64,
+    /// Sequence of the last line that the metrics have; 0 before the first.
+    #[serde(default)]
+    pub counted: u64,
 }
 
 /// What there is to tell of a container.
@@ -195,13 +203,19 @@ impl Place {
         };
         make(&inside)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("tideover-init"), &inside, Some("tmpfs"), flags, Some(TMPFS))
+        mount(Some(self.source().as_os_str()), &inside, Some("tmpfs"), flags, Some(TMPFS))
             .map_err(|source| PlaceError::Mount { path: inside.clone(), source })?;
         if let Some(config) = config {
             // Whoever the container runs as reads it.
             write(&inside.join(super::CONFIG), config, 0o644)?;
         }
         write(&self.directory.join(IDENTITY), identity, 0o600)
+    }
+
+    fn source(&self) -> OsString {
+        let mut source = OsString::from(SOURCE);
+        source.push(self.directory.file_name().unwrap_or_default());
+        source
     }
 
     /// Whose it is.

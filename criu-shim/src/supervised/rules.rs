@@ -79,6 +79,7 @@ fn settings(policy: &RestartPolicy) -> Result<Settings, RuleError> {
             burst: *burst,
             action: match action {
                 restart::StartLimitAction::Exit => StartLimitAction::Exit,
+                restart::StartLimitAction::Migrate => StartLimitAction::Migrate,
             },
         },
         r#type: match r#type {
@@ -135,7 +136,7 @@ mod tests {
         let settings = check(
             r#"{"policy": "OnFailure", "successExitStatus": ["143", "SIGUSR1"], "restartPreventExitStatus": ["CONFIG"],
                 "restartForceExitStatus": ["RTMIN+3"], "delay": "2s", "steps": 5, "maxDelay": "2m",
-                "startLimit": {"interval": "1m", "burst": 3, "action": "Exit"}, "type": "Notify",
+                "startLimit": {"interval": "1m", "burst": 3, "action": "Migrate"}, "type": "Notify",
                 "notifyAccess": "Exec", "watchdog": "30s", "timeoutStart": "1s", "timeoutStop": "2s",
                 "timeoutAbort": "3s", "runtimeMax": "24h", "killMode": "Mixed"}"#,
         )
@@ -143,7 +144,7 @@ mod tests {
         let expected: Settings = serde_json::from_str(
             r#"{"policy": "OnFailure", "successExitStatus": [143, "SIGUSR1"], "restartPreventExitStatus": [78],
                 "restartForceExitStatus": ["SIGRTMIN+3"], "delay": 2000, "steps": 5, "maxDelay": 120000,
-                "startLimit": {"interval": 60000, "burst": 3}, "type": "Notify", "notifyAccess": "Exec",
+                "startLimit": {"interval": 60000, "burst": 3, "action": "Migrate"}, "type": "Notify", "notifyAccess": "Exec",
                 "watchdog": 30000, "timeoutStart": 1000, "timeoutStop": 2000, "timeoutAbort": 3000,
                 "runtimeMax": 86400000, "killMode": "Mixed"}"#,
         )

@@ -27,10 +27,9 @@ pub fn criu() -> CriuProgram {
     }
 }
 
-/// Time since boot.
-pub fn uptime() -> Duration {
-    let text = fs::read_to_string("/proc/uptime").unwrap();
-    Duration::from_secs_f64(text.split(' ').next().unwrap().parse().unwrap())
+/// The library with which a CRIU leaves memory out.
+pub fn preload() -> PathBuf {
+    PathBuf::from(std::env::var_os("TIDEOVER_DUMP_PRELOAD").expect("TIDEOVER_DUMP_PRELOAD is not set"))
 }
 
 /// Dumps, and returns how long that took, milliseconds.

@@ -117,7 +117,9 @@ impl Machine {
     pub fn serve_to_the_end(&self, pids: &[i32], scenario: Scenario) {
         let data: Vec<File> = pids.iter().map(|pid| self.data_file(*pid)).collect();
         let mut daemon = self.daemon(pids);
-        assert!(self.application(scenario).wait().unwrap().success(), "{:?}", self.status());
+        let mut application = self.application(scenario);
+        self.let_it_fill(&mut daemon);
+        assert!(application.wait().unwrap().success(), "{:?}", self.status());
         assert!(daemon.wait().unwrap().success());
         assert_eq!(self.status(), Some(Status::Complete));
         for file in data {
@@ -127,6 +129,12 @@ impl Machine {
             let name = entry.unwrap().file_name().into_string().unwrap();
             assert!(!name.ends_with(".pages") && !name.ends_with(".index"), "{name} is left");
         }
+    }
+
+    /// The relay has gone: what nobody waits for comes as soon as CRIU has finished.
+    pub fn let_it_fill(&self, daemon: &mut Child) {
+        wait(|| !matches!(self.status(), Some(Status::Listening)), "not every process has come");
+        drop(daemon.stdin.take());
     }
 
     pub fn data_file(&self, pid: i32) -> File {

@@ -5,6 +5,7 @@ mod fork;
 mod load;
 mod mapping;
 mod noise;
+mod notify;
 mod pace;
 mod resp;
 mod store;

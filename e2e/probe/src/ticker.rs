@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::pace::Pace;
-use crate::{mapping, noise, work};
+use crate::{mapping, noise, notify, work};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -45,6 +45,12 @@ pub(crate) struct Args {
     /// File that is opened once and appended to once a second, to show that open files move.
     #[arg(long)]
     log: Option<std::path::PathBuf>,
+    /// Say READY=1 to a supervisor, and WATCHDOG=1 once a second, in which the ticker is seen to go on.
+    #[arg(long)]
+    notify: bool,
+    /// File that makes the program hang, ticks and all, as soon as it is there. It is removed first: the next run does not.
+    #[arg(long)]
+    hang: Option<std::path::PathBuf>,
 }
 
 const PAGE: usize = 4096;
@@ -84,10 +90,16 @@ pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) ->
     };
     let start = now(libc::CLOCK_REALTIME);
     println!("start {start}");
+    if args.notify {
+        notify::say("READY=1")?;
+    }
     let (mut pace, mut last) = (Pace::new(args.dirty_rate), Instant::now());
     let (mut previous, mut longest, mut page, mut checked) = (start, 0, 0, 0);
     for sequence in 0_u64.. {
         std::thread::sleep(Duration::from_millis(args.every));
+        if args.hang.as_ref().is_some_and(|file| std::fs::remove_file(file).is_ok()) {
+            hang();
+        }
         let realtime = now(libc::CLOCK_REALTIME);
         longest = longest.max(realtime - previous);
         previous = realtime;
@@ -108,6 +120,9 @@ pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) ->
         }
         if sequence % (1000 / args.every.max(1)).max(1) == 0 {
             println!("tick {sequence} longest {longest}");
+            if args.notify {
+                notify::say("WATCHDOG=1")?;
+            }
             if let Some(log) = &mut log {
                 use std::io::Write;
                 writeln!(log, "tick {sequence}")?;
@@ -115,6 +130,13 @@ pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) ->
         }
     }
     Ok(())
+}
+
+/// Does nothing any more, until a signal ends the program.
+fn hang() -> ! {
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Private memory of `words` words of noise, never freed.

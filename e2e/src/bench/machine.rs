@@ -25,11 +25,13 @@ pub struct Run {
     pub failed: BTreeMap<String, String>,
 }
 
-/// The command line with these `arguments`, as a person types it.
-pub fn command_line(arguments: impl Iterator<Item = String>) -> String {
+/// The command line of `program` with these `arguments`, as a person types it.
+pub fn command_line(program: &str, arguments: impl Iterator<Item = String>) -> String {
     let quoted = |word: String| if word.contains([' ', '*', '$']) { format!("'{word}'") } else { word };
     let words: Vec<String> = arguments.map(quoted).collect();
-    format!("cargo run --package tideover-e2e --bin bench -- {}", words.join(" "))
+    format!("cargo run --package tideover-e2e --bin {program} -- {}", words.join(" "))
+        .trim_end_matches(" -- ")
+        .to_owned()
 }
 
 /// The machine, and the versions of what runs on its nodes.
@@ -37,9 +39,7 @@ pub fn command_line(arguments: impl Iterator<Item = String>) -> String {
 /// # Errors
 /// When something does not say what it is.
 pub fn facts(cluster: &Cluster) -> Result<Vec<(String, String)>> {
-    let cpu = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
-    let memory = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let mut facts = of_host(&cpu, &memory);
+    let mut facts = host()?;
     facts.push(("nodes".to_owned(), format!("{}, on this one machine", cluster.workers().len())));
     let nodes = cluster.kube().get(&["nodes"])?.context("no nodes")?;
     let info = &nodes["items"][0]["status"]["nodeInfo"];
@@ -55,6 +55,16 @@ pub fn facts(cluster: &Cluster) -> Result<Vec<(String, String)>> {
         facts.push((program.to_owned(), version(&said)));
     }
     Ok(facts)
+}
+
+/// The machine alone.
+///
+/// # Errors
+/// When /proc does not say what it is.
+pub fn host() -> Result<Vec<(String, String)>> {
+    let cpu = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
+    let memory = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    Ok(of_host(&cpu, &memory))
 }
 
 /// The commit of the work tree.
@@ -115,8 +125,9 @@ mod tests {
 
     #[test]
     fn a_command_can_be_typed_again() {
-        let line = command_line(["measure", "--cases", "64 MiB, 1 %/s"].into_iter().map(str::to_owned));
+        let line = command_line("bench", ["measure", "--cases", "64 MiB, 1 %/s"].into_iter().map(str::to_owned));
         assert_eq!(line, "cargo run --package tideover-e2e --bin bench -- measure --cases '64 MiB, 1 %/s'");
+        assert_eq!(command_line("other", std::iter::empty()), "cargo run --package tideover-e2e --bin other");
     }
 
     #[test]

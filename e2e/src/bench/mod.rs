@@ -1,8 +1,10 @@
-//! The benchmark of the freeze: what is measured, how, and how it is told.
+//! The benchmarks on the lab: of the freeze, and in [`restart`] of restarts in place.
 //!
 //! Reading order: [`case`] is one thing to measure and [`matrix`] all of them, [`measure`] runs one with what [`moved`]
 //! and [`bare`] see of a single move, [`results`] makes figures of that. [`report`], [`plot`] and [`gate`] only ever read
 //! figures that were kept, so that no number in a document was not measured.
+//!
+//! [`table`] prints the figures of both.
 //!
 //! Every freeze is the longest gap that the program's own ticks show. Nothing here times a move from outside.
 
@@ -20,7 +22,9 @@ pub mod progress;
 pub mod report;
 pub mod resident;
 pub mod resources;
+pub mod restart;
 pub mod results;
 pub mod status;
 pub mod store;
+pub mod table;
 pub mod throughput;

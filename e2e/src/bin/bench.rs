@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use comfy_table::{Table, presets};
 use e2e::bench::goals::TRANSFER;
 use e2e::bench::machine::{self, Run};
 use e2e::bench::matrix::{self, Selection};
 use e2e::bench::progress::{Progress, minutes};
+use e2e::bench::table::table;
 use e2e::bench::{gate, measure, plot, report, results};
 use e2e::scenario::Cluster;
 use e2e::scenario::figures::{self, Figure, keep};
@@ -115,7 +115,7 @@ fn measure(wanted: &Wanted) -> Result<Run> {
     let cases = wanted.select()?;
     let cluster = Cluster::ready()?;
     let mut run = Run {
-        command: machine::command_line(std::env::args().skip(1)),
+        command: machine::command_line("bench", std::env::args().skip(1)),
         commit: machine::commit()?,
         machine: machine::facts(cluster)?,
         engines: BTreeMap::new(),
@@ -166,17 +166,6 @@ fn docs(date: Option<String>) -> Result<()> {
 
 fn kept(name: &str) -> PathBuf {
     figures::directory().join(format!("{name}.json"))
-}
-
-fn table(figures: &[Figure]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["case", "metric", "unit", "n", "min", "median", "max"]);
-    for figure in figures {
-        let numbers = [figure.min, figure.median, figure.max].map(|number| format!("{number:.3}"));
-        let n = figure.n.to_string();
-        table.add_row([&figure.case, &figure.metric, &figure.unit, &n, &numbers[0], &numbers[1], &numbers[2]]);
-    }
-    table
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -74,9 +74,7 @@ pub enum ProductError {
 /// Names the step.
 pub fn build(progress: &Progress) -> Result<Vec<Image>, ProductError> {
     preflight::check()?;
-    let mut step = progress.step("Tideover programs");
-    let programs = compile(&mut step)?;
-    step.done();
+    let programs = compiled(progress)?;
 
     let mut step = progress.step("CRIU for nodes");
     let cache = Cache::open()?;
@@ -94,6 +92,21 @@ pub fn build(progress: &Progress) -> Result<Vec<Image>, ProductError> {
     list::store(&directory, &images)?;
     step.done();
     Ok(images.into())
+}
+
+/// Builds the programs alone, and returns the directory of those that the images have: static ones.
+///
+/// # Errors
+/// With the compiler's message.
+pub fn programs(progress: &Progress) -> Result<PathBuf, ProductError> {
+    Ok(compiled(progress)?.programs)
+}
+
+fn compiled(progress: &Progress) -> Result<Programs, ProductError> {
+    let mut step = progress.step("Tideover programs");
+    let programs = compile(&mut step)?;
+    step.done();
+    Ok(programs)
 }
 
 /// Writes an image whose tag names its content, so that a Deployment which names the tag is rolled out when the content
@@ -150,7 +163,7 @@ fn compile(step: &mut Step) -> Result<Programs, ProductError> {
     let packages = ["-p", "tideover-operator", "-p", "criu-shim", "-p", "tideover-init", "-p", "tideover-probe"];
     cargo(step, &directory.join("programs.log"), ["--target", TARGET, "--config", &flags].into_iter().chain(packages))?;
     // A library that is loaded into another program cannot be static.
-    cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload", "-p", "shmem-preload"])?;
+    cargo(step, &directory.join("preload.log"), ["-p", "rlimit-preload", "-p", "dump-preload"])?;
     Ok(Programs { programs: target.join(TARGET).join("release"), preloads: target.join("release") })
 }
 
@@ -189,7 +202,7 @@ fn agent(name: &str, programs: &Programs, criu: &Path) -> Result<ImageBuilder, P
         // Under this name, because runc starts whatever `criu` is first on its search path.
         .copy(inside("relay/criu"), &programs.programs.join("criu-relay"))?
         .copy(inside("lib/librlimit_preload.so"), &programs.preloads.join("librlimit_preload.so"))?
-        .copy(inside("lib/libshmem_preload.so"), &programs.preloads.join("libshmem_preload.so"))?
+        .copy(inside("lib/libdump_preload.so"), &programs.preloads.join("libdump_preload.so"))?
         .copy(inside("criu/criu"), &criu.join("criu"))?
         .link("/usr/bin/tideover-agent", inside("bin/tideover-agent"))
         .directory("/tmp", 0o1777, 0)
@@ -204,6 +217,7 @@ fn agent(name: &str, programs: &Programs, criu: &Path) -> Result<ImageBuilder, P
 fn probe(programs: &Programs) -> Result<ImageBuilder, ProductError> {
     Ok(ImageBuilder::new(PROBE)
         .copy("/probe", &programs.programs.join("probe"))?
+        .copy("/crasher", &programs.programs.join("crasher"))?
         .directory("/tmp", 0o1777, 0)
         .entrypoint(&["/probe"]))
 }

@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 
+/// The file in its container that makes a ticker hang. It removes it, so it must be its own.
+pub const HANG: &str = "/tmp/hang";
+
 /// A ProtectedWorkload named `name` for the pods labelled `app: <app>`. `extra` is YAML at the depth of `spec`.
 pub fn policy(name: &str, app: &str, extra: &str) -> String {
     format!(
@@ -100,12 +103,22 @@ pub fn with_shared_memory(manifest: &str) -> String {
 
 /// `manifest` of a ticker, which writes to its memory all the time and ends itself if any of it is not what it should be.
 pub fn with_checked_memory(manifest: &str) -> String {
-    manifest.replace("args: [tick,", "args: [tick, --dirty-pages=4, --check-pages=32,")
+    with_checked_pages(manifest, 32)
+}
+
+/// The same, which looks at `pages` pages at each tick.
+pub fn with_checked_pages(manifest: &str, pages: u64) -> String {
+    manifest.replace("args: [tick,", &format!("args: [tick, --dirty-pages=4, --check-pages={pages},"))
 }
 
 /// `manifest` of a ticker, which writes to `pages` pages at each tick.
 pub fn with_written_memory(manifest: &str, pages: usize) -> String {
     manifest.replace("args: [tick,", &format!("args: [tick, --dirty-pages={pages},"))
+}
+
+/// `manifest` of a ticker, which answers a watchdog until the file [`HANG`] is there.
+pub fn with_watchdog(manifest: &str) -> String {
+    manifest.replace("args: [tick,", &format!("args: [tick, --notify, --hang={HANG},"))
 }
 
 /// `manifest` of a ticker, which may use `cpus`.
@@ -202,10 +215,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ticker_is_told_how_to_hold_its_memory() {
+    fn a_ticker_is_told_how_to_hold_its_memory_and_whom_to_answer() {
         let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
         assert!(with_shared_memory(&ticker.pod("a")).contains("args: [tick, --shared, '--mib=1'"));
         assert!(with_scattered_memory(&ticker.pod("a")).contains("args: [tick, --scattered, '--mib=1'"));
+        assert!(with_watchdog(&ticker.pod("a")).contains("args: [tick, --notify, --hang=/tmp/hang, '--mib=1'"));
     }
 
     #[test]

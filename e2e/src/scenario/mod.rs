@@ -1,9 +1,10 @@
 //! What the demo, the end-to-end tests and the benchmarks have in common: a cluster with Tideover installed, programs
 //! that show gaps and second copies, and waits for conditions.
 //!
-//! Everything goes through the doors that people use: kubectl, helm, the API. Only [`victim`], [`moment`], [`flip`] and
-//! [`cpu_limits`] look into the product or the node: to end its processes, to tell how far a move has come, to spoil what lies on
-//! a disk, and to see what the kernel was told.
+//! Everything goes through the doors that people use: kubectl, helm, the API. Only [`victim`], [`moment`], [`flip`],
+//! [`parted`], [`remains`], [`insides`] and [`cpu_limits`] look into the product or the node: to end its processes, to tell how far
+//! a move has come, to spoil what lies on a disk, to part two nodes, to find what was left behind, and to see what the kernel
+//! knows.
 
 pub mod bare_runc;
 pub mod cluster;
@@ -12,10 +13,13 @@ pub mod cpu_limits;
 pub mod drain;
 pub mod figures;
 pub mod flip;
+pub mod insides;
 pub mod kube;
 pub mod manifests;
 pub mod migration;
 pub mod moment;
+pub mod parted;
+pub mod remains;
 pub mod sandbox;
 pub mod store;
 pub mod under_way;

@@ -21,6 +21,8 @@ pub enum Moment {
     Preparing,
     /// The phase of that name.
     PreCopying,
+    /// A part of that phase: memory lands on the target.
+    Copying,
     /// The phase of that name.
     Handover,
     /// The source's journal says that the pod may be frozen; CRIU has written nothing yet.
@@ -33,10 +35,12 @@ pub enum Moment {
     Restoring,
     /// The target owns the application; the source's frozen processes are not ended yet.
     Committed,
+    /// The target owns the application, and its page daemon has not brought all memory yet.
+    Bringing,
 }
 
 impl Moment {
-    /// All of them, in order.
+    /// All of them that follow one upon another, in order.
     pub const ALL: [Self; 8] = [
         Self::Preparing,
         Self::PreCopying,
@@ -65,11 +69,13 @@ impl Moment {
         let Signs { owner, disks, .. } = signs;
         match self {
             Self::Preparing | Self::PreCopying | Self::Handover => Some(signs.phase.as_str()) == self.phase(),
+            Self::Copying => signs.phase == "PreCopying" && disks.stored > 0,
             Self::Freezing => disks.journal && disks.images == 0,
             Self::Dumping => disks.journal && disks.images > 0 && !disks.dumped && disks.landed == 0,
             Self::Transferring => disks.journal && disks.landed > 0 && disks.landed < disks.images,
             Self::Restoring => disks.journal && disks.restoring && *owner == Owner::Undecided,
             Self::Committed => disks.journal && *owner == Owner::Target,
+            Self::Bringing => disks.serving && *owner == Owner::Target,
         }
     }
 
@@ -120,6 +126,8 @@ impl Signs {
 /// What an attempt has left on the disks of its nodes so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Traces {
+    /// Bytes of memory that have landed on the target ahead of CRIU's images.
+    pub stored: u64,
     /// The source's journal has an entry.
     pub journal: bool,
     /// Bytes of CRIU's images on the source.
@@ -130,6 +138,8 @@ pub struct Traces {
     pub landed: u64,
     /// CRIU has begun its restore: it has opened its log.
     pub restoring: bool,
+    /// The page daemon of the target has every process, and has not brought all of their memory.
+    pub serving: bool,
 }
 
 /// Where the first attempt of one Migration leaves its traces.
@@ -161,20 +171,22 @@ impl Disks {
     /// What is there now. Looked at in the order in which it comes to be.
     pub fn look(&self) -> Traces {
         Traces {
+            stored: bytes(&self.target.join("memory"), "pages"),
             journal: self.journal.exists(),
-            images: image_bytes(&self.source),
+            images: bytes(&self.source.join("images"), "img"),
             dumped: self.source.join("work/stats-dump").exists(),
-            landed: image_bytes(&self.target),
+            landed: bytes(&self.target.join("images"), "img"),
             restoring: self.target.join("work/restore.log").exists(),
+            serving: fs::read_to_string(self.target.join("work/pages.status")).is_ok_and(|said| said == "serving\n"),
         }
     }
 }
 
-/// Bytes of CRIU's images in an attempt's directory; what is not there has none.
-fn image_bytes(attempt: &Path) -> u64 {
-    let entries = fs::read_dir(attempt.join("images")).into_iter().flatten().flatten();
-    let images = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "img"));
-    images.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+/// Bytes of the files with this extension in a directory of an attempt; what is not there has none.
+fn bytes(directory: &Path, extension: &str) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| entry.path().extension().is_some_and(|found| found == extension));
+    files.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
 /// The phase that the Migration `object` was in from `begin` to `end`, by the times in `status.phases`; `None` where it
@@ -221,8 +233,29 @@ mod tests {
     }
 
     #[test]
+    fn memory_lands_in_rounds_before_the_handover() {
+        let mut signs = Signs { phase: "PreCopying".to_owned(), ..Signs::default() };
+        assert!(!Moment::Copying.holds(&signs));
+        signs.disks.stored = 4096;
+        assert!(Moment::Copying.holds(&signs) && Moment::PreCopying.holds(&signs));
+        signs.phase = "Handover".to_owned();
+        assert!(!Moment::Copying.holds(&signs), "it stays, but is not all that happens any more");
+    }
+
+    #[test]
+    fn memory_is_brought_after_the_commit_whether_the_source_has_ended_or_not() {
+        let mut signs = Signs { owner: Owner::Target, ..Signs::default() };
+        assert!(!Moment::Bringing.holds(&signs));
+        signs.disks.serving = true;
+        assert!(Moment::Bringing.holds(&signs) && !Moment::Committed.holds(&signs));
+        signs.owner = Owner::Undecided;
+        assert!(!Moment::Bringing.holds(&signs), "it serves before the commit too");
+    }
+
+    #[test]
     fn a_commit_that_may_have_come_before_is_no_proof_of_a_restore() {
-        let disks = Traces { journal: true, images: 10, dumped: true, landed: 10, restoring: true };
+        let disks =
+            Traces { journal: true, images: 10, dumped: true, landed: 10, restoring: true, ..Traces::default() };
         let found = Signs { phase: "Freezing".to_owned(), owner: Owner::Undecided, disks };
         assert!(Moment::Restoring.held_until(&found, Owner::Undecided));
         assert!(Moment::Restoring.held_until(&found, Owner::Source));

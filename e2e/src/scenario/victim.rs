@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -33,9 +32,34 @@ impl Cluster {
     /// # Errors
     /// When there is none, or more than one.
     pub fn agent(&self, node: &str) -> Result<Victim> {
-        let first = self.node(node)?.first_process()?.with_context(|| format!("{node} is down"))?;
-        let machine = pid_namespace(first.pid)?;
+        let machine = self.pid_namespace_of(node)?;
         the_one("tideover-agent", |pid| Ok(pid_namespace(pid)? == machine))
+    }
+
+    /// The page daemon of the restore on `node`, without the guard beside it.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn page_daemon(&self, node: &str) -> Result<Victim> {
+        let machine = self.pid_namespace_of(node)?;
+        // The guard is a copy of the daemon, and its child.
+        let is_guard = |pid| Ok::<_, anyhow::Error>(name_of(parent_of(pid)?) == "criu-pages");
+        the_one("criu-pages", |pid| Ok(pid_namespace(pid)? == machine && !is_guard(pid)?))
+    }
+
+    /// The CRIU that is started on `node` and waits for its request, or is at work on it. What it restores has a namespace of
+    /// its own.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn criu(&self, node: &str) -> Result<Victim> {
+        let machine = self.pid_namespace_of(node)?;
+        the_only("CRIU", |pid| Ok(is_criu(&arguments_of(pid)?) && pid_namespace(pid)? == machine))
+    }
+
+    fn pid_namespace_of(&self, node: &str) -> Result<String> {
+        let first = self.node(node)?.first_process()?.with_context(|| format!("{node} is down"))?;
+        pid_namespace(first.pid)
     }
 
     /// The replica of the operator that holds the lease.
@@ -49,22 +73,48 @@ impl Cluster {
     }
 }
 
-/// The one process called `name` that `is_it`. A process that vanishes while it is looked at is not it.
+/// The one process called `name` that `is_it`.
 fn the_one(name: &str, is_it: impl Fn(i32) -> Result<bool>) -> Result<Victim> {
     // The kernel keeps 15 characters of a name.
     let comm = &name[..name.len().min(15)];
+    the_only(name, |pid| Ok(name_of(pid) == comm && is_it(pid)?))
+}
+
+/// The one process that `is_it`, for people `what`. One that vanishes while it is looked at is not it.
+fn the_only(what: &str, is_it: impl Fn(i32) -> Result<bool>) -> Result<Victim> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("list processes")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|text| text.parse::<i32>().ok()) else { continue };
-        let of = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm")).unwrap_or_default();
-        if of.trim() == comm && is_it(pid).unwrap_or(false) {
+        if is_it(pid).unwrap_or(false) {
             let process = Pid::from_raw(pid).context("process 0")?;
             let handle = pidfd_open(process, PidfdFlags::empty()).context("open the victim")?;
             found.push(Victim { pid, handle });
         }
     }
-    ensure!(found.len() == 1, "{} processes are the {name} to kill", found.len());
+    ensure!(found.len() == 1, "{} processes are the {what} to kill", found.len());
     Ok(found.remove(0))
+}
+
+/// As the kernel knows it, or nothing where it is gone.
+fn name_of(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+fn parent_of(pid: i32) -> Result<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("look at process {pid}"))?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("a process without a parent")?;
+    parent.trim().parse().with_context(|| format!("understand the parent of {pid}"))
+}
+
+fn arguments_of(pid: i32) -> Result<Vec<String>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).with_context(|| format!("read the arguments of {pid}"))?;
+    Ok(String::from_utf8_lossy(&line).split_terminator('\0').map(str::to_owned).collect())
+}
+
+/// The real CRIU as a server on a socket, whatever starts it: the relay has other arguments.
+fn is_criu(arguments: &[String]) -> bool {
+    arguments.iter().any(|argument| argument == "/opt/tideover/criu/criu")
+        && arguments.iter().any(|argument| argument == "swrk")
 }
 
 fn pid_namespace(pid: i32) -> Result<String> {
@@ -79,4 +129,18 @@ fn pod_name(pid: i32) -> Result<String> {
     let text = String::from_utf8_lossy(&environment);
     let name = text.split('\0').find_map(|variable| variable.strip_prefix("POD_NAME="));
     Ok(name.context("no POD_NAME")?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_is_no_criu() {
+        let is_criu = |line: &str| is_criu(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        let loader = "/opt/tideover/criu/lib/ld-linux-x86-64.so.2 --library-path /opt/tideover/criu/lib";
+        assert!(is_criu(&format!("{loader} /opt/tideover/criu/criu --no-default-config swrk 9")));
+        assert!(!is_criu(&format!("{loader} /opt/tideover/criu/criu check")));
+        assert!(!is_criu("criu swrk 9") && !is_criu("/opt/tideover/relay/criu swrk 9"));
+    }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::scenario::cluster::NAMESPACE;
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::sandbox::Pod;
 use e2e::scenario::wait::until_true;
@@ -13,25 +14,30 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Ends every process called `comm` of the pod, as if it had crashed. Not by SIGSEGV: Rust's runtime takes the first one for a
 /// fault that will come again, and goes on.
-fn crash(cluster: &Cluster, pod: &Pod, comm: &str) -> Result<()> {
+pub(super) fn crash(cluster: &Cluster, pod: &Pod, comm: &str) -> Result<()> {
+    for_each(cluster, pod, comm, "kill -ABRT $pid").map(drop)
+}
+
+/// Runs a line of shell on the pod's node for every process `$pid` of it that is called `comm`; what it prints.
+pub(super) fn for_each(cluster: &Cluster, pod: &Pod, comm: &str, line: &str) -> Result<String> {
     let script = format!(
         "for pid in $(find /sys/fs/cgroup/ -path '*pod{}*' -name cgroup.procs -exec cat {{}} + | sort -u); do \
-         [ \"$(cat /proc/$pid/comm)\" != {comm} ] || kill -ABRT $pid; done",
+         [ \"$(cat /proc/$pid/comm)\" != {comm} ] || {line}; done",
         pod.uid
     );
-    cluster.node(&pod.node)?.exec(["/bin/sh", "-ec", &script])?;
-    Ok(())
+    let said = cluster.node(&pod.node)?.exec(["/bin/sh", "-ec", &script])?.stdout;
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 /// What Events with this reason say about the pod.
-fn told(sandbox: &Sandbox, pod: &Pod, reason: &str) -> Result<Vec<String>> {
+pub(super) fn told(sandbox: &Sandbox, pod: &Pod, reason: &str) -> Result<Vec<String>> {
     let selector = format!("--field-selector=involvedObject.uid={},reason={reason}", pod.uid);
     let list = sandbox.get(&["events", &selector])?.unwrap_or_default();
     let items = list["items"].as_array().cloned().unwrap_or_default();
     Ok(items.iter().map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect())
 }
 
-fn ticker(sandbox: &Sandbox, collector: &Collector, rules: &str) -> Result<Pod> {
+pub(super) fn ticker(sandbox: &Sandbox, collector: &Collector, rules: &str) -> Result<Pod> {
     sandbox.apply(&manifests::policy("ticker", "ticker", rules))?;
     sandbox.apply(&Ticker { mib: 8, collector: collector.address() }.deployment("ticker"))?;
     let pod = sandbox.ready_pod("ticker")?;
@@ -40,10 +46,10 @@ fn ticker(sandbox: &Sandbox, collector: &Collector, rules: &str) -> Result<Pod> 
 }
 
 /// Waits until the program has been started `starts` times and goes on, and looks that kubelet knows of nothing.
-fn runs_again(sandbox: &Sandbox, collector: &Collector, pod: &Pod, starts: usize) -> Result<()> {
+pub(super) fn runs_again(sandbox: &Sandbox, collector: &Collector, pod: &Pod, starts: usize) -> Result<()> {
     until_true(format!("start {starts}"), LIMIT, || Ok(collector.account().starts.len() == starts))?;
-    let newest = collector.account().newest;
-    until_true("ticks after a restart", LIMIT, || Ok(collector.account().newest > newest + 100))?;
+    let ticks = collector.account().ticks;
+    until_true("ticks after a restart", LIMIT, || Ok(collector.account().ticks > ticks + 100))?;
     let now = sandbox.ready_pod("ticker")?;
     ensure!((&now.uid, &now.ip, now.restarts) == (&pod.uid, &pod.ip, 0), "kubelet has had a part in it: {now:?}");
     Ok(())
@@ -62,21 +68,6 @@ fn a_crash_is_answered_in_the_same_container_and_told() -> Result<()> {
     ensure!(events.len() == 1, "{events:?}");
     for part in ["ticker ended (SIGABRT", "after 20ms", "restart 1, by policy"] {
         ensure!(events[0].contains(part), "the Event says {:?}, not {part:?}", events[0]);
-    }
-    sandbox.passed()
-}
-
-#[test]
-fn a_restart_while_the_agent_is_away_is_told_once_by_the_next() -> Result<()> {
-    let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "restart-agent")?;
-    let collector = Collector::listen(cluster.host_address())?;
-    let pod = ticker(&sandbox, &collector, "  restart: {policy: Always, delay: 0s}\n")?;
-    for starts in 2..=3 {
-        cluster.agent(&pod.node)?.kill()?;
-        crash(cluster, &pod, "probe")?;
-        runs_again(&sandbox, &collector, &pod, starts)?;
-        until_true("both Events", LIMIT, || Ok(told(&sandbox, &pod, "RestartedInPlace")?.len() == starts - 1))?;
     }
     sandbox.passed()
 }
@@ -127,6 +118,74 @@ fn a_supervised_container_moves_and_a_crash_right_after_is_answered_on_the_targe
     sandbox.passed()
 }
 
+/// The metrics of the agent on `node` that begin with `series`. The agent shares its node's network, where the API server reaches it.
+fn metrics(sandbox: &Sandbox, node: &str, series: &str) -> Result<Vec<String>> {
+    let selector = "app.kubernetes.io/component=agent";
+    let field = format!("--field-selector=spec.nodeName={node}");
+    let list = sandbox.kube().get(&["pods", "--namespace", NAMESPACE, "--selector", selector, &field])?;
+    let list = list.context("no agents")?;
+    let agent = list["items"][0]["metadata"]["name"].as_str().context("no agent")?;
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{agent}:9465/proxy/metrics");
+    let text = sandbox.kube().run(&["get", "--raw", &path])?;
+    Ok(text.lines().filter(|line| line.starts_with(series)).map(str::to_owned).collect())
+}
+
+#[test]
+fn a_restart_is_in_the_policys_status_and_in_the_metrics() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "restart-status")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    let pod = ticker(&sandbox, &collector, "  restart: {policy: OnFailure, delay: 20ms}\n")?;
+    for restarts in 1..=2 {
+        crash(cluster, &pod, "probe")?;
+        runs_again(&sandbox, &collector, &pod, restarts + 1)?;
+        let status = until("the policy's status", LIMIT, || {
+            let policy = sandbox.get(&["protectedworkload", "ticker"])?.context("no policy")?;
+            Ok(Some(policy["status"].clone()).filter(|status| status["restarts"] == restarts))
+        })?;
+        let known = &status["pods"][0]["restarts"];
+        ensure!(known["count"] == restarts && known["container"] == "ticker", "{known}");
+        let last =
+            ["cause", "status", "outcome", "rule"].map(|field| known["last"][field].as_str().unwrap_or_default());
+        ensure!(last == ["UncleanSignal", "SIGABRT", "Restart", "Policy"], "{known}");
+        until_true("the metrics", LIMIT, || {
+            let all = metrics(&sandbox, &pod.node, "tideover_restarts_total{")?;
+            let ours: Vec<_> = all.into_iter().filter(|line| line.contains(&pod.name)).collect();
+            let is_it = |line: &str| line.contains("UncleanSignal") && line.ends_with(&format!("}} {restarts}"));
+            Ok(matches!(ours.as_slice(), [line] if is_it(line)))
+        })?;
+    }
+    let annotated = sandbox.get(&["pod", &pod.name])?.context("no pod")?;
+    let forged = sandbox.run(&["annotate", "--overwrite", "pod", &pod.name, "tideover.dev/restarts=none"]);
+    ensure!(forged.is_err(), "a user may write what a node says");
+    let after = sandbox.get(&["pod", &pod.name])?.context("no pod")?;
+    ensure!(after["metadata"]["annotations"] == annotated["metadata"]["annotations"], "the pod says something else");
+    sandbox.passed()
+}
+
+#[test]
+fn start_limit_with_action_migrate_moves_the_pod_and_starts_there() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::new(cluster.kube(), "restart-limit")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    // The rules for restarts ask for the move themselves.
+    let rules = "  onMaintenance: {action: Ignore}\n  restart: {policy: Always, delay: 0s, startLimit: {interval: 1h, burst: 2, action: Migrate}}\n";
+    let before = ticker(&sandbox, &collector, rules)?;
+    crash(cluster, &before, "probe")?;
+    runs_again(&sandbox, &collector, &before, 2)?;
+    crash(cluster, &before, "probe")?;
+    until_true("the pod to wait", LIMIT, || {
+        Ok(told(&sandbox, &before, "RestartsGivenUp")?.iter().any(|event| event.contains("waits to be moved")))
+    })?;
+    let moved = migration::succeeded(&sandbox, &before.name, LIMIT)?;
+    ensure!(moved["spec"]["reason"] == "StartLimit", "{}", moved["spec"]);
+    let after = sandbox.ready_pod("ticker")?;
+    ensure!(after.node != before.node, "the pod is still on {}", after.node);
+    runs_again(&sandbox, &collector, &after, 3)?;
+    ensure!(migration::all(&sandbox)?.len() == 1, "it was asked for more than once");
+    sandbox.passed()
+}
+
 #[test]
 fn only_what_a_policy_with_rules_selects_runs_under_init() -> Result<()> {
     let cluster = Cluster::ready()?;
@@ -147,7 +206,7 @@ fn only_what_a_policy_with_rules_selects_runs_under_init() -> Result<()> {
 }
 
 /// A pod `name` of a shell that runs `script`. `more` is YAML of the container.
-fn shell(name: &str, script: &str, more: &str) -> String {
+pub(super) fn shell(name: &str, script: &str, more: &str) -> String {
     format!(
         "\
 apiVersion: v1

@@ -6,7 +6,8 @@
 //! [`Machine::deadline`] is reached, and says when processes have ended.
 //!
 //! Invariants, which the property test checks: at most one run at a time; after a stop from outside nothing is started any
-//! more; after [`Act::Exit`] nothing is done any more; each run is recorded once.
+//! more; after [`Act::Exit`] nothing is done any more; each run is recorded once; no interval on a node has more starts than the
+//! start limit allows; only an arrival ends a hold with another run.
 
 mod notified;
 mod run;
@@ -73,6 +74,8 @@ pub enum Event {
         /// The process that it named as main, if that was found to be one of the application's.
         main_pid: Option<i32>,
     },
+    /// While [`Machine::is_holding`]: the container is on another node since [`Act::Hold`].
+    Arrived,
     /// Time has passed.
     Tick,
 }
@@ -119,6 +122,8 @@ pub enum Act {
         /// Its number.
         signal: i32,
     },
+    /// Take note of where the container is. Before it is written down that it waits to be moved: from then on it may be.
+    Hold,
     /// Write down how a run has ended.
     Record(Stop),
     /// End, with this status.
@@ -162,6 +167,11 @@ enum Phase {
     /// Nothing runs; the next run begins then.
     Delaying {
         /// When.
+        until: Moment,
+    },
+    /// Nothing runs; the next run begins when the container has been moved.
+    Holding {
+        /// When it exits instead.
         until: Moment,
     },
     /// [`Act::Exit`] is out.
@@ -229,13 +239,18 @@ impl Machine {
         matches!(&self.phase, Phase::Up(run) if run.exit.is_some())
     }
 
+    /// Whether the container waits to be moved.
+    pub fn is_holding(&self) -> bool {
+        matches!(&self.phase, Phase::Holding { .. })
+    }
+
     /// When [`Event::Tick`] is due, if ever.
     pub fn deadline(&self) -> Option<Moment> {
         match &self.phase {
             Phase::Spawning { .. } | Phase::Ended => None,
             Phase::NoRoom { at, .. } => Some(*at),
             Phase::Up(run) => run.deadline(),
-            Phase::Delaying { until } => Some(*until),
+            Phase::Delaying { until } | Phase::Holding { until } => Some(*until),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::{Act, Event, Machine, Origin, SpawnFailure, Whom};
 use crate::clock::Moment;
-use crate::config::{KillMode, Policy, Settings, StartLimit, Type};
-use crate::decide::{Decision, Rule};
+use crate::config::{KillMode, Policy, Settings, StartLimit, StartLimitAction, Type};
+use crate::decide::{Decision, HOLD, Rule, SAME_CAUSE};
 use crate::exit::{Cause, Exit};
 use crate::notice;
 use proptest::prelude::*;
@@ -31,6 +31,8 @@ enum Happening {
     },
     /// From now on so many attempts to make a process fail.
     NoRoom(u8),
+    /// It is found on another node.
+    Arrives,
 }
 
 /// What a person may rely on.
@@ -43,7 +45,18 @@ struct Model {
     stop_asked: bool,
     over: bool,
     last_status: Option<u8>,
+    /// Those on this node.
     starts: Vec<Moment>,
+    /// How often a process was to be made.
+    attempts: usize,
+    /// Where it is was noted, and no record said since that it waits to be moved.
+    noted: bool,
+    /// It waits to be moved until then.
+    holding: Option<Moment>,
+    /// When a wait had an end that it is for.
+    arrived: Option<Moment>,
+    /// A signal that can end a container without a run is being told.
+    signalled: bool,
     /// Earliest moment of the next start.
     not_before: Option<Moment>,
     recorded: usize,
@@ -89,7 +102,8 @@ impl Course {
         match act {
             Act::Spawn => {
                 prop_assert!(!model.alive || model.killed, "two at a time");
-                prop_assert!(!model.over && !model.spawning && !model.stop_asked);
+                prop_assert!(!model.over && !model.spawning && !model.stop_asked && model.holding.is_none());
+                model.attempts += 1;
                 if model.no_room > 0 {
                     model.no_room -= 1;
                     return Ok(Some(Event::NotSpawned { failure: SpawnFailure::NoRoom }));
@@ -100,7 +114,7 @@ impl Course {
                 let recent = model.starts.iter().filter(|start| self.now.since(**start) < limit.interval).count();
                 prop_assert!(recent <= limit.burst as usize, "{} starts in an interval", recent);
                 (model.alive, model.asked_to_end, model.killed, model.spawning) = (true, false, false, true);
-                let pid = i32::try_from(model.starts.len()).unwrap() + 100;
+                let pid = i32::try_from(model.attempts).unwrap() + 100;
                 return Ok(Some(Event::Spawned { pid }));
             }
             Act::Kill { whom, signal } => {
@@ -113,6 +127,7 @@ impl Course {
                 }
                 model.asked_to_end |= matches!(*signal, libc::SIGTERM | libc::SIGABRT);
             }
+            Act::Hold => model.noted = true,
             Act::Record(stop) => {
                 model.recorded += 1;
                 model.clearing = false;
@@ -120,13 +135,21 @@ impl Course {
                 let next_runs = matches!(stop.decision, Decision::Restart { delay, .. } if delay.is_zero());
                 model.alive &= next_runs;
                 let expected = expected(&self.settings, stop.cause, stop.exit, model.stop_asked);
+                let limit = self.settings.start_limit;
+                let same_cause = model.arrived.is_some_and(|at| self.now.since(at) < SAME_CAUSE.max(limit.interval));
+                let moves = limit.action == StartLimitAction::Migrate && !same_cause;
+                prop_assert_eq!(model.noted, matches!(stop.decision, Decision::Migrate { .. }));
                 match stop.decision {
                     Decision::Restart { delay, rule, .. } => {
                         prop_assert_eq!(expected, Some(rule));
                         prop_assert_eq!(delay, self.settings.delay);
                         model.not_before = Some(self.now + delay);
                     }
-                    Decision::Exit { rule: Rule::StartLimit } => prop_assert!(expected.is_some()),
+                    Decision::Migrate { hold } => {
+                        prop_assert!(expected.is_some() && moves && hold == HOLD);
+                        (model.noted, model.holding) = (false, Some(self.now + hold));
+                    }
+                    Decision::Exit { rule: Rule::StartLimit } => prop_assert!(expected.is_some() && !moves),
                     // A signal that might be a stop may be one without our knowing here.
                     Decision::Exit { rule: Rule::StopAsked } => {}
                     Decision::Exit { .. } => prop_assert_eq!(expected, None),
@@ -135,6 +158,8 @@ impl Course {
             }
             Act::Exit(status) => {
                 prop_assert_eq!(*status, model.last_status.unwrap_or(143));
+                let hold = model.holding.take();
+                prop_assert!(hold.is_none_or(|until| self.now >= until || model.signalled), "too early");
                 model.over = true;
             }
         }
@@ -153,6 +178,7 @@ impl Course {
                     self.settle();
                 }
                 self.now = until;
+                prop_assert!(self.model.holding.is_none_or(|end| end > until), "it waits for ever");
             }
             Happening::Exits { code, others } => self.end(Exit::Code(code), false, others)?,
             Happening::Dies { number, oom, others } => self.end(Exit::Signal { number, core: false }, oom, others)?,
@@ -171,9 +197,21 @@ impl Course {
             Happening::Signal { number, outside } => {
                 let origin = if outside { Origin::Outside } else { Origin::Inside };
                 self.model.stop_asked |= outside && number == libc::SIGTERM;
+                self.model.signalled = outside && number != libc::SIGHUP;
                 self.feed(Event::Signal { number, origin })?;
+                self.model.signalled = false;
             }
             Happening::NoRoom(times) => self.model.no_room = times,
+            Happening::Arrives => {
+                let held = self.model.holding.take().is_some();
+                if held {
+                    self.model.starts.clear();
+                    (self.model.arrived, self.model.not_before) = (Some(self.now), None);
+                }
+                let before = self.model.attempts;
+                self.feed(Event::Arrived)?;
+                prop_assert_eq!(self.model.attempts - before, usize::from(held), "whatever else it was doing");
+            }
         }
         self.settle();
         Ok(())
@@ -221,21 +259,25 @@ fn any_settings() -> impl Strategy<Value = Settings> {
     ];
     let kill_mode = prop::sample::select(vec![KillMode::ControlGroup, KillMode::Mixed, KillMode::Process]);
     let lists = prop::sample::select(vec![("[]", "[]"), ("[7]", "[7,8]"), ("[\"SIGUSR1\"]", "[9]")]);
-    (policy, kill_mode, lists, any::<bool>(), (0..3000u64, 0..5u64, 0..4u64), (1..6000u64, 1..6u32)).prop_map(
-        |(policy, kill_mode, (prevent, force), notify, (delay, watchdog, runtime), (interval, burst))| Settings {
-            policy,
-            kill_mode,
-            restart_prevent_exit_status: serde_json::from_str(prevent).unwrap(),
-            restart_force_exit_status: serde_json::from_str(force).unwrap(),
-            r#type: if notify { Type::Notify } else { Type::Simple },
-            // Without a pause now and then, which is a path of its own.
-            delay: Duration::from_millis(if delay < 500 { 0 } else { delay }),
-            watchdog: Duration::from_secs(watchdog),
-            runtime_max: Duration::from_secs(runtime * 10),
-            timeout_start: Duration::from_secs(4),
-            timeout_stop: Duration::from_secs(3),
-            start_limit: StartLimit { interval: Duration::from_millis(interval), burst, ..StartLimit::default() },
-            ..Settings::default()
+    let action = prop::sample::select(vec![StartLimitAction::Exit, StartLimitAction::Migrate]);
+    let limit = (1..6000u64, 1..6u32, action);
+    (policy, kill_mode, lists, any::<bool>(), (0..3000u64, 0..5u64, 0..4u64), limit).prop_map(
+        |(policy, kill_mode, (prevent, force), notify, (delay, watchdog, runtime), (interval, burst, action))| {
+            Settings {
+                policy,
+                kill_mode,
+                restart_prevent_exit_status: serde_json::from_str(prevent).unwrap(),
+                restart_force_exit_status: serde_json::from_str(force).unwrap(),
+                r#type: if notify { Type::Notify } else { Type::Simple },
+                // Without a pause now and then, which is a path of its own.
+                delay: Duration::from_millis(if delay < 500 { 0 } else { delay }),
+                watchdog: Duration::from_secs(watchdog),
+                runtime_max: Duration::from_secs(runtime * 10),
+                timeout_start: Duration::from_secs(4),
+                timeout_stop: Duration::from_secs(3),
+                start_limit: StartLimit { interval: Duration::from_millis(interval), burst, action },
+                ..Settings::default()
+            }
         },
     )
 }
@@ -257,6 +299,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
     let signals = vec![libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1];
     prop_oneof![
         6 => (0..5000u64).prop_map(Happening::Passes),
+        1 => (0..900_000u64).prop_map(Happening::Passes),
         4 => (0..10u8, any::<bool>()).prop_map(|(code, others)| Happening::Exits { code, others }),
         3 => (prop::sample::select(numbers), any::<bool>(), any::<bool>())
             .prop_map(|(number, oom, others)| Happening::Dies { number, oom, others }),
@@ -266,6 +309,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         1 => (prop::sample::select(signals), prop::bool::weighted(0.3))
             .prop_map(|(number, outside)| Happening::Signal { number, outside }),
         1 => (1..4u8).prop_map(Happening::NoRoom),
+        2 => Just(Happening::Arrives),
     ]
 }
 

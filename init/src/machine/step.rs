@@ -32,6 +32,7 @@ impl Machine {
             }
             Event::Signal { number, origin } => self.signal(number, origin, now, &mut acts),
             Event::Notified { notice, main_pid } => self.notified(notice, main_pid, now, &mut acts),
+            Event::Arrived => self.arrived(now, &mut acts),
             Event::Tick => self.tick(now, &mut acts),
         }
         (self, acts)
@@ -98,10 +99,9 @@ impl Machine {
         }
         match &mut self.phase {
             Phase::Ended => {}
-            Phase::Spawning { .. } | Phase::NoRoom { .. } | Phase::Delaying { .. } => {
+            Phase::Spawning { .. } | Phase::NoRoom { .. } | Phase::Delaying { .. } | Phase::Holding { .. } => {
                 self.stop = StopAsked::Yes;
-                self.phase = Phase::Ended;
-                acts.push(Act::Exit(self.last.unwrap_or(STOPPED_BEFORE).container_status()));
+                self.end(acts);
             }
             Phase::Up(run) if number == libc::SIGTERM => {
                 self.stop = StopAsked::Yes;
@@ -123,6 +123,21 @@ impl Machine {
         }
     }
 
+    /// The container ends, and nothing runs.
+    fn end(&mut self, acts: &mut Vec<Act>) {
+        self.phase = Phase::Ended;
+        acts.push(Act::Exit(self.last.unwrap_or(STOPPED_BEFORE).container_status()));
+    }
+
+    /// A move while the application runs, or is about to, is no affair of the start limit's.
+    fn arrived(&mut self, now: Moment, acts: &mut Vec<Act>) {
+        if self.is_holding() {
+            self.history.arrived(now);
+            self.phase = Phase::Spawning { pause: SPAWN_PAUSE };
+            acts.push(Act::Spawn);
+        }
+    }
+
     fn tick(&mut self, now: Moment, acts: &mut Vec<Act>) {
         let settings = &self.settings;
         let due = |timer: Option<Moment>| timer.is_some_and(|at| at <= now);
@@ -136,7 +151,8 @@ impl Machine {
                 self.phase = Phase::Spawning { pause: SPAWN_PAUSE };
                 acts.push(Act::Spawn);
             }
-            Phase::NoRoom { .. } | Phase::Delaying { .. } => {}
+            Phase::Holding { until } if *until <= now => self.end(acts),
+            Phase::NoRoom { .. } | Phase::Delaying { .. } | Phase::Holding { .. } => {}
             Phase::Up(run) if due(run.limit) => match run.stage {
                 Stage::Starting | Stage::Running | Stage::Reloading => {
                     run.blame(Cause::Timeout);
@@ -187,8 +203,13 @@ impl Machine {
         self.last = Some(exit);
         match decision {
             Decision::Exit { .. } => {
-                self.phase = Phase::Ended;
-                acts.extend([record, Act::Exit(exit.container_status())]);
+                acts.push(record);
+                self.end(acts);
+            }
+            Decision::Migrate { hold } => {
+                self.stop = StopAsked::No;
+                self.phase = Phase::Holding { until: now + hold };
+                acts.extend([Act::Hold, record]);
             }
             Decision::Restart { delay, .. } => {
                 self.history.restarting();

@@ -2,8 +2,8 @@
 
 use super::{Act, Event, Machine, Origin, SpawnFailure, Stop, Whom};
 use crate::clock::Moment;
-use crate::config::{KillMode, Policy, Settings, StartLimit, Type};
-use crate::decide::{Decision, Rule};
+use crate::config::{KillMode, Policy, Settings, StartLimit, StartLimitAction, Type};
+use crate::decide::{Decision, HOLD, Rule};
 use crate::exit::{Cause, Exit};
 use crate::notice;
 use std::time::Duration;
@@ -130,6 +130,58 @@ fn the_start_limit_ends_a_crash_loop_with_the_true_status() {
     }
     course.ends(Exit::Code(7)).exits_with(7);
     assert_eq!(course.stop().decision, Decision::Exit { rule: Rule::StartLimit });
+}
+
+/// A container that has hit its start limit, of 2 starts, and waits to be moved.
+fn holding() -> Course {
+    let limit = StartLimit { interval: Duration::from_secs(10), burst: 2, action: StartLimitAction::Migrate };
+    let mut course = Course::begin(Settings { start_limit: limit, ..settings(Policy::Always) });
+    course.ends(Exit::Code(7)).after(0.1).must(&[Act::Spawn]);
+    course.on(Event::Spawned { pid: 11 }).ends(Exit::Code(7));
+    assert!(course.machine.is_holding());
+    course
+}
+
+#[test]
+fn a_container_that_may_be_moved_notes_where_it_is_before_it_says_that_it_waits() {
+    let mut course = holding();
+    assert!(matches!(course.acts[..], [Act::Hold, Act::Record(_)]), "{:?}", course.acts);
+    assert_eq!(course.stop().decision, Decision::Migrate { hold: HOLD });
+    course.after(179.0).must(&[]);
+    course.signalled(libc::SIGHUP).must(&[]);
+    course.on(Event::Signal { number: libc::SIGTERM, origin: Origin::Inside }).must(&[]);
+    assert!(course.machine.is_holding());
+}
+
+#[test]
+fn on_another_node_it_starts_at_once_and_its_limit_begins_anew() {
+    let mut course = holding();
+    course.after(20.0).on(Event::Arrived).must(&[Act::Spawn]);
+    assert!(!course.machine.is_holding());
+    course.on(Event::Spawned { pid: 12 }).ends(Exit::Code(7));
+    let delay = Duration::from_millis(100);
+    assert_eq!(course.stop().decision, Decision::Restart { delay, attempt: 1, rule: Rule::Policy });
+    course.after(0.1).must(&[Act::Spawn]);
+    course.on(Event::Spawned { pid: 13 }).ends(Exit::Code(7)).exits_with(7);
+    assert_eq!(course.stop().decision, Decision::Exit { rule: Rule::StartLimit });
+}
+
+#[test]
+fn where_nobody_moves_it_or_a_stop_comes_first_it_ends_with_the_last_status() {
+    holding().after(180.0).must(&[Act::Exit(7)]).exits_with(7);
+    let mut course = holding();
+    course.signalled(libc::SIGTERM).must(&[Act::Exit(7)]);
+    course.on(Event::Arrived).must(&[]);
+    course.after(1000.0).must(&[]);
+}
+
+#[test]
+fn a_move_at_any_other_time_starts_nothing() {
+    let mut course = Course::begin(settings(Policy::Always));
+    course.on(Event::Arrived).must(&[]);
+    course.ends(CRASH).on(Event::Arrived).must(&[]);
+    course.after(0.1).must(&[Act::Spawn]);
+    course.on(Event::Arrived).must(&[]);
 }
 
 #[test]
@@ -319,7 +371,7 @@ fn restart_reset_begins_the_delay_anew() {
             course.after(delay.as_secs_f64()).on(Event::Spawned { pid: 11 });
             delay.as_secs()
         }
-        Decision::Exit { rule } => panic!("{rule:?}"),
+        other => panic!("{other:?}"),
     };
     assert_eq!((delay(&mut course), delay(&mut course)), (1, 50));
     course.says("RESTART_RESET=1");

@@ -1,5 +1,6 @@
 //! One line.
 
+use crate::config::MAX_DURATION;
 use crate::decide::{Decision, Rule};
 use crate::exit::{Cause, Exit};
 use crate::machine::Stop;
@@ -51,7 +52,7 @@ pub struct Line {
 
 /// What followed the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Outcome {
     /// Another run.
     Restart {
@@ -60,8 +61,25 @@ pub enum Outcome {
         /// Number of the restart, from 1.
         attempt: u32,
     },
+    /// None as yet: the container waits to be moved to another node, and has another run there. If nobody moves it, it ends.
+    Migrate {
+        /// For so many milliseconds at most.
+        hold_millis: u64,
+    },
     /// The end of the container.
     Exit,
+}
+
+impl Outcome {
+    /// Whether `rule` can have led to this, within the bounds of a configuration.
+    fn is_sound(self, rule: Rule) -> bool {
+        let longest = millis(MAX_DURATION);
+        match self {
+            Self::Restart { delay_millis, .. } => delay_millis <= longest,
+            Self::Migrate { hold_millis } => hold_millis <= longest && rule == Rule::StartLimit,
+            Self::Exit => true,
+        }
+    }
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -84,6 +102,7 @@ impl Line {
             Decision::Restart { delay, attempt, rule } => {
                 (Outcome::Restart { delay_millis: millis(delay), attempt }, rule)
             }
+            Decision::Migrate { hold } => (Outcome::Migrate { hold_millis: millis(hold) }, Rule::StartLimit),
             Decision::Exit { rule } => (Outcome::Exit, rule),
         };
         Self {
@@ -106,6 +125,7 @@ impl Line {
     /// Whether a container that keeps to the format could have written this.
     pub(super) fn is_sound(&self) -> bool {
         self.version == VERSION
+            && self.outcome.is_sound(self.rule)
             && self.signal.is_none_or(|signal| (1..=signal::MAX).contains(&i32::from(signal)))
             && !(self.code.is_some() && self.signal.is_some())
             && self

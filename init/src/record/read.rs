@@ -210,6 +210,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_the_start_limit_has_a_container_wait_to_be_moved_and_nothing_takes_years() {
+        let directory = tempfile::tempdir().unwrap();
+        let sound = r#"{"version":1,"sequence":1,"atMillis":1,"cause":"uncleanExitCode","code":7,"ranMillis":1"#;
+        let migrate = |millis: u64| Outcome::Migrate { hold_millis: millis };
+        for (more, outcome) in [
+            (r#""outcome":{"migrate":{"holdMillis":180000}},"rule":"startLimit""#, Some(migrate(180_000))),
+            (r#""outcome":{"migrate":{"holdMillis":31622400000}},"rule":"startLimit""#, Some(migrate(31_622_400_000))),
+            (r#""outcome":{"migrate":{"holdMillis":31622400001}},"rule":"startLimit""#, None),
+            (r#""outcome":{"migrate":{"holdMillis":180000}},"rule":"policy""#, None),
+            (r#""outcome":{"migrate":{"holdMillis":180000,"node":"n"}},"rule":"startLimit""#, None),
+            (r#""outcome":"migrate","rule":"startLimit""#, None),
+            (r#""outcome":{"restart":{"delayMillis":31622400001,"attempt":1}},"rule":"policy""#, None),
+        ] {
+            std::fs::write(directory.path().join(NEW), format!("{sound},{more}}}\n")).unwrap();
+            let lines = read(directory.path()).unwrap().lines;
+            assert_eq!(lines.first().map(|line| line.outcome), outcome, "{more}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 

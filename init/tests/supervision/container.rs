@@ -1,10 +1,11 @@
 //! A container as far as init is concerned: a PID namespace, a directory, a configuration. Ended and removed when dropped.
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,8 +20,12 @@ pub struct Container {
     own_namespace: bool,
     terminal: bool,
     cgroup: Option<PathBuf>,
+    movable: bool,
     child: Option<Child>,
 }
+
+/// The directory that a container is given, and what takes its place on another node.
+const DIRECTORIES: [(&str, &str); 2] = [("x", "tideover-init:here"), ("there", "tideover-init:there")];
 
 /// A process as `/proc` shows it.
 #[derive(Debug)]
@@ -47,7 +52,8 @@ impl Container {
         assert!(copied.unwrap().success());
         let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
         let prefix = unshare.map(OsString::from).to_vec();
-        Self { directory, prefix, user: None, own_namespace: true, terminal: false, cgroup: None, child: None }
+        let (user, cgroup, child) = (None, None, None);
+        Self { directory, prefix, user, own_namespace: true, terminal: false, cgroup, movable: false, child }
     }
 
     /// Without a PID namespace of its own.
@@ -64,6 +70,25 @@ impl Container {
         self
     }
 
+    /// With mounts as on a node, so that it can [`Self::arrive`] on another.
+    pub fn movable(mut self) -> Self {
+        self.movable = true;
+        for (name, source) in DIRECTORIES {
+            fs::create_dir_all(self.path(name)).unwrap();
+            mount(Some(source), &self.path(name), Some("tmpfs"), MsFlags::empty(), Some("mode=1777")).unwrap();
+        }
+        self
+    }
+
+    /// Gives it another node's directory.
+    pub fn arrive(&self) {
+        let target = self.init().to_string();
+        let [from, to] = [self.path("there"), self.path("x")];
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &target, "--mount", "mount", "--bind"]).args([from, to]);
+        assert!(command.status().unwrap().success());
+    }
+
     pub fn user(mut self, user: u32) -> Self {
         self.user = Some(user);
         self
@@ -76,6 +101,11 @@ impl Container {
 
     pub fn shell(self, script: &str) -> Self {
         self.start(&["sh", "-c", script])
+    }
+
+    /// With these variables in init's environment.
+    pub fn shell_in(self, environment: &[(&str, &str)], script: &str) -> Self {
+        self.start_with(&["sh", "-c", script], environment)
     }
 
     /// Starts this test program in the role `role`: see `helper`.
@@ -115,6 +145,17 @@ impl Container {
         command.args(&words[1..]).current_dir(self.directory.path()).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create(self.path("stderr")).unwrap());
         command.envs(environment.iter().copied());
+        // What runs in the background of a script ignores these, and a shell can't trap what it was born to ignore. A
+        // container runtime hands on the defaults.
+        let reset = || {
+            for number in [libc::SIGINT, libc::SIGQUIT] {
+                // SAFETY: signal(2) takes two numbers, and may be called between fork and exec.
+                unsafe { libc::signal(number, libc::SIG_DFL) };
+            }
+            Ok(())
+        };
+        // SAFETY: `reset` makes system calls only.
+        unsafe { command.pre_exec(reset) };
         self.child = Some(command.spawn().unwrap());
         self
     }
@@ -128,7 +169,16 @@ impl Container {
     }
 
     pub fn record(&self) -> Vec<Line> {
-        let reading = record::read(&self.path("x")).unwrap();
+        self.record_in("x")
+    }
+
+    /// What it has recorded since it arrived.
+    pub fn record_there(&self) -> Vec<Line> {
+        self.record_in("there")
+    }
+
+    fn record_in(&self, name: &str) -> Vec<Line> {
+        let reading = record::read(&self.path(name)).unwrap();
         assert_eq!(reading.unsound, 0);
         reading.lines
     }
@@ -215,6 +265,9 @@ impl Drop for Container {
             // With --kill-child, and as the namespace's PID 1, it takes everything with it.
             child.kill().ok();
             child.wait().ok();
+        }
+        for (name, _) in DIRECTORIES.iter().filter(|_| self.movable) {
+            umount2(&self.path(name), MntFlags::MNT_DETACH).ok();
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use super::Context;
 use crate::pod::obstacles::ClaimModes;
+use crate::pod::restarts;
 use crate::pod::seen::{annotation, node, pod_seen, source_seen};
 use crate::transition::{Claim, NodeSeen, Observed, PodSeen, Room, SourceSeen};
 use crate::{moves, policy, transition};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
@@ -56,7 +58,7 @@ pub(super) async fn observe(context: &Context, namespace: &str, name: &str) -> R
         rehearsal,
         replacements,
         policy: if pending { selecting_policy(client, namespace, pod.as_ref()).await? } else { None },
-        reason_stands: reason_stands(client, &migration, source_node, from.as_deref()).await?,
+        reason_stands: reason_stands(client, &migration, source_node, from.as_deref(), pod.as_ref()).await?,
         room: if pending { room(context, from.as_deref()).await? } else { unlimited() },
         excluded: context.settings.excludes(namespace),
         refused: None,
@@ -181,6 +183,7 @@ async fn reason_stands(
     migration: &Migration,
     source_node: NodeSeen,
     node: Option<&str>,
+    pod: Option<&Pod>,
 ) -> Result<bool, ObserveError> {
     match migration.spec.reason {
         MigrationReason::Manual => Ok(true),
@@ -198,6 +201,8 @@ async fn reason_stands(
             };
             Ok(all.items.iter().any(stands))
         }
+        // Where the pod is gone, that is what is said of it.
+        MigrationReason::StartLimit => Ok(pod.is_none_or(|pod| restarts::held(pod, Timestamp::now()).is_some())),
     }
 }
 

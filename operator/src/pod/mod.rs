@@ -6,4 +6,5 @@ pub mod pin;
 pub mod quantity;
 pub mod rehearsal;
 pub mod reservation;
+pub mod restarts;
 pub mod seen;

@@ -129,6 +129,12 @@ fn extended_resources(container: &Container) -> impl Iterator<Item = &String> {
 fn unsupported_volume(volume: &Volume, claims: &ClaimModes) -> Option<Obstacle> {
     let kind = volume_kind(volume);
     let reason = ObstacleReason::UnsupportedVolume;
+    let medium = volume.empty_dir.as_ref().and_then(|volume| volume.medium.as_deref());
+    if let Some(medium) = medium.filter(|medium| medium.starts_with("HugePages")) {
+        let message =
+            format!("the volume {} is an emptyDir of the medium {medium}, whose files can only be mapped", volume.name);
+        return Some(Obstacle { reason, message });
+    }
     if SUPPORTED_VOLUMES.contains(&kind.as_str()) {
         return None;
     }
@@ -208,6 +214,17 @@ mod tests {
         let spec = json!({ "volumes": [{ "name": "data", "hostPath": { "path": "/srv" } }] });
         let message = "the volume data is of the kind hostPath, which can't follow the pod";
         check(spec, ObstacleReason::UnsupportedVolume, message);
+    }
+
+    #[test]
+    fn an_empty_dir_of_huge_pages_is_named_with_its_medium() {
+        let volume = |medium: &str| json!({ "volumes": [{ "name": "pool", "emptyDir": { "medium": medium } }] });
+        for medium in ["HugePages", "HugePages-2Mi"] {
+            let message =
+                format!("the volume pool is an emptyDir of the medium {medium}, whose files can only be mapped");
+            check(volume(medium), ObstacleReason::UnsupportedVolume, &message);
+        }
+        assert_eq!(obstacles(&pod(volume("Memory")), &ClaimModes::new()), []);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::condition::{self, Says};
 use crate::pod::obstacles::{ClaimModes, obstacles};
+use crate::pod::restarts::restarts;
 use crate::pod::seen;
 use crate::policy;
 use jiff::Timestamp;
@@ -35,7 +36,14 @@ pub(super) fn pod_protection(pod: &Pod, claims: &ClaimModes) -> PodProtection {
         movable: obstacles.is_empty(),
         obstacles,
         under_shim: class == Some(names::RUNTIME_CLASS),
+        restarts: restarts(pod),
     }
+}
+
+/// Whether the status of `workload` says already how the pod's application has ended last.
+pub(super) fn says(workload: &ProtectedWorkload, known: &PodProtection) -> bool {
+    let mut listed = workload.status.iter().flat_map(|status| &status.pods);
+    listed.any(|pod| pod.uid == known.uid && pod.restarts == known.restarts)
 }
 
 /// The status of `workload` with these pods; where there is a reason why nothing can be protected, with that.
@@ -61,6 +69,7 @@ pub(super) fn status(
         conditions,
         selected: count(pods.len()),
         movable: count(pods.iter().filter(|pod| pod.movable).count()),
+        restarts: pods.iter().filter_map(|pod| pod.restarts.as_ref()).fold(0, |sum, pod| sum.saturating_add(pod.count)),
         pods: pods.into_iter().take(LISTED).collect(),
     }
 }
@@ -106,7 +115,25 @@ mod tests {
             movable: obstacles.is_none(),
             obstacles: obstacles.into_iter().collect(),
             under_shim: true,
+            restarts: None,
         }
+    }
+
+    #[test]
+    fn the_restarts_of_all_pods_are_one_sum() {
+        let last = json!({ "at": "2026-01-01T00:00:00Z", "cause": "Watchdog", "outcome": "Restart", "rule": "Policy" });
+        let restarted = |count: i64| {
+            let known = json!({ "count": count, "container": "app", "last": last });
+            PodProtection { restarts: Some(serde_json::from_value(known).expect("restarts")), ..pod("p", None) }
+        };
+        let now = Timestamp::from_second(1).expect("a time");
+        let pods = vec![restarted(3), pod("q", None), restarted(4)];
+        let mut workload = workload("Migrate");
+        let status = status(&workload, Ok(pods), now);
+        assert_eq!(status.restarts, 7);
+        assert!(!says(&workload, &restarted(3)));
+        workload.status = Some(status);
+        assert!(says(&workload, &restarted(3)) && !says(&workload, &restarted(5)));
     }
 
     #[track_caller]

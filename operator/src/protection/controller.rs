@@ -1,10 +1,12 @@
 //! Looks at a ProtectedWorkload on any change of it, of its namespace's pods, and of a node's cordon.
 
 use super::assess::{self, Unusable};
+use super::limit::{self, Answer};
 use crate::begin::{BeginError, begin};
 use crate::causes::chain;
 use crate::migration::{Context, ObserveError, claim_modes};
 use crate::node::{self, CordonChanges};
+use crate::pod::restarts::{self, Held};
 use crate::pod::seen;
 use crate::{moves, policy};
 use futures::StreamExt;
@@ -13,9 +15,10 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::core::Selector;
 use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +104,7 @@ async fn reconcile(workload: Arc<ProtectedWorkload>, context: Arc<Context>) -> R
             if policy::moves(&workload) && workload.spec.on_maintenance.on_cordon {
                 begin_where_cordoned(client, &namespace, &pods, &known).await?;
             }
+            begin_where_held(&context, &workload, &pods, &known, now).await?;
             assess::status(&workload, Ok(known), now)
         }
     };
@@ -168,4 +172,46 @@ async fn begin_where_cordoned(
         }
     }
     Ok(())
+}
+
+/// Has pods moved whose containers wait for that. The policy's rules for restarts ask for it, whatever it says about maintenance.
+async fn begin_where_held(
+    context: &Context,
+    workload: &ProtectedWorkload,
+    pods: &[Pod],
+    known: &[PodProtection],
+    now: Timestamp,
+) -> Result<(), ProtectError> {
+    let held = |(pod, known)| restarts::held(pod, now).map(|held| (pod, known, held));
+    let held: Vec<(&Pod, &PodProtection, Held)> = pods.iter().zip(known).filter_map(held).collect();
+    if held.is_empty() {
+        return Ok(());
+    }
+    let api: Api<Migration> = Api::namespaced(context.client.clone(), &workload.namespace().unwrap_or_default());
+    let migrations = api.list(&ListParams::default()).await.map_err(read("the Migrations"))?.items;
+    for (pod, known, held) in held {
+        match limit::answer(pod, &held, &known.obstacles, &migrations, now) {
+            Answer::Begin(name) => {
+                let begun = begin(&context.client, pod, name, MigrationReason::StartLimit).await;
+                begun.map_err(ProtectError::Begin)?;
+            }
+            // The status that is written next says so too, and then it was told.
+            Answer::Refuse(why) if !assess::says(workload, known) => warn_of(context, pod, &why).await,
+            Answer::Refuse(_) | Answer::Nothing => {}
+        }
+    }
+    Ok(())
+}
+
+async fn warn_of(context: &Context, pod: &Pod, why: &str) {
+    let event = Event {
+        type_: EventType::Warning,
+        reason: "NotMoved".to_owned(),
+        note: Some(format!("the start limit was hit and the policy would have the pod moved, but {why}")),
+        action: "Migrate".to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = context.recorder.publish(&event, &pod.object_ref(&())).await {
+        warn!(%error, "an Event was lost");
+    }
 }

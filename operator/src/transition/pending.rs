@@ -108,6 +108,7 @@ fn refuse(step: &mut Step<'_>, reason: FailureReason, message: String) {
 pub(super) fn reason_gone(reason: MigrationReason) -> &'static str {
     match reason {
         MigrationReason::Maintenance => "the NodeMaintenance that asked for the move is gone",
+        MigrationReason::StartLimit => "the container no longer waits to be moved",
         _ => "the node was uncordoned",
     }
 }

@@ -8,6 +8,7 @@
 
 use crate::agent::files::TreeKind;
 use crate::agent::files::listing::{Facts, FileId, Kind, Listing, Node, NodeId, Stamp, TreePath};
+use crate::agent::files::opened::Touched;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -29,6 +30,15 @@ pub enum Holding {
     Writer,
     /// Somebody had it mapped, shared: writes leave no timestamp until the kernel has written the page back.
     Mapping,
+}
+
+impl Holding {
+    /// The same on a file system without timestamps of what is written through a mapping: whoever can write may map it, and be
+    /// gone again before the next look.
+    #[must_use]
+    pub fn that_may_map(self) -> Self {
+        if self == Self::Writer { Self::Mapping } else { self }
+    }
 }
 
 /// Whether a file may have changed after it was looked at without its ctime showing it. `began` is when the look began.
@@ -55,12 +65,13 @@ fn before(stamp: Stamp, by: Duration) -> Stamp {
 }
 
 /// What timestamps of a file system are good for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Timestamps {
     /// The first write to a page of a mapped file after it was written back sets them.
     Tell,
-    /// A process may map a file, write to it, and let go of it again, and nothing shows it: tmpfs writes no page back.
-    Hide,
+    /// A process may map a file, write to it, and let go of it again, and nothing shows it: tmpfs writes no page back. Only that
+    /// it was opened does, where these were, or that somebody held it before.
+    Hide(Touched),
 }
 
 /// How a name is sent.
@@ -223,7 +234,8 @@ impl Comparison {
     }
 
     fn update(&self, before: &Facts, doubtful: bool, node: &Node) -> Option<How> {
-        let hidden = self.timestamps == Timestamps::Hide && node.facts.kind == Kind::File;
+        let touched = |touched: &Touched| node.facts.kind == Kind::File && touched.may_have(node.facts.id);
+        let hidden = matches!(&self.timestamps, Timestamps::Hide(files) if touched(files));
         (doubtful || hidden || *before != node.facts).then_some(How::Update)
     }
 

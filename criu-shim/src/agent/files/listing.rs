@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A time as file systems keep it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,9 +72,37 @@ pub struct Facts {
 pub type Digest = [u8; 32];
 /// Digest of a block of zeros.
 pub const ZEROS: Digest = [0; 32];
-/// Length of the blocks by which files are compared, bytes: 32 bytes of digest for each are 25 MB for 100 GiB, and a line
+/// Length of the blocks by which large files are compared, bytes: 32 bytes of digest for each are 25 MB for 100 GiB, and a line
 /// that is appended to a log sends no more than this.
 pub const BLOCK: usize = 128 << 10;
+/// The same of small files: a thousand of them with a few changed bytes each are 8 MB and not all of their content. Eight of
+/// BLAKE3's chunks, which are what AVX2 takes at once.
+pub const FINE: usize = 8 << 10;
+/// Longest file that is compared by small blocks when it is sent first, bytes.
+const SMALL: u64 = 8 << 20;
+/// How long one may grow before it is compared by large blocks, for which it is sent once more, bytes.
+const GROWN: u64 = 4 * SMALL;
+
+/// What the target has of a regular file's content, block by block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Length of a block, bytes; the last may be shorter.
+    pub length: usize,
+    /// Their digests.
+    pub digests: Box<[Digest]>,
+}
+
+impl Blocks {
+    /// Whether a file that is `size` bytes long now is still compared by them.
+    pub fn suit(&self, size: u64) -> bool {
+        self.length == BLOCK || size <= GROWN
+    }
+
+    /// Length of the blocks by which a file of `size` bytes is compared, bytes.
+    pub fn length_for(size: u64) -> usize {
+        if size <= SMALL { FINE } else { BLOCK }
+    }
+}
 
 /// Number of a node in its listing. The root is 0.
 pub type NodeId = u32;
@@ -95,8 +124,8 @@ pub struct Node {
     pub young: bool,
     /// It was gone when it was to be sent.
     pub unsent: bool,
-    /// What the target has of a regular file's content, block by block, where that is known.
-    pub blocks: Option<Box<[Digest]>>,
+    /// What the target has of a regular file's content, where that is known.
+    pub blocks: Option<Arc<Blocks>>,
 }
 
 impl Node {
@@ -164,11 +193,13 @@ pub struct TreePath(Vec<u8>);
 
 /// Longest path, bytes. More than PATH_MAX, because names are used one by one.
 const MAX_PATH: usize = 16 << 10;
+/// Most names of a path: each directory on the way to what is used is open meanwhile.
+pub const MAX_DEPTH: usize = 256;
 /// Longest name, bytes.
 const MAX_NAME: usize = 255;
 
 impl TreePath {
-    /// Takes bytes for a path; `None` where they could name anything but something below the root.
+    /// Takes bytes for a path; `None` where they could name anything but something below the root, or more than [`MAX_DEPTH`] deep.
     pub fn parse(bytes: Vec<u8>) -> Option<Self> {
         let good = |name: &[u8]| {
             !matches!(name, b"" | b"." | b"..")
@@ -176,7 +207,9 @@ impl TreePath {
                 && !name.contains(&0)
                 && bytes.len() <= MAX_PATH
         };
-        (bytes.is_empty() || bytes.split(|byte| *byte == b'/').all(good)).then_some(Self(bytes))
+        let depth = bytes.iter().filter(|byte| **byte == b'/').count() + 1;
+        let is_path = depth <= MAX_DEPTH && bytes.split(|byte| *byte == b'/').all(good);
+        (bytes.is_empty() || is_path).then_some(Self(bytes))
     }
 
     /// Its names, from the root.

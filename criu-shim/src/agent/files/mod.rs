@@ -2,8 +2,8 @@
 //!
 //! A tree crosses in rounds. [`walk`] lists it, [`changes`] says what of it the target has not got, [`pack`] makes an archive
 //! of that ([`archive`]), and [`unpack`] brings a tree up to it. The first archive of a tree holds all of it, each later one
-//! what has changed since. [`held`] knows which files can change without a timestamp; [`places`] knows where trees are on a
-//! node. Every name in a tree is used in one open directory and never followed, so none, however hostile, means anything
+//! what has changed since. [`held`] and [`opened`] know which files can change without a timestamp; [`places`] knows where trees are
+//! on a node. Every name in a tree is used in one open directory and never followed, so none, however hostile, means anything
 //! outside. What kubelet manages itself (hosts file, termination log, projected volumes) is never touched.
 
 pub mod archive;
@@ -12,6 +12,7 @@ pub mod beneath;
 pub mod changes;
 pub mod held;
 pub mod listing;
+pub mod opened;
 pub mod pack;
 pub mod places;
 pub mod tree;
@@ -20,6 +21,15 @@ pub mod walk;
 
 #[cfg(test)]
 mod tests;
+
+/// Most threads that list or read a tree.
+const MOST_THREADS: usize = 4;
+
+/// How many threads list a tree, and read it in the freeze, when the application uses none.
+fn threads(frozen: bool) -> usize {
+    let most = if frozen { MOST_THREADS } else { 2 };
+    std::thread::available_parallelism().map_or(1, usize::from).min(most)
+}
 
 /// What a tree is; it decides how deletions are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

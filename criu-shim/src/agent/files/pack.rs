@@ -2,16 +2,17 @@
 //!
 //! While the application runs, what is gone when it is read is left out and marked: the next look sends what is there then.
 //! A file that changes while it is read crosses as a mixture, and its ctime says so at the next look. While nothing runs,
-//! everything must be read as it was listed.
+//! everything must be read as it was listed; it is part of the freeze, so several threads read, and as nothing comes after it,
+//! what was sent is not kept.
 
-use crate::agent::files::TreeKind;
 use crate::agent::files::archive::{self, Attributes, Shape};
 use crate::agent::files::attributes::{self, Marks, Scratch};
 use crate::agent::files::beneath::{Beneath, way_to};
 use crate::agent::files::changes::{Changes, How};
-use crate::agent::files::listing::{BLOCK, Digest, Facts, Kind, NodeId, TreePath, ZEROS};
+use crate::agent::files::listing::{BLOCK, Blocks, Digest, Facts, Kind, NodeId, TreePath, ZEROS};
 use crate::agent::files::tree::Tree;
 use crate::agent::files::walk::{facts_of_open, is_gone};
+use crate::agent::files::{TreeKind, threads};
 use rustix::fs::{Mode, OFlags, SeekFrom, open, openat, readlinkat, seek};
 use rustix::io::{Errno, pread};
 use std::io::{Error, Read};
@@ -60,23 +61,71 @@ impl PackError {
     }
 }
 
+/// Bytes of a file that are read at once.
+const PIECE: usize = BLOCK;
+/// Bytes that are read for the freeze before anything of them is sent on.
+const BATCH: u64 = 16 << 20;
+/// Bytes of one file that one thread reads of a batch.
+const SLICE: u64 = 4 << 20;
+/// What opening a file costs, as the bytes that are read meanwhile.
+const OPENING: u64 = 32 << 10;
+
 /// The archive of what has changed in a tree. Keeps in the tree what was sent.
 #[derive(Debug)]
 pub struct Packing {
     tree: Arc<Mutex<Tree>>,
-    root: Beneath,
     kind: TreeKind,
     frozen: bool,
+    /// One that reads while the application runs; several while nobody does.
+    readers: Vec<Reader>,
     /// What is still to be written, but for the file that is being read.
     begin: Option<bool>,
     removed: IntoIter<TreePath>,
     sent: IntoIter<(NodeId, How)>,
+    /// While the application runs.
     reading: Option<Reading>,
+    /// The rest of a file, while nobody runs.
+    rest: Option<Task>,
     ended: bool,
     stream: Vec<u8>,
     given: usize,
+}
+
+/// Part of the work while nobody runs: a name, or some bytes of a file.
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    id: NodeId,
+    how: How,
+    /// Where the bytes begin. The file itself is written with the first.
+    from: u64,
+    /// Where they end.
+    to: u64,
+}
+
+impl Task {
+    fn weight(&self) -> u64 {
+        OPENING + (self.to - self.from)
+    }
+}
+
+/// One thread's way into the tree.
+#[derive(Debug)]
+struct Reader {
+    root: Beneath,
+    kind: TreeKind,
+    frozen: bool,
     scratch: Scratch,
-    block: Box<[u8]>,
+    piece: Box<[u8]>,
+}
+
+/// What came of a name that was to be written.
+enum Wrote {
+    /// All of it.
+    All,
+    /// Nothing: what it needs could not be sent.
+    Nothing,
+    /// A file, whose content follows.
+    File(Reading),
 }
 
 /// A file whose content is being read.
@@ -85,14 +134,19 @@ struct Reading {
     id: NodeId,
     path: TreePath,
     file: OwnedFd,
-    size: u64,
+    /// Where the next bytes begin.
     at: u64,
+    /// Where the last bytes end.
+    end: u64,
     /// Where the next bytes are that are no hole, and where they end.
     data: (u64, u64),
     /// What the target has; none of it, where the file is sent whole.
-    known: Option<Box<[Digest]>>,
+    known: Option<Arc<Blocks>>,
     whole: bool,
-    blocks: Vec<Digest>,
+    /// Length of the blocks by which it is compared.
+    length: usize,
+    /// Digests of what was read.
+    read: Vec<Digest>,
 }
 
 impl Packing {
@@ -100,18 +154,17 @@ impl Packing {
     pub fn new(tree: Arc<Mutex<Tree>>, root: Beneath, kind: TreeKind, changes: Changes, frozen: bool) -> Self {
         Self {
             tree,
-            root,
             kind,
             frozen,
+            readers: vec![Reader::new(root, kind, frozen)],
             begin: Some(changes.base),
             removed: changes.removed.into_iter(),
             sent: changes.sent.into_iter(),
             reading: None,
+            rest: None,
             ended: false,
             stream: Vec::with_capacity(2 * BLOCK),
             given: 0,
-            scratch: Scratch::default(),
-            block: vec![0; BLOCK].into(),
         }
     }
 
@@ -126,19 +179,7 @@ impl Packing {
                 archive::begin(&mut self.stream, self.kind, base);
             } else if let Some(path) = self.removed.next() {
                 archive::remove(&mut self.stream, &path);
-            } else if let Some(reading) = self.reading.take() {
-                self.reading = reading.next_block(&mut tree, &mut self.stream, &mut self.block, self.frozen)?;
-            } else if let Some((id, how)) = self.sent.next() {
-                if tree.is_lost(id) {
-                    // What is in it would have no place to go.
-                    tree.mark_unsent(id);
-                    continue;
-                }
-                match self.node(&mut tree, id, how) {
-                    Err(error) if !self.frozen && error.is_gone() => tree.mark_unsent(id),
-                    sent => sent?,
-                }
-            } else {
+            } else if !(if self.frozen { self.batch(&tree)? } else { self.next(&mut tree)? }) {
                 archive::end(&mut self.stream);
                 self.ended = true;
             }
@@ -147,24 +188,128 @@ impl Packing {
         Ok(!self.stream.is_empty())
     }
 
-    fn node(&mut self, tree: &mut Tree, id: NodeId, how: How) -> Result<(), PackError> {
-        let Some((path, facts)) = tree.named(id) else { return Ok(()) };
-        let Some((parent, name)) = path.split() else { return self.directory(id, how, &path, &facts) };
+    /// Writes the next name, or the next piece of a file. False where there is none.
+    fn next(&mut self, tree: &mut Tree) -> Result<bool, PackError> {
+        let Some(reader) = self.readers.first_mut() else { return Ok(false) };
+        if let Some(mut reading) = self.reading.take() {
+            if reading.next_piece(&mut self.stream, &mut reader.piece, false)? {
+                self.reading = Some(reading);
+            } else {
+                tree.keep_blocks(reading.id, Blocks { length: reading.length, digests: reading.read.into() });
+            }
+            return Ok(true);
+        }
+        let Some((id, how)) = self.sent.next() else { return Ok(false) };
+        if tree.is_lost(id) {
+            // What is in it would have no place to go.
+            tree.mark_unsent(id);
+            return Ok(true);
+        }
+        match reader.node(tree, id, how, &mut self.stream) {
+            Ok(Wrote::All) => {}
+            Ok(Wrote::File(reading)) => self.reading = Some(reading),
+            Ok(Wrote::Nothing) => tree.mark_unsent(id),
+            Err(error) if error.is_gone() => tree.mark_unsent(id),
+            Err(error) => return Err(error),
+        }
+        Ok(true)
+    }
+
+    /// Writes the next names and pieces, which several threads read. False where there are none.
+    fn batch(&mut self, tree: &Tree) -> Result<bool, PackError> {
+        let (mut tasks, mut weight) = (Vec::new(), 0);
+        while weight < BATCH {
+            let next = self.rest.take().or_else(|| {
+                let (id, how) = self.sent.next()?;
+                Some(Task { id, how, from: 0, to: tree.bytes_to_read(id, how) })
+            });
+            let Some(mut task) = next else { break };
+            if task.to - task.from > SLICE {
+                self.rest = Some(Task { from: task.from + SLICE, ..task });
+                task.to = task.from + SLICE;
+            }
+            weight += task.weight();
+            tasks.push(task);
+        }
+        let readers = usize::try_from(weight / SLICE).unwrap_or(usize::MAX).saturating_add(1).min(threads(true));
+        self.have_readers(readers)?;
+        let shares = shares(&tasks, readers.min(self.readers.len()));
+        let written: Vec<Result<Vec<u8>, PackError>> = std::thread::scope(|scope| {
+            let mut work = self.readers.iter_mut().zip(shares);
+            let first = work.next();
+            let others: Vec<_> = work.map(|(reader, tasks)| scope.spawn(move || reader.write(tree, tasks))).collect();
+            let first = first.map(|(reader, tasks)| reader.write(tree, tasks));
+            let others =
+                others.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            first.into_iter().chain(others).collect()
+        });
+        for records in written {
+            self.stream.append(&mut records?);
+        }
+        Ok(!tasks.is_empty())
+    }
+
+    fn have_readers(&mut self, wanted: usize) -> Result<(), PackError> {
+        while self.readers.len() < wanted {
+            let Some(first) = self.readers.first() else { break };
+            let root = first.root.again().map_err(|source| PackError::Read { path: TreePath::default(), source })?;
+            self.readers.push(Reader::new(root, self.kind, self.frozen));
+        }
+        Ok(())
+    }
+}
+
+/// Splits the work into at most so many parts that follow each other and take about as long.
+fn shares(tasks: &[Task], most: usize) -> Vec<&[Task]> {
+    let all: u64 = tasks.iter().map(Task::weight).sum();
+    let (mut shares, mut begin, mut weight) = (Vec::with_capacity(most), 0, 0);
+    for (at, task) in tasks.iter().enumerate() {
+        weight += task.weight();
+        if weight * most as u64 >= all * (shares.len() as u64 + 1) {
+            shares.push(&tasks[begin..=at]);
+            begin = at + 1;
+        }
+    }
+    shares
+}
+
+impl Reader {
+    fn new(root: Beneath, kind: TreeKind, frozen: bool) -> Self {
+        Self { root, kind, frozen, scratch: Scratch::default(), piece: vec![0; PIECE].into() }
+    }
+
+    /// The records of these tasks.
+    fn write(&mut self, tree: &Tree, tasks: &[Task]) -> Result<Vec<u8>, PackError> {
+        let mut stream = Vec::with_capacity(2 * BLOCK);
+        for task in tasks {
+            let written = stream.len();
+            if let Wrote::File(mut reading) = self.node(tree, task.id, task.how, &mut stream)? {
+                if task.from > 0 {
+                    stream.truncate(written);
+                }
+                (reading.at, reading.end) = (task.from, task.to);
+                while reading.next_piece(&mut stream, &mut self.piece, true)? {}
+            }
+        }
+        Ok(stream)
+    }
+
+    fn node(&mut self, tree: &Tree, id: NodeId, how: How, stream: &mut Vec<u8>) -> Result<Wrote, PackError> {
+        let Some((path, facts)) = tree.named(id) else { return Ok(Wrote::All) };
+        let Some((parent, name)) = path.split() else { return self.directory(how, &path, &facts, stream) };
         let failed = |source| PackError::Read { path: path.clone(), source };
         if let How::Link(to) = how {
-            match tree.named(to).filter(|_| !tree.is_unsent(to)) {
-                Some((to, _)) => archive::link(&mut self.stream, &path, &to),
-                None => tree.mark_unsent(id),
-            }
-            return Ok(());
+            let Some((to, _)) = tree.named(to).filter(|_| !tree.is_unsent(to)) else { return Ok(Wrote::Nothing) };
+            archive::link(stream, &path, &to);
+            return Ok(Wrote::All);
         }
         if self.kind == TreeKind::Layer && facts.kind == Kind::Character && facts.device == (0, 0) {
-            archive::remove(&mut self.stream, &path);
-            return Ok(());
+            archive::remove(stream, &path);
+            return Ok(Wrote::All);
         }
         match facts.kind {
-            Kind::Directory => return self.directory(id, how, &path, &facts),
-            Kind::File => return self.file(tree, id, how, &path, &facts),
+            Kind::Directory => return self.directory(how, &path, &facts, stream),
+            Kind::File => return self.file(tree, (id, how), &path, &facts, stream),
             Kind::Character | Kind::Block if self.kind == TreeKind::Volume => {
                 return Err(PackError::Device { path });
             }
@@ -187,11 +332,17 @@ impl Packing {
         };
         let way = way_to(directory, name);
         let (extended, _) = read_extended(self.kind, attributes::File::At(&way), &path, &mut self.scratch)?;
-        archive::node(&mut self.stream, &path, how == How::Update, &shape, &with(&now, extended));
-        Ok(())
+        archive::node(stream, &path, how == How::Update, &shape, &with(&now, extended));
+        Ok(Wrote::All)
     }
 
-    fn directory(&mut self, _: NodeId, how: How, path: &TreePath, facts: &Facts) -> Result<(), PackError> {
+    fn directory(
+        &mut self,
+        how: How,
+        path: &TreePath,
+        facts: &Facts,
+        stream: &mut Vec<u8>,
+    ) -> Result<Wrote, PackError> {
         let failed = |source| PackError::Read { path: path.clone(), source };
         let directory = match path.split() {
             Some((parent, name)) => {
@@ -201,8 +352,8 @@ impl Packing {
                     Ok(directory) => directory,
                     Err(Errno::XDEV) => {
                         let attributes = with(facts, Vec::new());
-                        archive::node(&mut self.stream, path, false, &Shape::Directory { clear: false }, &attributes);
-                        return Ok(());
+                        archive::node(stream, path, false, &Shape::Directory { clear: false }, &attributes);
+                        return Ok(Wrote::All);
                     }
                     Err(errno) => return Err(failed(errno)),
                 }
@@ -220,22 +371,33 @@ impl Packing {
         let (extended, marks) = read_extended(self.kind, file, path, &mut self.scratch)?;
         let clear = matches!(how, How::Whole { clear } if marks.opaque || (clear && self.kind == TreeKind::Volume));
         let keep = how == How::Update || path.is_root();
-        archive::node(&mut self.stream, path, keep, &Shape::Directory { clear }, &with(&now, extended));
-        Ok(())
+        archive::node(stream, path, keep, &Shape::Directory { clear }, &with(&now, extended));
+        Ok(Wrote::All)
     }
 
-    fn file(&mut self, tree: &mut Tree, id: NodeId, how: How, path: &TreePath, facts: &Facts) -> Result<(), PackError> {
+    fn file(
+        &mut self,
+        tree: &Tree,
+        (id, how): (NodeId, How),
+        path: &TreePath,
+        facts: &Facts,
+        stream: &mut Vec<u8>,
+    ) -> Result<Wrote, PackError> {
         let failed = |source| PackError::Read { path: path.clone(), source };
-        let Some((parent, name)) = path.split() else { return Ok(()) };
+        let Some((parent, name)) = path.split() else { return Ok(Wrote::All) };
         let parent = self.root.directory(&parent).map_err(failed)?;
-        // First without opening it: it may have become a device, and opening one may do something to the machine.
-        let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let place = openat(parent, name, place, Mode::empty()).map_err(failed)?;
-        if facts_of_open(place.as_fd()).map_err(failed)?.kind != facts.kind {
-            return Err(PackError::Changed { path: path.clone() });
-        }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
-        let file = open(format!("/proc/self/fd/{}", place.as_raw_fd()), flags, Mode::empty()).map_err(failed)?;
+        let file = if self.frozen {
+            openat(parent, name, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(failed)?
+        } else {
+            // First without opening it: it may have become a device, and opening one may do something to the machine.
+            let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let place = openat(parent, name, place, Mode::empty()).map_err(failed)?;
+            if facts_of_open(place.as_fd()).map_err(failed)?.kind != facts.kind {
+                return Err(PackError::Changed { path: path.clone() });
+            }
+            open(format!("/proc/self/fd/{}", place.as_raw_fd()), flags, Mode::empty()).map_err(failed)?
+        };
         let now = facts_of_open(file.as_fd()).map_err(failed)?;
         if (now.id, now.kind) != (facts.id, facts.kind) || (self.frozen && now.size != facts.size) {
             return Err(PackError::Changed { path: path.clone() });
@@ -243,70 +405,78 @@ impl Packing {
         let of = attributes::File::Open(file.as_fd());
         let (extended, marks) = read_extended(self.kind, of, path, &mut self.scratch)?;
         if marks.whiteout {
-            archive::remove(&mut self.stream, path);
-            return Ok(());
+            archive::remove(stream, path);
+            return Ok(Wrote::All);
         }
         let whole = how != How::Update;
-        archive::node(&mut self.stream, path, !whole, &Shape::File { size: now.size }, &with(&now, extended));
-        let known = tree.take_blocks(id).filter(|_| !whole);
-        self.reading = Some(Reading {
+        archive::node(stream, path, !whole, &Shape::File { size: now.size }, &with(&now, extended));
+        let known = tree.blocks(id).filter(|blocks| !whole && blocks.suit(now.size));
+        Ok(Wrote::File(Reading {
             id,
             path: path.clone(),
             file,
-            size: now.size,
             at: 0,
-            // Of one block it is not worth asking.
-            data: if now.size <= BLOCK as u64 { (0, now.size) } else { (0, 0) },
+            end: now.size,
+            // Of one piece it is not worth asking.
+            data: if now.size <= PIECE as u64 { (0, now.size) } else { (0, 0) },
+            length: known.as_ref().map_or(Blocks::length_for(now.size), |known| known.length),
             known,
             whole,
-            blocks: Vec::with_capacity(usize::try_from(now.size.div_ceil(BLOCK as u64)).unwrap_or_default()),
-        });
-        Ok(())
+            read: Vec::new(),
+        }))
     }
 }
 
 impl Reading {
-    /// Writes the next block if the target has not got it. Returns itself until the file is read.
-    fn next_block(
-        mut self,
-        tree: &mut Tree,
-        stream: &mut Vec<u8>,
-        buffer: &mut [u8],
-        frozen: bool,
-    ) -> Result<Option<Self>, PackError> {
-        if self.at >= self.size {
-            tree.keep_blocks(self.id, std::mem::take(&mut self.blocks).into());
-            return Ok(None);
+    /// Writes what the target has not got of the next piece. False once the file is read.
+    fn next_piece(&mut self, stream: &mut Vec<u8>, buffer: &mut [u8], frozen: bool) -> Result<bool, PackError> {
+        if self.at >= self.end {
+            return Ok(false);
         }
-        let length = usize::try_from(self.size - self.at).map_or(BLOCK, |left| left.min(BLOCK));
-        let digest = if self.is_hole(length as u64)? {
-            ZEROS
-        } else {
+        let length = usize::try_from(self.end - self.at).map_or(PIECE, |left| left.min(PIECE));
+        let hole = self.is_hole(length as u64)?;
+        if !hole {
             let read = self.read(&mut buffer[..length])?;
             if read < length {
                 if frozen {
-                    return Err(PackError::Changed { path: self.path });
+                    return Err(PackError::Changed { path: self.path.clone() });
                 }
                 // It has become shorter, which its ctime shows.
                 buffer[read..length].fill(0);
             }
-            digest(&buffer[..length])
-        };
-        // What the target has beyond the end of what was sent is zeros, once it has the new length.
-        let has = match &self.known {
-            Some(known) => Some(known.get(self.blocks.len()).copied().unwrap_or(ZEROS)),
-            None => self.whole.then_some(ZEROS),
-        };
-        if has != Some(digest) {
-            if digest == ZEROS {
-                archive::zeros(stream, self.at, length as u64);
-            } else {
-                archive::data(stream, self.at, &buffer[..length]);
-            }
         }
-        self.blocks.push(digest);
+        let mut run = Run::default();
+        for (begin, block) in (0..).step_by(self.length).zip(buffer[..length].chunks(self.length)) {
+            let digest = if hole { ZEROS } else { digest(block) };
+            let has = self.has((self.at + begin as u64) / self.length as u64);
+            if !frozen {
+                self.read.push(digest);
+            }
+            if has == Some(digest) {
+                continue;
+            }
+            let zeros = digest == ZEROS;
+            if run.end != begin || run.zeros != zeros {
+                run.write(stream, self.at, buffer);
+                run = Run { begin, end: begin, zeros };
+            }
+            run.end += block.len();
+        }
+        run.write(stream, self.at, buffer);
         self.at += length as u64;
-        Ok(Some(self))
+        Ok(true)
+    }
+
+    /// What the target has of the block of this number. Beyond the end of what was sent that is zeros, once it has the new
+    /// length.
+    fn has(&self, number: u64) -> Option<Digest> {
+        match &self.known {
+            Some(known) => {
+                let digest = usize::try_from(number).ok().and_then(|number| known.digests.get(number));
+                Some(digest.copied().unwrap_or(ZEROS))
+            }
+            None => self.whole.then_some(ZEROS),
+        }
     }
 
     /// Whether nothing is stored of the next bytes. Source: lseek(2), SEEK_DATA and SEEK_HOLE.
@@ -337,6 +507,25 @@ impl Reading {
 
     fn failed(&self, source: Errno) -> PackError {
         PackError::Read { path: self.path.clone(), source }
+    }
+}
+
+/// Blocks of a piece, one after the other, that the target has not got.
+#[derive(Default)]
+struct Run {
+    begin: usize,
+    end: usize,
+    zeros: bool,
+}
+
+impl Run {
+    fn write(&self, stream: &mut Vec<u8>, at: u64, piece: &[u8]) {
+        let offset = at + self.begin as u64;
+        match piece.get(self.begin..self.end) {
+            None | Some([]) => {}
+            Some(_) if self.zeros => archive::zeros(stream, offset, (self.end - self.begin) as u64),
+            Some(bytes) => archive::data(stream, offset, bytes),
+        }
     }
 }
 

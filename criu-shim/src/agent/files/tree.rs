@@ -1,14 +1,16 @@
 //! A tree that is sent in rounds: what the target has of it, and the next look at it.
 
-use crate::agent::files::TreeKind;
 use crate::agent::files::beneath::Beneath;
-use crate::agent::files::changes::{Changes, Timestamps, compare, is_doubtful, is_young};
+use crate::agent::files::changes::{Changes, How, Timestamps, compare, is_doubtful, is_young};
 use crate::agent::files::held::Held;
-use crate::agent::files::listing::{Digest, Facts, Kind, Listing, NodeId, Stamp, TreePath};
+use crate::agent::files::listing::{Blocks, Facts, Kind, Listing, NodeId, Stamp, TreePath};
+use crate::agent::files::opened::{Opened, Touched};
 use crate::agent::files::pack::Packing;
 use crate::agent::files::walk::{WalkError, walk};
+use crate::agent::files::{TreeKind, threads};
 use rustix::fs::FsWord;
 use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -56,16 +58,34 @@ pub struct Tree {
     known: Option<Listing>,
     /// Bytes of archives that nobody has asked for yet.
     sent: u64,
+    /// What is opened on its file system, where that matters and the kernel can say it.
+    opened: Option<Opened>,
+    /// What was opened before the look to come, where that is known.
+    touched: Option<Touched>,
 }
 
 impl Tree {
     /// The tree at `root`, of which the target has nothing.
     pub fn new(root: PathBuf, kind: TreeKind) -> Self {
-        Self { root, kind, known: None, sent: 0 }
+        Self { root, kind, known: None, sent: 0, opened: None, touched: None }
+    }
+
+    /// Notes what has been opened, for the look to come. To be asked before it is asked what processes hold, so that whoever opens
+    /// a file in between is noticed by one or the other. Where this was not asked, or can't be told, all that can change without a
+    /// timestamp counts as opened. Blocking.
+    pub fn note_opened(&mut self) {
+        self.touched = None;
+        let Ok(mut root) = Beneath::open(&self.root) else { return };
+        let Ok(directory) = root.directory(&TreePath::default()) else { return };
+        match &mut self.opened {
+            Some(opened) => self.touched = Some(opened.take(directory)),
+            None if is_tmpfs(directory) == Ok(true) => self.opened = Opened::watch(directory).ok(),
+            None => {}
+        }
     }
 
     /// Lists the tree, and compares it with what was sent: what comes out of it is what must be sent now. `held` is what processes
-    /// hold, asked for after `began`, and none where they don't run. Blocking.
+    /// hold, asked for after `began` and [`Tree::note_opened`], and none where they don't run. Blocking.
     ///
     /// # Errors
     /// Where the tree can't be listed.
@@ -79,9 +99,9 @@ impl Tree {
         let open = |source| LookError::Open { root: this.root.clone(), source };
         let mut root = Beneath::open(&this.root).map_err(open)?;
         let directory = root.directory(&TreePath::default()).map_err(open)?;
-        let found = rustix::fs::fstatfs(directory).map_err(open)?;
-        let timestamps = if found.f_type == TMPFS { Timestamps::Hide } else { Timestamps::Tell };
-        let mut found = walk(&mut root).map_err(|source| LookError::Walk { root: this.root.clone(), source })?;
+        let is_tmpfs = is_tmpfs(directory).map_err(open)?;
+        let mut found =
+            walk(&mut root, threads(frozen)).map_err(|source| LookError::Walk { root: this.root.clone(), source })?;
         let is_other =
             |known: &Listing| known.node(0).map(|root| root.facts.id) != found.node(0).map(|root| root.facts.id);
         if this.known.as_ref().is_some_and(is_other) {
@@ -89,9 +109,15 @@ impl Tree {
         }
         let holdings = held.nodes(&found, this.kind == TreeKind::Layer);
         for (node, holding) in found.nodes.iter_mut().zip(holdings) {
+            let holding = if is_tmpfs { holding.that_may_map() } else { holding };
             node.doubtful = is_doubtful(&node.facts, holding, began);
             node.young = is_young(&node.facts, began);
         }
+        let timestamps = match this.touched.take() {
+            _ if !is_tmpfs => Timestamps::Tell,
+            None => Timestamps::Hide(Touched::Any),
+            Some(touched) => Timestamps::Hide(touched),
+        };
         let changes: Changes = compare(this.kind, this.known.take(), &mut found, timestamps);
         this.known = Some(found);
         let kind = this.kind;
@@ -138,17 +164,28 @@ impl Tree {
         self.known.as_ref().and_then(|known| known.node(id)).is_none_or(|node| self.is_unsent(node.parent))
     }
 
+    /// How many bytes must be read to send a name so.
+    pub(super) fn bytes_to_read(&self, id: NodeId, how: How) -> u64 {
+        let node = self.known.as_ref().and_then(|known| known.node(id));
+        let file = node.filter(|node| node.facts.kind == Kind::File && !matches!(how, How::Link(_)));
+        file.map_or(0, |node| node.facts.size)
+    }
+
     /// What the target has of a file.
-    pub(super) fn take_blocks(&mut self, id: NodeId) -> Option<Box<[Digest]>> {
-        self.known.as_mut()?.node_mut(id)?.blocks.take()
+    pub(super) fn blocks(&self, id: NodeId) -> Option<Arc<Blocks>> {
+        self.known.as_ref()?.node(id)?.blocks.clone()
     }
 
     /// What the target has of a file now.
-    pub(super) fn keep_blocks(&mut self, id: NodeId, blocks: Box<[Digest]>) {
+    pub(super) fn keep_blocks(&mut self, id: NodeId, blocks: Blocks) {
         if let Some(node) = self.known.as_mut().and_then(|known| known.node_mut(id)) {
-            node.blocks = Some(blocks);
+            node.blocks = Some(Arc::new(blocks));
         }
     }
+}
+
+fn is_tmpfs(directory: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(rustix::fs::fstatfs(directory)?.f_type == TMPFS)
 }
 
 /// The time by which the kernel stamps files.

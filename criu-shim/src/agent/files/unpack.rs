@@ -5,12 +5,12 @@
 //! name only: a volume's may be mounted somewhere. Archives of one tree are applied in the order of their rounds; to begin
 //! again with the first gives the same tree, whatever was there.
 
-use crate::agent::files::TreeKind;
 use crate::agent::files::archive::{Attributes, DecodeError, Decoder, Record, Shape};
 use crate::agent::files::attributes;
 use crate::agent::files::beneath::{Beneath, open_directory, way_to};
-use crate::agent::files::listing::{Facts, Kind, Stamp, TreePath};
+use crate::agent::files::listing::{Facts, Kind, MAX_DEPTH, Stamp, TreePath};
 use crate::agent::files::walk::{WalkError, facts_at, facts_of_open, walk};
+use crate::agent::files::{TreeKind, threads};
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat,
     chownat, fallocate, fchmod, fchown, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, symlinkat,
@@ -21,6 +21,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use thiserror::Error;
 
 /// Why an archive can't be unpacked.
@@ -99,17 +100,38 @@ pub fn unpack<R: Read>(root: &Path, kind: TreeKind, input: R, limit: u64) -> Res
         before: HashSet::new(),
         times: HashMap::new(),
         writing: None,
+        undressed: Vec::new(),
+        dressing: None,
         room: limit,
         limit,
         scratch: attributes::Scratch::default(),
     };
-    if archive.base && kind == TreeKind::Volume {
-        unpacker.note_what_is_there()?;
+    std::thread::scope(|scope| {
+        let (files, queue) = mpsc::sync_channel(1);
+        unpacker.dressing = Some(files);
+        let dressing = scope.spawn(move || dress_all(&queue));
+        let made = unpacker.all(&mut archive);
+        unpacker.dressing = None;
+        let dressed = dressing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // Where that has failed, this could not go on.
+        dressed.and(made)?;
+        unpacker.finish()
+    })
+}
+
+/// How many files with their content and not yet their attributes go to the other thread at once. Each is open; waking the other
+/// for one takes longer than what it does.
+const UNDRESSED: usize = 32;
+
+/// Gives files their attributes, which writing to them may have changed. A thread of its own does: that takes as long as the
+/// content of a small file, and is part of the freeze.
+fn dress_all(files: &mpsc::Receiver<Vec<Writing>>) -> Made {
+    let mut scratch = attributes::Scratch::default();
+    for Writing { path, file, before, attributes, .. } in files.iter().flatten() {
+        dress(file.as_fd(), &before, &attributes, &mut scratch).map_err(failed(&path))?;
+        futimens(&file, &times(attributes.modified)).map_err(failed(&path))?;
     }
-    while let Some(record) = archive.record()? {
-        unpacker.record(record, archive.data())?;
-    }
-    unpacker.finish()
+    Ok(())
 }
 
 struct Unpacker {
@@ -120,6 +142,10 @@ struct Unpacker {
     /// Times of directories, which are set last, because what happens in them changes them.
     times: HashMap<TreePath, Stamp>,
     writing: Option<Writing>,
+    /// Files that have all their content.
+    undressed: Vec<Writing>,
+    /// Takes them.
+    dressing: Option<mpsc::SyncSender<Vec<Writing>>>,
     room: u64,
     limit: u64,
     scratch: attributes::Scratch,
@@ -130,15 +156,28 @@ struct Writing {
     path: TreePath,
     file: OwnedFd,
     size: u64,
+    /// What it was before it was written to.
+    before: Facts,
     attributes: Attributes,
 }
 
 type Made = Result<(), UnpackError>;
 
 impl Unpacker {
+    fn all<R: Read>(&mut self, archive: &mut Decoder<R>) -> Made {
+        if archive.base && self.kind == TreeKind::Volume {
+            self.note_what_is_there()?;
+        }
+        while let Some(record) = archive.record()? {
+            self.record(record, archive.data())?;
+        }
+        self.end_file()?;
+        self.dress_files()
+    }
+
     /// An archive of all of a volume leaves nothing there that it has not brought.
     fn note_what_is_there(&mut self) -> Made {
-        let there = walk(&mut self.tree)?;
+        let there = walk(&mut self.tree, threads(false))?;
         self.before = (1..there.nodes.len()).map(|id| there.path(id as u32)).collect();
         Ok(())
     }
@@ -198,9 +237,10 @@ impl Unpacker {
         };
         if clear {
             self.tree.forget();
-            clear_directory(directory.as_fd()).map_err(&failed)?;
+            clear_directory(directory.as_fd(), MAX_DEPTH).map_err(&failed)?;
         }
-        self.dress(directory.as_fd(), attributes).map_err(&failed)?;
+        let before = facts_of_open(directory.as_fd()).map_err(&failed)?;
+        dress(directory.as_fd(), &before, attributes, &mut self.scratch).map_err(&failed)?;
         self.times.insert(path, attributes.modified);
         Ok(())
     }
@@ -210,14 +250,14 @@ impl Unpacker {
         let Some((parent, name)) = path.split() else { return Err(refused(&path, Refusal::Root)) };
         let there = self.facts(&parent, name).map_err(&failed)?;
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match there {
+        let (file, before) = match there {
             Some(facts) if facts.kind == Kind::File && (keep || facts.links == 1) => {
                 let parent = self.tree.directory(&parent).map_err(&failed)?;
                 let file = openat(parent, name, flags, Mode::empty()).map_err(&failed)?;
                 if !keep && facts.size > 0 {
                     ftruncate(&file, 0).map_err(&failed)?;
                 }
-                file
+                (file, facts)
             }
             _ if keep => return Err(refused(&path, Refusal::Missing)),
             there => {
@@ -227,14 +267,16 @@ impl Unpacker {
                 }
                 let parent = self.tree.directory(&parent).map_err(&failed)?;
                 let flags = flags | OFlags::CREATE | OFlags::EXCL;
-                openat(parent, name, flags, Mode::RUSR | Mode::WUSR).map_err(&failed)?
+                let file = openat(parent, name, flags, Mode::RUSR | Mode::WUSR).map_err(&failed)?;
+                let facts = facts_of_open(file.as_fd()).map_err(&failed)?;
+                (file, facts)
             }
         };
         // Beyond what is there, it is a hole.
         if !keep || there.is_none_or(|facts| facts.size != size) {
             ftruncate(&file, size).map_err(&failed)?;
         }
-        self.writing = Some(Writing { path, file, size, attributes });
+        self.writing = Some(Writing { path, file, size, before, attributes });
         Ok(())
     }
 
@@ -288,11 +330,18 @@ impl Unpacker {
         refused(&path, Refusal::Bytes)
     }
 
-    /// All data of a file is there: it gets its attributes, which writing to it may have changed.
+    /// All data of a file is there: it gets its attributes.
     fn end_file(&mut self) -> Made {
-        let Some(Writing { path, file, attributes, .. }) = self.writing.take() else { return Ok(()) };
-        self.dress(file.as_fd(), &attributes).map_err(failed(&path))?;
-        futimens(&file, &times(attributes.modified)).map_err(failed(&path))
+        self.undressed.extend(self.writing.take());
+        if self.undressed.len() < UNDRESSED { Ok(()) } else { self.dress_files() }
+    }
+
+    fn dress_files(&mut self) -> Made {
+        let files = std::mem::take(&mut self.undressed);
+        let path = files.last().map(|file| file.path.clone()).unwrap_or_default();
+        let sent = self.dressing.as_ref().is_some_and(|dressing| dressing.send(files).is_ok());
+        // Where the other thread has failed, its reason is the one that counts.
+        if sent { Ok(()) } else { Err(failed(&path)(Errno::CANCELED)) }
     }
 
     fn link(&mut self, path: &TreePath, to: &TreePath) -> Made {
@@ -358,19 +407,6 @@ impl Unpacker {
         utimensat(parent, name, &times(attributes.modified), AtFlags::SYMLINK_NOFOLLOW).map_err(&failed)
     }
 
-    /// Owner, mode and extended attributes of an open file; the mode after the owner, which clears setuid, and the extended
-    /// attributes after both, which clear capabilities.
-    fn dress(&mut self, file: BorrowedFd<'_>, attributes: &Attributes) -> Result<(), Errno> {
-        let now = facts_of_open(file)?;
-        if (now.uid, now.gid) != (attributes.uid, attributes.gid) {
-            fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))?;
-        }
-        if now.mode != attributes.mode || attributes.mode & 0o6000 != 0 {
-            fchmod(file, Mode::from_raw_mode(attributes.mode))?;
-        }
-        attributes::File::Open(file).write(&attributes.extended, &mut self.scratch)
-    }
-
     /// What is there under a name; none where nothing is.
     fn facts(&mut self, parent: &TreePath, name: &[u8]) -> Result<Option<Facts>, Errno> {
         match facts_at(self.tree.directory(parent)?, name) {
@@ -398,14 +434,13 @@ impl Unpacker {
             Err(errno) => return Err(errno),
         }
         let gone = open_directory(directory, name)?;
-        clear_directory(gone.as_fd())?;
+        clear_directory(gone.as_fd(), MAX_DEPTH)?;
         unlinkat(directory, name, AtFlags::REMOVEDIR)?;
         self.tree.forget();
         Ok(())
     }
 
     fn finish(mut self) -> Made {
-        self.end_file()?;
         let mut leftovers: Vec<TreePath> = self.before.drain().collect();
         // Directories come before what is in them, which goes with them.
         leftovers.sort_unstable();
@@ -425,6 +460,23 @@ impl Unpacker {
         }
         Ok(())
     }
+}
+
+/// Owner, mode and extended attributes of an open file that was as `before`; the mode after the owner, which clears setuid, and
+/// the extended attributes after both, which clear capabilities.
+fn dress(
+    file: BorrowedFd<'_>,
+    before: &Facts,
+    attributes: &Attributes,
+    scratch: &mut attributes::Scratch,
+) -> Result<(), Errno> {
+    if (before.uid, before.gid) != (attributes.uid, attributes.gid) {
+        fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))?;
+    }
+    if before.mode != attributes.mode || attributes.mode & 0o6000 != 0 {
+        fchmod(file, Mode::from_raw_mode(attributes.mode))?;
+    }
+    attributes::File::Open(file).write(&attributes.extended, scratch)
 }
 
 fn fits(writing: &Writing, offset: u64, length: u64) -> bool {
@@ -447,8 +499,9 @@ fn make(parent: BorrowedFd<'_>, name: &[u8], kind: TreeKind, shape: &Shape) -> R
     }
 }
 
-/// Removes all that is in a directory. Other mounts are an error.
-fn clear_directory(directory: BorrowedFd<'_>) -> Result<(), Errno> {
+/// Removes all that is in a directory. Other mounts are an error, and more than so many directories in each other.
+fn clear_directory(directory: BorrowedFd<'_>, depth: usize) -> Result<(), Errno> {
+    let depth = depth.checked_sub(1).ok_or(Errno::NAMETOOLONG)?;
     let own = open_directory(directory, b".")?;
     let mut buffer: Vec<u8> = Vec::with_capacity(8 << 10);
     let mut names = Vec::new();
@@ -462,7 +515,7 @@ fn clear_directory(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     for (name, kind) in names {
         if kind == FileType::Directory {
             let below = open_directory(directory, name.to_bytes())?;
-            clear_directory(below.as_fd())?;
+            clear_directory(below.as_fd(), depth)?;
             unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
         } else {
             match unlinkat(directory, &name, AtFlags::empty()) {

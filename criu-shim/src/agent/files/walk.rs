@@ -3,9 +3,11 @@
 //! What is gone when it is looked at was never there: whoever took it away has changed its directory, which the next look
 //! sees. Other mounts in the tree are listed as the directories they cover, without what is in them.
 
-use crate::agent::files::beneath::{Beneath, open_directory};
-use crate::agent::files::listing::{Facts, FileId, Kind, Listing, Node, NodeId, Stamp, TreePath};
-use rustix::fs::{AtFlags, FileType, RawDir, Statx, StatxAttributes, StatxFlags, StatxTimestamp, statx};
+use crate::agent::files::beneath::Beneath;
+use crate::agent::files::listing::{Facts, FileId, Kind, Listing, MAX_DEPTH, Node, NodeId, Stamp, TreePath};
+use rustix::fs::{
+    AtFlags, FileType, RawDir, SeekFrom, Statx, StatxAttributes, StatxFlags, StatxTimestamp, seek, statx,
+};
 use rustix::io::Errno;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -16,8 +18,8 @@ use thiserror::Error;
 const MAX_NODES: usize = 4_000_000;
 /// Bytes of directory entries that are read at once.
 const ENTRIES: usize = 32 << 10;
-/// From how many directories on a second thread takes half of them.
-const WORTH_A_THREAD: usize = 16;
+/// For how many directories another thread is worth it.
+const WORTH_A_THREAD: usize = 8;
 /// What is asked of each file.
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
 
@@ -36,18 +38,28 @@ pub enum WalkError {
     /// Too many names.
     #[error("the tree has more than {MAX_NODES} names")]
     TooMany,
+    /// Directories in directories, too many of them.
+    #[error("the tree is more than {MAX_DEPTH} directories deep, at {path:?}")]
+    TooDeep {
+        /// Path of one in the tree.
+        path: TreePath,
+    },
 }
 
-/// Lists the tree.
+/// Lists the tree, by at most so many threads.
 ///
 /// # Errors
 /// Where something that is there can't be looked at.
-pub fn walk(tree: &mut Beneath) -> Result<Listing, WalkError> {
+pub fn walk(tree: &mut Beneath, threads: usize) -> Result<Listing, WalkError> {
     let root = tree.directory(&TreePath::default()).and_then(|root| facts_of(root, c"", AtFlags::EMPTY_PATH));
     let root = root.map_err(|source| WalkError::Look { path: TreePath::default(), source })?;
     let mut listing = Listing { nodes: vec![Node::new(0, Box::default(), root.facts)] };
-    let mut level = 0..1;
+    let (mut level, mut depth) = (0..1, 0);
     while !level.is_empty() {
+        if depth > MAX_DEPTH {
+            return Err(WalkError::TooDeep { path: listing.path(level.start as NodeId) });
+        }
+        depth += 1;
         let end = listing.nodes.len();
         let directories: Vec<Directory> = level
             .filter(|at| {
@@ -57,7 +69,7 @@ pub fn walk(tree: &mut Beneath) -> Result<Listing, WalkError> {
             })
             .map(|at| Directory { id: at as NodeId, path: listing.path(at as NodeId) })
             .collect();
-        for (id, names) in look_into(tree, &directories)? {
+        for (id, names) in look_into(tree, &directories, threads)? {
             let begin = listing.nodes.len();
             listing.nodes.extend(names);
             if listing.nodes.len() > MAX_NODES {
@@ -81,22 +93,28 @@ struct Directory {
 /// The names in each directory, in order.
 type Names = Vec<(NodeId, Vec<Node>)>;
 
-/// Looks into directories, in their order. Where there are many, two threads do: it is part of the freeze, where a system call
-/// for each file is what takes the time.
-fn look_into(tree: &mut Beneath, directories: &[Directory]) -> Result<Names, WalkError> {
-    if directories.len() < WORTH_A_THREAD {
+/// Looks into directories, in their order. Where there are many, several threads do: it is part of the freeze, where a system
+/// call for each file is what takes the time.
+fn look_into(tree: &mut Beneath, directories: &[Directory], threads: usize) -> Result<Names, WalkError> {
+    let threads = threads.min(directories.len() / WORTH_A_THREAD);
+    if threads < 2 {
         return look_into_some(tree, directories);
     }
-    let (one, other) = directories.split_at(directories.len() / 2);
-    let again = tree.again().map_err(|source| WalkError::Look { path: TreePath::default(), source });
-    let (one, other) = std::thread::scope(|scope| {
-        let other = scope.spawn(move || look_into_some(&mut again?, other));
-        let one = look_into_some(tree, one);
-        (one, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    });
-    let mut names = one?;
-    names.extend(other?);
-    Ok(names)
+    let failed = |source| WalkError::Look { path: TreePath::default(), source };
+    let mut shares = directories.chunks(directories.len().div_ceil(threads));
+    let first = shares.next().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let mut others = Vec::with_capacity(threads);
+        for share in shares {
+            let mut again = tree.again().map_err(failed)?;
+            others.push(scope.spawn(move || look_into_some(&mut again, share)));
+        }
+        let mut names = look_into_some(tree, first)?;
+        for other in others {
+            names.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(names)
+    })
 }
 
 fn look_into_some(tree: &mut Beneath, directories: &[Directory]) -> Result<Names, WalkError> {
@@ -123,10 +141,10 @@ pub fn is_gone(errno: Errno) -> bool {
 }
 
 fn list(directory: BorrowedFd<'_>, parent: NodeId, nodes: &mut Vec<Node>, buffer: &mut Vec<u8>) -> Result<(), Errno> {
-    // Of its own, because the position belongs to the open file.
-    let own = open_directory(directory, b".")?;
+    // Whoever has listed it before by the same descriptor has left it at its end.
+    seek(directory, SeekFrom::Start(0))?;
     let space: &mut [MaybeUninit<u8>] = buffer.spare_capacity_mut();
-    let mut entries = RawDir::new(&own, space);
+    let mut entries = RawDir::new(directory, space);
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name();

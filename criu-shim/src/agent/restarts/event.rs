@@ -57,7 +57,7 @@ fn kind(line: &Line) -> (&'static str, &'static str) {
     match (line.outcome, line.cause, line.rule) {
         (Outcome::Restart { .. }, Cause::Clean, _) => ("Normal", "RestartedInPlace"),
         (Outcome::Restart { .. }, ..) => ("Warning", "RestartedInPlace"),
-        (Outcome::Exit, _, Rule::StartLimit) => ("Warning", "RestartsGivenUp"),
+        (Outcome::Migrate { .. }, ..) | (Outcome::Exit, _, Rule::StartLimit) => ("Warning", "RestartsGivenUp"),
         (Outcome::Exit, ..) => ("Normal", "NotRestarted"),
     }
 }
@@ -91,6 +91,9 @@ pub fn sentence(container: &str, item: &Item) -> String {
             // Each end before this one was followed by a run too.
             format!("started again in place after {} (restart {}, by {rule})", seconds(delay_millis), line.sequence)
         }
+        Outcome::Migrate { hold_millis } => {
+            format!("the container waits to be moved, for {} at most ({rule})", seconds(hold_millis))
+        }
         Outcome::Exit => format!("the container ends ({rule})"),
     };
     let mut sentence = format!("{container} {what} ({how}) after {ran}: {outcome}");
@@ -110,6 +113,7 @@ fn seconds(millis: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::restarts::fixture::identity;
 
     fn line(json: &str) -> Line {
         let rest = r#""version":1,"sequence":3,"atMillis":1,"ranMillis":1500"#;
@@ -143,6 +147,11 @@ mod tests {
             "app ended (exit code 7) after 1.5s: the container ends (startLimit)",
         );
         check(
+            r#""cause":"uncleanExitCode","code":7,"outcome":{"migrate":{"holdMillis":180000}},"rule":"startLimit""#,
+            "RestartsGivenUp",
+            "app ended (exit code 7) after 1.5s: the container waits to be moved, for 180s at most (startLimit)",
+        );
+        check(
             r#""cause":"clean","code":0,"outcome":"exit","rule":"stopAsked""#,
             "NotRestarted",
             "app ended (exit code 0) after 1.5s: the container ends (a stop was asked for)",
@@ -151,13 +160,7 @@ mod tests {
 
     #[test]
     fn the_same_end_has_the_same_event_whoever_tells_it_and_when() {
-        let identity = Identity {
-            pod_namespace: "shop".into(),
-            pod_name: "web-0".into(),
-            pod_uid: "u".into(),
-            container_name: "app".into(),
-            program: "0123456789abcdef0123456789abcdef".into(),
-        };
+        let identity = identity();
         let item = |sequence| {
             let mut line = line(r#""cause":"clean","code":0,"outcome":"exit","rule":"policy""#);
             line.sequence = sequence;

@@ -12,17 +12,18 @@ pub struct Item {
     pub untold: u64,
 }
 
-/// What is to be told of `lines`, in order, where as much as `told` was told: the newest of them, `allowed` at most. Lines are
-/// numbered by the container, upwards; one that is not is none.
+/// The lines after number `last`, as far as their numbers go up: the container numbers them, and one that goes down is none.
+pub fn upwards(mut last: u64, lines: &[Line]) -> impl Iterator<Item = &Line> {
+    lines.iter().filter(move |line| {
+        let later = line.sequence > last;
+        last = last.max(line.sequence);
+        later
+    })
+}
+
+/// What is to be told of `lines`, in order, where as much as `told` was told: the newest of them, `allowed` at most.
 pub fn news(told: Told, lines: &[Line], allowed: usize) -> Vec<Item> {
-    let mut last = told.sequence;
-    let mut fresh: Vec<&Line> = Vec::new();
-    for line in lines {
-        if line.sequence > last {
-            last = line.sequence;
-            fresh.push(line);
-        }
-    }
+    let mut fresh: Vec<&Line> = upwards(told.sequence, lines).collect();
     let mut before = told.sequence;
     let chosen = fresh.split_off(fresh.len().saturating_sub(allowed));
     let item = |line: &Line| {
@@ -37,33 +38,13 @@ pub fn news(told: Told, lines: &[Line], allowed: usize) -> Vec<Item> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::restarts::fixture::exit;
     use proptest::prelude::*;
-    use tideover_init::decide::Rule;
-    use tideover_init::exit::Cause;
-    use tideover_init::record::Outcome;
-
-    fn line(sequence: u64) -> Line {
-        Line {
-            version: 1,
-            sequence,
-            at_millis: 0,
-            cause: Cause::Clean,
-            code: Some(0),
-            signal: None,
-            core: false,
-            ran_millis: 0,
-            outcome: Outcome::Exit,
-            rule: Rule::Policy,
-            status: None,
-            errno: None,
-            lost: 0,
-        }
-    }
 
     #[track_caller]
     fn check(told: u64, sequences: &[u64], allowed: usize, expected: &[(u64, u64)]) {
-        let lines: Vec<Line> = sequences.iter().copied().map(line).collect();
-        let news = news(Told { sequence: told }, &lines, allowed);
+        let lines: Vec<Line> = sequences.iter().copied().map(exit).collect();
+        let news = news(Told { sequence: told, counted: 0 }, &lines, allowed);
         let news: Vec<(u64, u64)> = news.iter().map(|item| (item.line.sequence, item.untold)).collect();
         assert_eq!(news, expected);
     }
@@ -101,12 +82,12 @@ mod tests {
         fn whatever_a_container_writes_is_told_in_order_once_and_within_bounds(
             sequences in proptest::collection::vec(any::<u64>(), 0..50), told: u64, allowed in 0_usize..20,
         ) {
-            let lines: Vec<Line> = sequences.into_iter().map(line).collect();
-            let items = news(Told { sequence: told }, &lines, allowed);
+            let lines: Vec<Line> = sequences.into_iter().map(exit).collect();
+            let items = news(Told { sequence: told, counted: 0 }, &lines, allowed);
             prop_assert!(items.len() <= allowed);
             prop_assert!(items.windows(2).all(|pair| pair[0].line.sequence < pair[1].line.sequence));
             let last = items.last().map_or(told, |item| item.line.sequence);
-            let again = news(Told { sequence: last }, &lines, 50);
+            let again = news(Told { sequence: last, counted: 0 }, &lines, 50);
             prop_assert!(items.is_empty() || again.is_empty());
         }
     }

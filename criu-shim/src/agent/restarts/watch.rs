@@ -1,11 +1,15 @@
-//! Looks at the records of this node's supervised containers, and tells what is new in them.
+//! Looks at the records of this node's supervised containers, and tells and counts what is new in them.
 //!
 //! An end is told before it is written down that it was. An agent that ends in between tells it again, and the API server knows
-//! the Event by its name.
+//! the Event by its name. It is counted after it was written down: counts end with the agent, and what it had shown must not be
+//! added once more by the next.
 
 use super::allowance::Allowance;
+use super::annotate::annotate;
+use super::count::{Counts, uncounted};
 use super::event::{event, sentence};
 use super::news::{Item, news};
+use super::summary::Summaries;
 use crate::agent::context::{Context, RequestError, answer};
 use crate::causes::chain;
 use crate::supervised::place::{Contents, Stamp, Told};
@@ -50,21 +54,30 @@ enum Outcome {
     Later,
 }
 
-/// Looks and tells for ever.
-pub async fn watch(context: Arc<Context>) {
+/// Looks and tells for ever, and counts in `counts`.
+pub async fn watch(context: Arc<Context>, mut counts: Counts) {
     let mut known: HashMap<String, Known> = HashMap::new();
+    let mut summaries = Summaries::default();
     loop {
         tokio::time::sleep(LOOK).await;
         let (node, before) = (context.node.clone(), known.clone());
         let looked = tokio::task::spawn_blocking(move || look(&node.path(Path::new(PLACES)), &before)).await;
         match looked {
-            Ok(Ok((ids, records))) => {
+            Ok(Ok((ids, mut records))) => {
                 known.retain(|id, _| ids.contains(id));
+                counts.retain(&ids, Instant::now());
+                summaries.retain(&ids);
+                for record in &mut records {
+                    count(record, &mut counts);
+                    summaries.hear(&record.id, &record.identity, &record.contents.lines, Timestamp::now());
+                }
+                annotate(&context, &mut summaries).await;
                 for record in records {
+                    let said = summaries.is_settled(&record.id, &record.identity);
                     let fresh = Known { allowance: Allowance::new(Instant::now()), told_at: None };
                     let known = known.entry(record.id.clone()).or_insert(fresh);
                     let stamp = record.stamp;
-                    let all = tell(&context, record, &mut known.allowance).await;
+                    let all = tell(&context, record, &mut known.allowance, said).await;
                     known.told_at = stamp.filter(|_| all);
                 }
             }
@@ -95,11 +108,32 @@ fn look(places: &Path, known: &HashMap<String, Known>) -> Result<(HashSet<String
             Err(_) => None,
         }
     };
-    Ok((ids, all.into_iter().filter_map(read).collect()))
+    let mut records: Vec<Record> = all.into_iter().filter_map(read).collect();
+    // A container that is gone was there before the one that kubelet has made in its place.
+    records.sort_by_key(|record| !record.contents.ended);
+    Ok((ids, records))
 }
 
-/// Tells what is new; true if that was all.
-async fn tell(context: &Context, record: Record, allowance: &mut Allowance) -> bool {
+/// Counts what is new.
+fn count(record: &mut Record, counts: &mut Counts) {
+    let found = uncounted(record.told, &record.contents.lines);
+    if found.counted == record.told.counted {
+        return;
+    }
+    let told = Told { counted: found.counted, ..record.told };
+    match record.place.set_told(told) {
+        Ok(()) => {
+            counts.add(&record.id, &record.identity, &found);
+            record.told = told;
+        }
+        Err(error) => {
+            warn!(container = record.id, error = %chain(&error), "that an end was counted can't be written down")
+        }
+    }
+}
+
+/// Tells what is new; true if that was all. `said` is whether the pod's object has it all: until then the place stays.
+async fn tell(context: &Context, record: Record, allowance: &mut Allowance, said: bool) -> bool {
     let Record { id, place, identity, contents, mut told, .. } = record;
     for item in news(told, &contents.lines, allowance.left(Instant::now())) {
         // kubelet itself tells of the stops that it asks for.
@@ -117,7 +151,7 @@ async fn tell(context: &Context, record: Record, allowance: &mut Allowance) -> b
             "{}",
             sentence(&identity.container_name, &item)
         );
-        told = Told { sequence: item.line.sequence };
+        told.sequence = item.line.sequence;
         if let Err(error) = place.set_told(told) {
             warn!(container = id, error = %chain(&error), "that an end was told can't be written down");
             return false;
@@ -126,6 +160,7 @@ async fn tell(context: &Context, record: Record, allowance: &mut Allowance) -> b
     let all = news(told, &contents.lines, 1).is_empty();
     if contents.ended
         && all
+        && said
         && let Err(error) = place.remove()
     {
         warn!(container = id, error = %chain(&error), "the record of a container that is gone stays");
@@ -155,6 +190,7 @@ async fn publish(context: &Context, identity: &Identity, id: &str, item: &Item) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::restarts::fixture::identity;
     use tideover_init::record::NEW;
 
     const LINE: &str = r#"{"version":1,"sequence":1,"atMillis":1,"cause":"clean","code":0,"ranMillis":5,"outcome":"exit","rule":"policy"}"#;
@@ -162,13 +198,7 @@ mod tests {
     #[test]
     fn a_container_that_spoils_its_record_spoils_nobody_elses() {
         let places = tempfile::tempdir().unwrap();
-        let identity = Identity {
-            pod_namespace: "shop".into(),
-            pod_name: "web-0".into(),
-            pod_uid: "u".into(),
-            container_name: "app".into(),
-            program: "0123456789abcdef0123456789abcdef".into(),
-        };
+        let identity = identity();
         let make = |id: &str| {
             let place = Place::of(places.path(), id);
             std::fs::create_dir_all(place.inside()).unwrap();
@@ -189,5 +219,28 @@ mod tests {
         assert_eq!(look(places.path(), &known).unwrap().1.len(), 0, "nothing has been written since");
         std::fs::write(records[0].place.inside().join(NEW), format!("{LINE}\n{LINE}\n")).unwrap();
         assert_eq!(look(places.path(), &known).unwrap().1.len(), 1);
+    }
+
+    #[test]
+    fn an_end_that_was_counted_is_not_counted_by_the_next_agent() {
+        let places = tempfile::tempdir().unwrap();
+        let place = Place::of(places.path(), "c");
+        std::fs::create_dir_all(place.inside()).unwrap();
+        let identity = serde_json::to_string(&identity()).unwrap();
+        std::fs::write(places.path().join("c/identity.json"), identity).unwrap();
+        std::fs::write(place.inside().join(NEW), format!("{LINE}\n")).unwrap();
+        let shown = || {
+            let mut registry = prometheus_client::registry::Registry::default();
+            let mut counts = Counts::in_registry(&mut registry);
+            for record in &mut look(places.path(), &HashMap::new()).unwrap().1 {
+                count(record, &mut counts);
+            }
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            text.contains("tideover_restarts_total{")
+        };
+        assert!(shown());
+        assert!(!shown(), "another agent");
+        assert_eq!(place.told().unwrap(), Told { sequence: 0, counted: 1 }, "nobody was told of it");
     }
 }

@@ -13,7 +13,7 @@ use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send;
 use crate::causes::chain;
-use crate::criu::{Bundle, Place, PrivateKdat, WarmCriu, descriptors};
+use crate::criu::{Bundle, Place, WarmCriu, descriptors};
 use crate::supervised::program::{self, Program};
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
@@ -51,8 +51,6 @@ pub struct Connected {
     pub round: u32,
     /// Rounds of memory, where it can be followed.
     pub precopy: Option<PreCopy>,
-    /// Why the dump can leave nothing out, if it can't.
-    pub whole: Option<String>,
     /// The container's cpu time.
     pub cpu: SourceCpu,
 }
@@ -76,11 +74,10 @@ pub async fn connect(
     attempt: u32,
     peer: &Peer,
     inspected: Inspected,
-    leaves_out: bool,
 ) -> Result<Connected, Failure> {
     let (sender, mut receiver) = introduce(context, key, attempt, peer, inspected.memory_bytes).await?;
     let directory = context.settings.attempt_directory(&key.uid, attempt);
-    let warm = warm(context, &directory, &inspected, leaves_out).await?;
+    let warm = warm(context, &directory, &inspected).await?;
     send_early(context, &sender, &mut receiver, &directory).await?;
     let cpu = SourceCpu::look(context, &inspected.container).await;
     Ok(Connected {
@@ -94,7 +91,6 @@ pub async fn connect(
         receiver,
         round: 1,
         precopy: None,
-        whole: warm.whole,
         cpu,
     })
 }
@@ -129,27 +125,19 @@ pub(super) struct Warm {
     pub(super) bundle: Bundle,
     pub(super) criu: WarmCriu,
     pub(super) trees: Trees,
-    /// Why a dump by this CRIU can leave nothing out, if it can't.
-    pub(super) whole: Option<String>,
 }
 
-/// Starts what a freeze needs, in a directory that is made afresh. CRIU is made to believe what a dump without memory takes
-/// only where one is wanted (`leaves_out`).
+/// Starts what a freeze needs, in a directory that is made afresh.
 ///
 /// # Errors
 /// With the failure to report. What was started ends by being dropped.
-pub(super) async fn warm(
-    context: &Arc<Context>,
-    directory: &Path,
-    inspected: &Inspected,
-    leaves_out: bool,
-) -> Result<Warm, Failure> {
+pub(super) async fn warm(context: &Arc<Context>, directory: &Path, inspected: &Inspected) -> Result<Warm, Failure> {
     let (context, directory, inspected) = (context.clone(), directory.to_owned(), inspected.clone());
-    let warm = tokio::task::spawn_blocking(move || warm_up(&context, &directory, &inspected, leaves_out)).await;
+    let warm = tokio::task::spawn_blocking(move || warm_up(&context, &directory, &inspected)).await;
     warm.unwrap_or_else(|error| Err(retryable(FailureReason::DumpFailed, chain(&error))))
 }
 
-fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, leaves_out: bool) -> Result<Warm, Failure> {
+fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result<Warm, Failure> {
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let container = &inspected.container;
     make_directories(directory).map_err(|error| failed(&error))?;
@@ -161,22 +149,10 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, leaves_ou
     }
     let trees = trees(context, inspected).map_err(|error| failed(&error))?;
     let trees = Trees::new(container.freezer.clone(), trees);
-    let mut place =
-        Place { namespaces_of: container.pid, node_root: context.node.root().to_owned(), private_kdat: None };
-    let mut whole = None;
-    if leaves_out {
-        match leave_out(context, &place, directory) {
-            Ok(kdat) => place.private_kdat = Some(kdat),
-            Err(reason) => whole = Some(reason),
-        }
-    }
+    let place = Place { namespaces_of: container.pid, node_root: context.node.root().to_owned() };
+    WarmCriu::examine(&context.criu, &place.node_root).map_err(|error| failed(&error))?;
     let criu = WarmCriu::start(&context.criu, &place).map_err(|error| failed(&error))?;
-    Ok(Warm { bundle, criu, trees, whole })
-}
-
-/// What a CRIU needs to leave memory out of its dump, or why it can't.
-fn leave_out(context: &Context, place: &Place, directory: &Path) -> Result<PrivateKdat, String> {
-    PrivateKdat::make(&context.criu, place, context.criu_version, directory).map_err(|error| chain(&error))
+    Ok(Warm { bundle, criu, trees })
 }
 
 fn make_directories(directory: &Path) -> std::io::Result<()> {

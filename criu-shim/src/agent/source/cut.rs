@@ -102,28 +102,15 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Err(failure) => Err(failure),
     };
     let warm = match sent {
-        Ok(()) => connect::warm(context, &directory, &inspected, false).await,
+        Ok(()) => connect::warm(context, &directory, &inspected).await,
         Err(failure) => Err(failure),
     };
     let connected = match warm {
         Ok(warm) => {
-            let connect::Warm { bundle, criu, trees, whole } = warm;
+            let connect::Warm { bundle, criu, trees } = warm;
             let (sender, round) = (link.give_back(), round + 1);
             let cpu = SourceCpu::look(context, &inspected.container).await;
-            Ok(Connected {
-                attempt,
-                directory,
-                inspected,
-                bundle,
-                criu,
-                trees,
-                sender,
-                receiver,
-                round,
-                precopy,
-                whole,
-                cpu,
-            })
+            Ok(Connected { attempt, directory, inspected, bundle, criu, trees, sender, receiver, round, precopy, cpu })
         }
         Err(failure) => {
             link.give_up(&failure).await;

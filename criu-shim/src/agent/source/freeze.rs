@@ -9,7 +9,7 @@ use crate::agent::owner::{Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::frozen::FrozenPod;
-use crate::agent::source::precopy::{Followed, LeftOut};
+use crate::agent::source::precopy::Followed;
 use crate::agent::source::round::{self, Going, Line, Undumped};
 use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
@@ -55,7 +55,7 @@ pub struct Frozen {
 pub async fn freeze(
     context: &Arc<Context>,
     key: &Key,
-    (connected, left_out): (Connected, Option<LeftOut>),
+    (connected, mut followed): (Connected, Option<Followed>),
     news: &mut News,
     report: &mut SourceReport,
     reporter: &Reporter<SourceReport>,
@@ -65,10 +65,8 @@ pub async fn freeze(
     // Frozen, the application is better off with a roll-back than with a wait for another connection.
     sender.renew_no_more();
     let mut request = round::dump_request(&inspected, bundle, &directory, news);
-    let mut followed = None;
-    if let Some(left_out) = left_out {
-        request.options.memory = Memory::Except(left_out.parent);
-        followed = Some(left_out.followed);
+    if followed.is_some() {
+        request.options.memory = Memory::ButWithheld;
     }
     let since = Instant::now();
     let (pod, froze) = round::freeze(inspected.container.freezer, cpu.limits).await;
@@ -165,6 +163,7 @@ impl Attempt<'_> {
                         self.held = Some(Instant::now());
                         self.timings().restore_millis = millis(verified.elapsed());
                     }
+                    Ok(Incoming::Message(FromTarget::Placed { .. })) => {}
                     Ok(Incoming::Message(FromTarget::Committed | FromTarget::Resumed)) => return Ok(()),
                     Ok(Incoming::Message(FromTarget::Failed { failure })) => return Err(failure),
                     Ok(other) => {

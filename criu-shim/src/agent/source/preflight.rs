@@ -57,10 +57,8 @@ fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
     let pids = container.freezer.pids().map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
     let findings = preflight::inspect(container.pid, &pids)
         .map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
-    let (blocking, warnings): (Vec<_>, Vec<_>) = findings.iter().partition(|finding| finding.blocks());
-    if !blocking.is_empty() {
-        let sentences: Vec<String> = blocking.iter().map(ToString::to_string).collect();
-        return Err(permanent(FailureReason::NotDumpable, sentences.join("; ")));
+    if let Some(refusal) = preflight::refusal(&findings) {
+        return Err(permanent(FailureReason::NotDumpable, refusal));
     }
     let memory_bytes = memory_bytes(&pids);
     let needed = memory_bytes + SPARE;
@@ -69,7 +67,7 @@ fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
         let message = format!("the images need {needed} bytes on the source's disk, {free} are free");
         return Err(retryable(FailureReason::NotDumpable, message));
     }
-    let mut notes: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let mut notes: Vec<String> = findings.iter().map(ToString::to_string).collect();
     if capability::missing_sys_resource() {
         notes.push(capability::NOTE.to_owned());
     }

@@ -1,25 +1,24 @@
 //! What a freeze for a move and a freeze for a cut have in common: freeze, dump, and send as one round.
 
 use crate::agent::context::News;
-use crate::agent::failure::retryable;
+use crate::agent::failure::{permanent, retryable};
 use crate::agent::source::frozen::FrozenPod;
 use crate::agent::source::images::{self, Content, Image};
 use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared, Trees};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::source::watching::Watching;
-use crate::agent::transfer::link::{Incoming, LinkReceiver};
+use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::causes::chain;
 use crate::criu::{
-    Bundle, Claim, ClaimError, ClaimedParent, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, SharedError,
-    Waited, WarmCriu, mend, pagemap,
+    Bundle, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, SharedError, Waited, WarmCriu, mend, pagemap,
+    preflight,
 };
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -122,16 +121,23 @@ impl Line<'_> {
         let images = request.images_dir.clone();
         let (begin, may_begin) = mpsc::channel();
         let (tell_copied, copied) = mpsc::channel();
+        let list = (request.options.memory == Memory::ButWithheld).then(|| criu.withheld());
+        if let Some(list) = &list {
+            list.expect_memory().map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+        }
         let dumping = tokio::task::spawn_blocking(move || {
             // It ends at the latest with who was to say it: nothing is left out then.
             request.options.withheld = may_begin.recv().unwrap_or_default();
             dump(criu, &request, &copied)
         });
         // A dump that has failed meanwhile waits for neither.
-        let LastLook { written, copied, shared } = precopy::last_look(followed, move |withheld| {
+        let LastLook { written, withheld, copied, shared } = precopy::last_look(followed, move |withheld| {
             begin.send(withheld).ok();
         })
         .await;
+        // CRIU is about to look at memory.
+        let told = list.map_or(Ok(()), |list| list.set_memory(&withheld));
+        let told = told.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)));
         tell_copied.send(copied).ok();
         let early = async {
             let mut round = begun.await?;
@@ -146,7 +152,7 @@ impl Line<'_> {
             failure = self.watching.called_off() => Err(failure),
         };
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        let (took, round) = (dumped?, early?);
+        let (took, round, ()) = (dumped?, early?, told?);
         Ok(Dumped { took, round, shared: fill_in(shared, images).await? })
     }
 
@@ -178,7 +184,7 @@ impl Line<'_> {
     /// Waits until the target has verified round `round`.
     pub(super) async fn verified(&mut self, round: u32, digest: &str) -> Result<(), Failure> {
         let said = tokio::select! {
-            said = self.receiver.next() => said,
+            said = next_but_placed(self.receiver) => said,
             failure = self.watching.called_off() => return Err(failure),
         };
         match said.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))? {
@@ -198,11 +204,13 @@ impl Line<'_> {
 
 /// Dumps, mends what CRIU writes wrongly, and accounts for the memory that it left out. Returns how long it took. Blocking.
 ///
-/// What the target has of the memory comes by `copied`, while CRIU works.
+/// What was left out comes by `copied`, while CRIU works.
 fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copied>>) -> Result<Duration, Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let mut running = criu.dump(request).map_err(|error| failed(&error))?;
+    // While CRIU is at work, which must be waited for whatever this says.
+    let left_behind = preflight::inspect_frozen(request.pid);
     match running.wait(DUMP_LIMIT).map_err(|error| failed(&error))? {
         Waited::Done(_) => {}
         Waited::Overdue => {
@@ -213,11 +221,13 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
             });
         }
     }
+    if let Some(refusal) = preflight::refusal(&left_behind.map_err(|error| failed(&error))?) {
+        return Err(permanent(FailureReason::NotDumpable, refusal).into());
+    }
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;
-    if let Memory::Except(parent) = &request.options.memory {
-        // Of processes that nobody has looked at, the target has nothing.
-        let copied = copied.recv().unwrap_or_default();
-        leave_nothing_out(&request.images_dir, parent.clone(), &copied).map_err(|error| failed(&error))?;
+    if request.options.memory == Memory::ButWithheld {
+        let copied = copied.recv().map_err(|error| failed(&error))?;
+        leave_nothing_out(&request.images_dir, &copied).map_err(|error| failed(&error))?;
     }
     Ok(begun.elapsed())
 }
@@ -230,19 +240,15 @@ async fn fill_in(shared: Vec<Shared>, images: PathBuf) -> Result<u64, Failure> {
     filled.map_err(|error| failed(&error))
 }
 
-/// What CRIU left out and the target has not got goes into the images after all. A process that was left whole is looked at
-/// too: CRIU calls much of what it dumps lazy, and a daemon has none of that.
-fn leave_nothing_out(images: &Path, parent: ClaimedParent, copied: &[Copied]) -> Result<(), LeftOutError> {
+/// Says in the images which memory comes after the restore. A process of which nothing was left out is looked at too: CRIU calls
+/// much of what it dumps lazy, and a daemon has none of that.
+fn leave_nothing_out(images: &Path, copied: &[Copied]) -> Result<(), LeftOutError> {
     for image_pid in pagemap::processes(images).map_err(LeftOutError::List)? {
         let copied = copied.iter().find(|one| one.image_pid == image_pid);
-        let claim = parent.claims().iter().find(|claim| claim.pid == image_pid).cloned();
-        let claim = claim.unwrap_or(Claim { pid: image_pid, ranges: Vec::new() });
-        // Of a process without a claim nothing is read.
-        let path = copied.map_or(PathBuf::from("/dev/null"), |one| format!("/proc/{}/mem", one.pid).into());
-        let memory = File::open(&path).map_err(|source| LeftOutError::Open { path, source })?;
-        pagemap::settle(images, &claim, copied.map_or(&[], |one| one.ranges.as_slice()), &memory)?;
+        let (pid, left_out) = copied.map_or((image_pid, &[][..]), |one| (one.pid, one.ranges.as_slice()));
+        pagemap::settle(images, image_pid, left_out, Path::new(&format!("/proc/{pid}/mem")))?;
     }
-    Ok(parent.remove(images)?)
+    Ok(())
 }
 
 /// Why the memory that a dump left out is not accounted for.
@@ -250,21 +256,23 @@ fn leave_nothing_out(images: &Path, parent: ClaimedParent, copied: &[Copied]) ->
 enum LeftOutError {
     #[error("list the images")]
     List(#[source] std::io::Error),
-    #[error("open {path:?}")]
-    Open {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
     #[error("account for the memory that the dump left out")]
     Settle(#[from] PagemapError),
-    #[error("remove the parent of the dump")]
-    Parent(#[from] ClaimError),
+}
+
+/// What the target says, but for what a relay that came back led to: that files which were in place are so again.
+async fn next_but_placed(receiver: &mut LinkReceiver<FromTarget>) -> Result<Incoming<FromTarget>, LinkError> {
+    loop {
+        match receiver.next().await {
+            Ok(Incoming::Message(FromTarget::Placed { .. })) => {}
+            said => return said,
+        }
+    }
 }
 
 /// Ends only with a reason to stop sending.
 async fn notice_of_failure(receiver: &mut LinkReceiver<FromTarget>) -> Failure {
-    match receiver.next().await {
+    match next_but_placed(receiver).await {
         Ok(Incoming::Message(FromTarget::Failed { failure })) => failure,
         Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
         Err(error) => retryable(FailureReason::TransferFailed, chain(&error)),

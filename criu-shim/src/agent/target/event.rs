@@ -58,8 +58,8 @@ pub enum Event {
     },
     /// What had landed of files is in place, or can't be put there.
     Placed {
-        /// Token of the restore.
-        token: String,
+        /// Which time it was begun.
+        number: u64,
         /// What came of it.
         result: Result<(), Failure>,
     },

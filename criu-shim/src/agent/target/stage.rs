@@ -16,9 +16,10 @@ use crate::agent::transfer::message::FILES;
 use crate::agent::transfer::stored::{self, StoredError};
 use crate::causes::chain;
 use crate::criu::Bundle;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{BufReader, Error, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,12 +27,31 @@ use tideover_crds::{Failure, FailureReason};
 
 /// Bytes of an archive that are read and hashed at once.
 const AT_ONCE: usize = 256 << 10;
+/// The tree that is a container's own.
+const LAYER: &str = "layer";
 
-/// Which archives are in place, for one restore. Another restore has other places.
+/// Which archives are in place, and where: another container has another layer, but the volumes of its pod.
 #[derive(Debug, Default)]
 pub struct Placed {
-    archives: BTreeSet<String>,
+    archives: BTreeSet<(Spot, String)>,
     off: Arc<AtomicBool>,
+}
+
+/// A directory, and which one is there: what was put in one that was made anew since is not in it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Spot {
+    root: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Spot {
+    fn at(root: &Path) -> Result<Self, Failure> {
+        let found = root.metadata().map_err(|error| {
+            retryable(FailureReason::RestoreFailed, format!("the tree {root:?}: {}", chain(&error)))
+        })?;
+        Ok(Self { root: root.to_owned(), device: found.dev(), inode: found.ino() })
+    }
 }
 
 impl Placed {
@@ -41,7 +61,8 @@ impl Placed {
     }
 }
 
-/// Puts every archive of the attempt in `directory` in place that is not there yet. Blocking.
+/// Puts every archive of the attempt in `directory` in place that is not there yet. Once the container is `gone`, only those of
+/// the pod's volumes. Blocking.
 ///
 /// # Errors
 /// With the failure to report: an archive that is not as it was sent, a place that the new pod does not have, or an archive
@@ -51,20 +72,55 @@ pub fn place_files(
     directory: &Path,
     restore: &RestoreEntry,
     placed: &mut Placed,
+    gone: &AtomicBool,
+) -> Result<(), Failure> {
+    place_with(directory, placed, gone, |tree| place(context, restore, tree))
+}
+
+/// The same, with the places of trees as `place_of` says them.
+fn place_with(
+    directory: &Path,
+    placed: &mut Placed,
+    gone: &AtomicBool,
+    place_of: impl Fn(&str) -> Result<(PathBuf, TreeKind), Failure>,
 ) -> Result<(), Failure> {
     let corrupted = |error: StoredError| retryable(FailureReason::Corrupted, chain(&error));
+    let mut spots: HashMap<String, (Spot, TreeKind)> = HashMap::new();
+    let goes_on = AtomicBool::new(false);
     for (name, landed) in stored::archives(directory).map_err(corrupted)? {
-        if placed.archives.contains(&name) {
+        let tree = tree_of(&name);
+        let gone = if tree == LAYER { gone } else { &goes_on };
+        if gone.load(Ordering::Relaxed) {
             continue;
         }
-        let (root, kind) = place(context, restore, &name)?;
-        put(&directory.join(FILES).join(&name), &landed, &placed.off, |archive| {
+        let (spot, kind) = match spots.get(tree) {
+            Some(spot) => spot.clone(),
+            None => {
+                let (root, kind) = place_of(tree)?;
+                let spot = (Spot::at(&root)?, kind);
+                spots.insert(tree.to_owned(), spot.clone());
+                spot
+            }
+        };
+        let key = (spot, name);
+        if placed.archives.contains(&key) {
+            continue;
+        }
+        let (Spot { root, .. }, name) = &key;
+        let put = put(&directory.join(FILES).join(name), &landed, &[&placed.off, gone], |archive| {
             // What is replaced is not free yet, so that only the size of all of it is a bound.
-            unpack(&root, kind, archive, all_bytes(&root)).map_err(|error| {
+            unpack(root, kind, archive, all_bytes(root)).map_err(|error| {
                 retryable(FailureReason::RestoreFailed, format!("the tree {root:?}: {}", chain(&error)))
             })
-        })?;
-        placed.archives.insert(name);
+        });
+        match put {
+            Ok(()) => {
+                placed.archives.insert(key);
+            }
+            // Its files are being taken down with it; the volumes stay.
+            Err(_) if gone.load(Ordering::Relaxed) => {}
+            Err(failure) => return Err(failure),
+        }
     }
     Ok(())
 }
@@ -78,7 +134,7 @@ fn all_bytes(path: &Path) -> u64 {
 fn put(
     path: &Path,
     landed: &Landed,
-    off: &AtomicBool,
+    off: &[&AtomicBool],
     unpack: impl FnOnce(&mut BufReader<Hashing<'_>>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let unreadable = |source| {
@@ -102,13 +158,13 @@ fn put(
 struct Hashing<'a> {
     file: File,
     hasher: blake3::Hasher,
-    off: &'a AtomicBool,
+    off: &'a [&'a AtomicBool],
 }
 
 impl Read for Hashing<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
-        if self.off.load(Ordering::Relaxed) {
-            return Err(Error::other("the attempt is over"));
+        if self.off.iter().any(|off| off.load(Ordering::Relaxed)) {
+            return Err(Error::other("nobody wants it any more"));
         }
         let count = self.file.read(buffer)?;
         self.hasher.update(&buffer[..count]);
@@ -116,12 +172,16 @@ impl Read for Hashing<'_> {
     }
 }
 
-/// Where the archive of this name belongs, as this process sees it. Names are those of
+/// The tree that the archive of this name is of. Names are those of
 /// [`Part::place`](crate::agent::transfer::message::Part::place).
-fn place(context: &Context, restore: &RestoreEntry, archive: &str) -> Result<(PathBuf, TreeKind), Failure> {
+fn tree_of(archive: &str) -> &str {
+    archive.split_once('-').map_or(archive, |(_, tree)| tree)
+}
+
+/// Where a tree belongs, as this process sees it.
+fn place(context: &Context, restore: &RestoreEntry, tree: &str) -> Result<(PathBuf, TreeKind), Failure> {
     let missing = |what: String| retryable(FailureReason::RestoreFailed, format!("the replacement has no {what}"));
-    let tree = archive.split_once('-').map_or(archive, |(_, tree)| tree);
-    if tree == "layer" {
+    if tree == LAYER {
         let bundle = Bundle::read(&restore.bundle, context.node.root())
             .map_err(|error| retryable(FailureReason::RestoreFailed, chain(&error)))?;
         return Ok((context.node.path(&bundle.rootfs), TreeKind::Layer));
@@ -132,7 +192,7 @@ fn place(context: &Context, restore: &RestoreEntry, archive: &str) -> Result<(Pa
         let place = place.ok_or_else(|| missing("shared memory at /dev/shm".to_owned()))?;
         return Ok((context.node.path(&place), TreeKind::Volume));
     }
-    let name = tree.strip_prefix("volume-").ok_or_else(|| missing(format!("place for the archive {archive}")))?;
+    let name = tree.strip_prefix("volume-").ok_or_else(|| missing(format!("place for the tree {tree}")))?;
     let path = context.node.path(&places::empty_dir(&context.settings.kubelet_root, &restore.pod_uid, name));
     if path.is_dir() { Ok((path, TreeKind::Volume)) } else { Err(missing(format!("emptyDir volume {name}"))) }
 }
@@ -140,13 +200,18 @@ fn place(context: &Context, restore: &RestoreEntry, archive: &str) -> Result<(Pa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::files::archive::{self, Attributes, Shape};
+    use crate::agent::files::listing::TreePath;
+    use crate::agent::transfer::hashing::Digest;
+    use crate::agent::transfer::manifest::Manifest;
+    use crate::agent::transfer::message::Part;
 
     fn put_bytes(bytes: &[u8], landed: &[u8], off: bool) -> Result<Vec<u8>, Failure> {
         let archive = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(archive.path(), bytes).expect("write");
         let landed = Landed { bytes: landed.len() as u64, digest: blake3::hash(landed).into() };
         let mut used = Vec::new();
-        put(archive.path(), &landed, &AtomicBool::new(off), |archive| {
+        put(archive.path(), &landed, &[&AtomicBool::new(false), &AtomicBool::new(off)], |archive| {
             archive
                 .take(3)
                 .read_to_end(&mut used)
@@ -161,6 +226,55 @@ mod tests {
         assert_eq!(put_bytes(b"archive", b"archive", false).expect("as sent"), b"arc");
         let failure = put_bytes(b"archivE", b"archive", false).expect_err("its end differs, which nobody has used");
         assert_eq!(failure.reason, FailureReason::Corrupted);
+    }
+
+    /// An attempt's directory with the archives of a layer and a volume, each of one file.
+    fn attempt() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("dir");
+        std::fs::create_dir(directory.path().join(FILES)).expect("dir");
+        let mut manifest = Manifest::default();
+        for (part, kind) in [
+            (Part::Layer { round: 1 }, TreeKind::Layer),
+            (Part::Volume { name: "data".into(), round: 1 }, TreeKind::Volume),
+        ] {
+            let mut bytes = Vec::new();
+            archive::begin(&mut bytes, kind, true);
+            let path = TreePath::parse(b"file".to_vec()).expect("a path");
+            archive::node(&mut bytes, &path, false, &Shape::File { size: 0 }, &Attributes::default());
+            archive::end(&mut bytes);
+            let (place, name) = part.place().expect("a name").expect("a file");
+            std::fs::write(directory.path().join(place).join(name), &bytes).expect("write");
+            let landed = Landed { bytes: bytes.len() as u64, digest: Digest::File(blake3::hash(&bytes)) };
+            assert!(manifest.add(part, landed));
+        }
+        stored::store(directory.path(), &manifest).expect("store");
+        directory
+    }
+
+    #[test]
+    fn what_lies_in_the_volumes_stays_where_kubelet_gives_a_container_up() {
+        let (attempt, pod) = (attempt(), tempfile::tempdir().expect("dir"));
+        let of = |tree: &str, container: &str| match tree {
+            "volume-data" => (pod.path().join("volume"), TreeKind::Volume),
+            _ => (pod.path().join(container), TreeKind::Layer),
+        };
+        for name in ["volume", "first", "second"] {
+            std::fs::create_dir(pod.path().join(name)).expect("dir");
+        }
+        let there = |path: &str| pod.path().join(path).exists();
+        let mut placed = Placed::default();
+        let gone = AtomicBool::new(true);
+        place_with(attempt.path(), &mut placed, &gone, |tree| Ok(of(tree, "first"))).expect("placed");
+        assert!(there("volume/file") && !there("first/file"), "nothing goes into a container that is gone");
+        // The archive of all of a volume would remove it.
+        std::fs::write(pod.path().join("volume/mark"), "").expect("write");
+        let gone = AtomicBool::new(false);
+        place_with(attempt.path(), &mut placed, &gone, |tree| Ok(of(tree, "second"))).expect("placed");
+        assert!(there("second/file") && there("volume/mark"), "the volume is not filled again");
+        std::fs::rename(pod.path().join("volume"), pod.path().join("before")).expect("rename");
+        std::fs::create_dir(pod.path().join("volume")).expect("dir");
+        place_with(attempt.path(), &mut placed, &gone, |tree| Ok(of(tree, "second"))).expect("placed");
+        assert!(there("volume/file"), "another directory is there");
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Receiving memory: pages go into the store of their process, round after round, until the last round says which count.
+//!
+//! A page that is like another one is copied from that one's store as soon as it is named: the other may be something else
+//! with the next record. So parts are taken one at a time.
 
-use crate::agent::room::Share;
+use crate::agent::room::{NoRoom, Share};
 use crate::agent::transfer::hashing::{Digest, Hashing};
-use crate::agent::transfer::pages::{DecodeError, Decoder, PAGE, PagesError, Sink};
+use crate::agent::transfer::pages::{DecodeError, Decoder, PAGE, PagesError, Place, Sink};
 use crate::criu::{MOST_WITHHELD, PagemapError, pagemap, shared};
 use crate::pages::store::{SharedWriter, StoreError, StoreWriter};
 use crate::pages::{PageRange, RangeError};
@@ -56,6 +59,15 @@ pub enum MemoryError {
         /// Why.
         #[source]
         source: StoreError,
+    },
+    /// Copies of pages are larger than there is room for.
+    #[error("copy pages of another process to process {pid}")]
+    TooMuch {
+        /// The process, as the images name it.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: NoRoom,
     },
     /// More objects than a dump leaves out.
     #[error("more than {MOST_WITHHELD} objects of shared memory were sent")]
@@ -135,29 +147,40 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Takes what comes out of `queue` for process `pid` into its store in `directory`. Returns length and digest of the stream.
+    /// Takes what comes out of `queue` for process `pid` into its store in `directory`. What is copied from another store comes out
+    /// of `room`. Returns length and digest of the stream.
     pub fn writing(
         &self,
         pid: i32,
         directory: &Path,
         queue: mpsc::Receiver<(Bytes, Share)>,
+        room: Arc<Mutex<Share>>,
     ) -> JoinHandle<Result<(u64, Digest), MemoryError>> {
-        let (stores, directory) = (self.stores.clone(), directory.to_owned());
-        tokio::task::spawn_blocking(move || {
-            let mut stores = stores.lock().unwrap_or_else(PoisonError::into_inner);
-            if stores.len() >= MAX_PROCESSES {
-                return Err(MemoryError::TooMany);
-            }
-            let failed = |source| MemoryError::Store { pid, source };
-            let store = match stores.entry(pid) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(StoreWriter::create(&directory, pid).map_err(failed)?),
-            };
-            write(store, queue).map_err(|error| match error {
-                DecodeError::Stream(source) => MemoryError::Stream { pid, source },
-                DecodeError::Sink(source) => MemoryError::Store { pid, source },
-            })
-        })
+        let (memory, directory) = (self.clone(), directory.to_owned());
+        tokio::task::spawn_blocking(move || memory.write(pid, &directory, queue, &room))
+    }
+
+    fn write(
+        &self,
+        pid: i32,
+        directory: &Path,
+        queue: mpsc::Receiver<(Bytes, Share)>,
+        room: &Mutex<Share>,
+    ) -> Result<(u64, Digest), MemoryError> {
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = match stores.remove(&pid) {
+            Some(store) => store,
+            None if stores.len() >= MAX_PROCESSES => return Err(MemoryError::TooMany),
+            None => StoreWriter::create(directory, pid).map_err(|source| MemoryError::Store { pid, source })?,
+        };
+        let mut arriving = Arriving { pid, store, others: &stores, room };
+        let written = write(&mut arriving, queue).map_err(|error| match error {
+            DecodeError::Stream(source) => MemoryError::Stream { pid, source },
+            DecodeError::Sink(error) => error,
+        })?;
+        let store = arriving.store;
+        stores.insert(pid, store);
+        Ok(written)
     }
 
     /// Takes what comes out of `queue` for the object `inode` into its file in `directory`. Returns length and digest of the stream.
@@ -254,15 +277,41 @@ fn write<S: Sink>(
     Ok((length, hashing.finish()))
 }
 
-impl Sink for StoreWriter {
-    type Error = StoreError;
+/// The memory of one process while a part of it arrives, beside what has landed of the others.
+struct Arriving<'a> {
+    pid: i32,
+    store: StoreWriter,
+    others: &'a BTreeMap<i32, StoreWriter>,
+    room: &'a Mutex<Share>,
+}
 
-    fn pages(&mut self, address: u64, pages: &[u8]) -> Result<(), StoreError> {
-        self.write(address, pages)
+impl Arriving<'_> {
+    fn failed(&self, source: StoreError) -> MemoryError {
+        MemoryError::Store { pid: self.pid, source }
+    }
+}
+
+impl Sink for Arriving<'_> {
+    type Error = MemoryError;
+
+    fn pages(&mut self, address: u64, pages: &[u8]) -> Result<(), MemoryError> {
+        self.store.write(address, pages).map_err(|source| self.failed(source))
     }
 
-    fn zeros(&mut self, address: u64, pages: usize) -> Result<(), StoreError> {
-        self.zero(address, (pages * PAGE) as u64)
+    fn zeros(&mut self, address: u64, pages: usize) -> Result<(), MemoryError> {
+        self.store.zero(address, (pages * PAGE) as u64).map_err(|source| self.failed(source))
+    }
+
+    fn copies(&mut self, address: u64, pages: usize, place: Place) -> Result<(), MemoryError> {
+        let length = pages * PAGE;
+        let covered = self.room.lock().unwrap_or_else(PoisonError::into_inner).take(length as u64);
+        let covered = covered.map_err(|source| MemoryError::TooMuch { pid: self.pid, source })?;
+        let store = if place.pid == self.pid { Some(&self.store) } else { self.others.get(&place.pid) };
+        let never_came = StoreError::NeverCame { pid: place.pid, address: place.address };
+        let bytes = store.ok_or(never_came).and_then(|store| store.read(place.address, length));
+        let written = bytes.and_then(|bytes| self.store.write(address, &bytes));
+        drop(covered);
+        written.map_err(|source| self.failed(source))
     }
 }
 
@@ -276,27 +325,114 @@ impl Sink for SharedWriter {
     fn zeros(&mut self, offset: u64, pages: usize) -> Result<(), StoreError> {
         self.zero(offset, (pages * PAGE) as u64)
     }
+
+    fn copies(&mut self, _: u64, _: usize, _: Place) -> Result<(), StoreError> {
+        self.refuse_copies()
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::criu::{Claim, ClaimedParent};
+    use crate::agent::room::Room;
+    use crate::agent::transfer::pages::{Crossing, HEADER, encode};
     use crate::pages::store::pids;
-    use std::time::Duration;
+
+    /// A target, and what it has of the processes.
+    pub(crate) struct Target {
+        directory: tempfile::TempDir,
+        memory: Memory,
+        room: Arc<Mutex<Share>>,
+    }
+
+    impl Target {
+        /// One with room for so many bytes.
+        pub(crate) fn with_room(bytes: u64) -> Self {
+            let room = Room::new(move || bytes).promise(0).expect("room");
+            let directory = tempfile::tempdir().expect("a directory");
+            Self { directory, memory: Memory::default(), room: Arc::new(Mutex::new(room)) }
+        }
+
+        /// Takes a stream of pages of process `pid`.
+        pub(crate) fn take(&self, pid: i32, stream: &[u8]) -> Result<u64, MemoryError> {
+            let (chunks, queue) = mpsc::channel(1);
+            let covered = self.room.lock().expect("a lock").take(0).expect("no room is needed");
+            chunks.try_send((Bytes::copy_from_slice(stream), covered)).expect("a queue");
+            drop(chunks);
+            self.memory.write(pid, self.directory.path(), queue, &self.room).map(|(length, _)| length)
+        }
+
+        /// The page that it has at `place`.
+        pub(crate) fn page(&self, place: Place) -> Vec<u8> {
+            let stores = self.memory.stores.lock().expect("a lock");
+            stores[&place.pid].read(place.address, PAGE).expect("a page")
+        }
+    }
+
+    /// A record of one page full of `byte`.
+    fn page(address: u64, byte: u8, crossing: Crossing) -> Vec<u8> {
+        let mut buffer = [vec![0; HEADER], vec![byte; PAGE]].concat();
+        let length = encode(&mut buffer, address, &[crossing]);
+        buffer.truncate(length);
+        buffer
+    }
+
+    const PLACE: Place = Place { pid: 1, address: 0x5000 };
+
+    #[test]
+    fn a_copy_is_what_its_place_holds_when_it_is_named_and_stays_so() {
+        let target = Target::with_room(1 << 20);
+        target.take(1, &page(PLACE.address, 7, Crossing::Content)).expect("taken");
+        target.take(2, &page(0x9000, 0, Crossing::Copy(PLACE))).expect("taken");
+        target.take(1, &page(PLACE.address, 8, Crossing::Content)).expect("taken");
+        target.take(1, &page(0x6000, 0, Crossing::Copy(PLACE))).expect("taken");
+        assert_eq!(target.page(Place { pid: 2, address: 0x9000 }), [7; PAGE]);
+        assert_eq!(target.page(Place { pid: 1, address: 0x6000 }), [8; PAGE]);
+    }
+
+    #[test]
+    fn a_copy_of_what_never_came_is_refused_by_its_place() {
+        for from in [PLACE, Place { pid: 1, address: 0x7000 }, Place { pid: 9, ..PLACE }] {
+            let target = Target::with_room(1 << 20);
+            target.take(1, &page(0x8000, 7, Crossing::Content)).expect("taken");
+            let refused = target.take(1, &page(0x9000, 0, Crossing::Copy(from)));
+            let Err(MemoryError::Store { source: StoreError::NeverCame { pid, address }, .. }) = refused else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(Place { pid, address }, from);
+        }
+    }
+
+    #[test]
+    fn copies_take_room_although_they_cross_in_a_few_bytes() {
+        let target = Target::with_room(PAGE as u64 - 1);
+        target.take(1, &page(PLACE.address, 7, Crossing::Content)).expect("taken");
+        let refused = target.take(2, &page(0x9000, 0, Crossing::Copy(PLACE)));
+        assert!(matches!(refused, Err(MemoryError::TooMuch { pid: 2, .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn shared_memory_takes_no_copies() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut writer = SharedWriter::create(directory.path(), 5).expect("a file");
+        assert!(matches!(writer.copies(0, 1, PLACE), Err(StoreError::NotAlike { inode: 5 })));
+    }
 
     #[test]
     fn a_process_that_has_ended_since_its_pages_were_sent_is_waited_for_by_nobody() {
         let directory = tempfile::tempdir().expect("a directory");
         // Images that know process 1, of which nothing is lazy.
         let images = directory.path().join("images");
-        ClaimedParent::write(&images, vec![Claim::everything(1)], Duration::ZERO).expect("images");
+        std::fs::create_dir(&images).expect("a directory");
+        // `pagemap_head` alone.
+        let image = crate::criu::image::assemble(0x5608_4025, [vec![0x08, 1]]);
+        std::fs::write(images.join("pagemap-1.img"), image).expect("an image");
         let memory = Memory::default();
         let mut ended = StoreWriter::create(directory.path(), 17).expect("a store");
         ended.write(0x1000, &[1; PAGE]).expect("a page");
         memory.stores.lock().expect("a lock").insert(17, ended);
 
-        memory.finish(directory.path(), &directory.path().join("images.claimed")).expect("all that is asked for");
+        memory.finish(directory.path(), &images).expect("all that is asked for");
         assert_eq!(pids(directory.path()).expect("a directory"), [1], "CRIU hands over 1 and never 17");
         assert!(!directory.path().join("17.pages").exists());
     }

@@ -92,6 +92,11 @@ pub enum FromTarget {
         /// The digest over what has landed.
         digest: String,
     },
+    /// All files that rounds up to this one have brought are in place, in a container that waits for its processes.
+    Placed {
+        /// Its number.
+        round: u32,
+    },
     /// The processes are rebuilt and held.
     Held,
     /// `status.owner` names the target.

@@ -15,6 +15,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -117,7 +118,7 @@ pub struct Round {
 pub struct Landing {
     directory: PathBuf,
     /// Bytes that may still come.
-    share: Share,
+    share: Arc<Mutex<Share>>,
     /// What every round so far has brought, but for the rehearsal's.
     manifest: Manifest,
     /// Bytes that the rehearsal's round has brought.
@@ -143,7 +144,7 @@ impl Landing {
         make_directories(directory)?;
         Ok(Self {
             directory: directory.to_owned(),
-            share,
+            share: Arc::new(Mutex::new(share)),
             manifest: Manifest::default(),
             cut: 0,
             memory: Memory::default(),
@@ -155,7 +156,7 @@ impl Landing {
     /// # Errors
     /// Where there is not as much.
     pub fn expect(&mut self, bytes: u64) -> Result<(), NoRoom> {
-        self.share.reach(bytes)
+        self.share().reach(bytes)
     }
 
     /// Takes the next round, to its end.
@@ -180,7 +181,7 @@ impl Landing {
             RoundKind::Early => self.directory.clone(),
             RoundKind::Last => {
                 // The cut was written into room that was kept for this round, and has been removed since.
-                self.share.reach(self.cut)?;
+                self.share().reach(self.cut)?;
                 self.directory.clone()
             }
             RoundKind::Rehearsal => {
@@ -232,6 +233,11 @@ impl Landing {
         }
     }
 
+    fn share(&self) -> MutexGuard<'_, Share> {
+        // Nothing panics while it holds the lock.
+        self.share.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn may_have_another(&self, round: &Manifest) -> Result<(), ReceiveError> {
         if self.manifest.len().max(round.len()) < MAX_PARTS { Ok(()) } else { Err(ReceiveError::TooMany) }
     }
@@ -274,7 +280,7 @@ impl Landing {
                 return Err(ReceiveError::Unexpected { got: format!("{other:?}"), expected: "the content of a part" });
             }
         };
-        let covered = self.share.take(content.len() as u64)?;
+        let covered = self.share().take(content.len() as u64)?;
         let Some(digest) = Digest::parse(part, digest) else {
             return Err(ReceiveError::Corrupted { part: part.clone() });
         };
@@ -294,7 +300,7 @@ impl Landing {
             None => directory.join(MEMORY),
         };
         let writing = match *part {
-            Part::Memory { pid, .. } => Writing::Memory(self.memory.writing(pid, &path, queue)),
+            Part::Memory { pid, .. } => Writing::Memory(self.memory.writing(pid, &path, queue, self.share.clone())),
             Part::Shared { inode, .. } => Writing::Memory(self.memory.writing_shared(inode, &path, queue)),
             _ => {
                 let path = path.clone();
@@ -304,7 +310,7 @@ impl Landing {
         let (bytes, digest) = loop {
             match link.next().await? {
                 Incoming::Data(chunk) => {
-                    let covered = self.share.take(chunk.len() as u64)?;
+                    let covered = self.share().take(chunk.len() as u64)?;
                     if chunks.send((chunk, covered)).await.is_err() {
                         // The writer has failed; its result says why.
                         break (0, String::new());

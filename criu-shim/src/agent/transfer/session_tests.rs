@@ -5,7 +5,7 @@ use crate::agent::room::Room;
 use crate::agent::transfer::frame::{read_frame, write_frame};
 use crate::agent::transfer::hello::{self, Answer, GoOn, Hello};
 use crate::agent::transfer::message::{FromSource, FromTarget, Part, Preamble, VERSION};
-use crate::agent::transfer::pages::{PAGE, encode};
+use crate::agent::transfer::pages::{Crossing, PAGE, encode};
 use crate::agent::transfer::receive::Landing;
 use crate::agent::transfer::send;
 use crate::agent::transfer::session::{Awaited, Renewed};
@@ -140,7 +140,7 @@ fn stream(pages: std::ops::Range<u64>, round: u32) -> Vec<u8> {
     let mut stream = Vec::new();
     for number in pages {
         let mut buffer = [vec![0; crate::agent::transfer::pages::HEADER], page(number, round)].concat();
-        let length = encode(&mut buffer, number * PAGE as u64, 1, 0);
+        let length = encode(&mut buffer, number * PAGE as u64, &[Crossing::Content]);
         stream.extend_from_slice(&buffer[..length]);
     }
     stream

@@ -77,7 +77,7 @@ pub(super) fn inspect(
             Link::Unknown(kind) => findings.push(Finding::Descriptor { pid, fd, kind: kind.to_owned() }),
             Link::Inotify if watches_root(pid, init, fd) => findings.push(Finding::InotifyOnRoot { pid, fd }),
             Link::Inotify => {}
-            Link::TopLevel if is_message_queue(&path) => findings.push(Finding::MessageQueue { pid, fd: Some(fd) }),
+            Link::TopLevel if is_message_queue(&path) => findings.push(Finding::MessageQueue { pid, fd }),
             Link::TopLevel => {}
             Link::Socket => findings.extend(unknown_socket(pid, fd).map(|kind| Finding::Socket { pid, fd, kind })),
         }

@@ -42,12 +42,24 @@ pub enum Finding {
         /// Which.
         kind: String,
     },
-    /// POSIX message queues exist.
+    /// An open POSIX message queue.
     MessageQueue {
         /// Process.
         pid: i32,
-        /// Descriptor, of a queue that is open.
-        fd: Option<i32>,
+        /// Descriptor.
+        fd: i32,
+    },
+    /// POSIX message queues exist in the pod's IPC namespace.
+    MessageQueues {
+        /// How many.
+        count: usize,
+    },
+    /// System V objects exist in the pod's IPC namespace.
+    SystemV {
+        /// What they are.
+        kind: &'static str,
+        /// How many.
+        count: usize,
     },
     /// More pipes than one dump can take.
     TooManyPipes {
@@ -93,11 +105,14 @@ impl fmt::Display for Finding {
             Self::Socket { pid, fd, kind } => {
                 write!(f, "descriptor {fd} of process {pid} is a socket of {kind}, which can't be dumped")
             }
-            Self::MessageQueue { pid, fd: Some(fd) } => {
+            Self::MessageQueue { pid, fd } => {
                 write!(f, "descriptor {fd} of process {pid} is a POSIX message queue, which can't be dumped")
             }
-            Self::MessageQueue { fd: None, .. } => {
-                write!(f, "/dev/mqueue of the container holds POSIX message queues, which can't be dumped")
+            Self::MessageQueues { count } => {
+                write!(f, "the pod's IPC namespace holds POSIX message queues ({count}), which can't be dumped")
+            }
+            Self::SystemV { kind, count } => {
+                write!(f, "the pod's IPC namespace holds {kind} ({count}), which can't be dumped")
             }
             Self::TooManyPipes { count, limit } => {
                 write!(f, "the processes hold {count} pipes, and a dump can take {limit}")

@@ -1,11 +1,12 @@
 //! What can be known before a freeze about whether CRIU will be able to dump these processes.
 //!
-//! Reads `/proc` and looks at sockets through pidfds; touches nothing. What it can't see (a unix socket whose other end is
+//! Reads `/proc`, looks at sockets through pidfds and into the IPC namespace by a thread of its own; touches nothing. What it can't see (a unix socket whose other end is
 //! outside, say) CRIU itself refuses later, inside the freeze. Neither can see Landlock rules or PR_SET_MDWE: no interface
 //! of the kernel shows them from outside of the task.
 
 mod descriptor;
 mod finding;
+mod ipc;
 mod task;
 
 pub use finding::Finding;
@@ -25,6 +26,15 @@ pub enum PreflightError {
     Gone {
         /// Id of the process.
         pid: i32,
+    },
+    /// It is not known what is in the IPC namespace.
+    #[error("look into the IPC namespace of process {pid}")]
+    Ipc {
+        /// Id of the process.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// A file in `/proc` could not be read.
     #[error("read {path}")]
@@ -52,10 +62,25 @@ pub fn inspect(init: i32, pids: &[i32]) -> Result<Vec<Finding>, PreflightError> 
     if pipes.len() > MAX_PIPES {
         findings.push(Finding::TooManyPipes { count: pipes.len(), limit: MAX_PIPES });
     }
-    if has_message_queues(init) {
-        findings.push(Finding::MessageQueue { pid: init, fd: None });
-    }
+    ipc::inspect(init, &mut findings)?;
     Ok(findings)
+}
+
+/// Looks again, at frozen processes of which `init` is one, for what may have come since and what a dump would leave out without a
+/// word.
+///
+/// # Errors
+/// [`PreflightError::Ipc`].
+pub fn inspect_frozen(init: i32) -> Result<Vec<Finding>, PreflightError> {
+    let mut findings = Vec::new();
+    ipc::inspect(init, &mut findings)?;
+    Ok(findings)
+}
+
+/// Why these findings rule a dump out, if they do: a sentence each.
+pub fn refusal(findings: &[Finding]) -> Option<String> {
+    let blocking: Vec<String> = findings.iter().filter(|finding| finding.blocks()).map(ToString::to_string).collect();
+    (!blocking.is_empty()).then(|| blocking.join("; "))
 }
 
 /// Where CRIU should look for files with inotify watches: the top directories of the container, if a watch is on its
@@ -74,10 +99,6 @@ pub fn inotify_paths(init: i32, findings: &[Finding]) -> Vec<String> {
     paths
 }
 
-fn has_message_queues(init: i32) -> bool {
-    std::fs::read_dir(format!("/proc/{init}/root/dev/mqueue")).is_ok_and(|mut entries| entries.next().is_some())
-}
-
 /// What a read in `/proc` is worth when the process may end at any time.
 fn unless_gone<T>(result: std::io::Result<T>, path: impl Into<PathBuf>) -> Result<Option<T>, PreflightError> {
     match result {
@@ -93,8 +114,13 @@ mod tests {
     use super::*;
     use std::process::{Child, Command, Stdio};
 
+    /// In an IPC namespace of its own, as in a pod.
     fn sleeper(script: &str) -> Child {
-        Command::new("sh").arg("-c").arg(script).stdout(Stdio::null()).spawn().unwrap()
+        let spawn = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWIPC).unwrap();
+            Command::new("sh").arg("-c").arg(script).stdout(Stdio::null()).spawn().unwrap()
+        };
+        std::thread::scope(|scope| scope.spawn(spawn).join().unwrap())
     }
 
     #[test]
@@ -126,8 +152,11 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_is_an_error_only_if_it_is_the_first() {
-        let own = std::process::id() as i32;
-        assert!(inspect(own, &[i32::MAX]).unwrap().is_empty());
+        let mut child = sleeper("sleep 60");
+        let found = inspect(child.id() as i32, &[i32::MAX]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.unwrap().is_empty());
         assert!(matches!(inspect(i32::MAX, &[]), Err(PreflightError::Gone { .. })));
     }
 }

@@ -1,10 +1,12 @@
 //! Tracking of real child processes.
 
 mod attaching;
-mod child;
+pub(crate) mod child;
 mod comparing;
+mod kinds;
 mod rounds;
 mod same;
+mod sharing;
 
 use super::{Comparer, Engine, Range, Tracker};
 use child::PAGE;

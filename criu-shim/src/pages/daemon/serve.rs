@@ -29,6 +29,9 @@ const FREE: u64 = 1 << 20;
 const NO_MEMORY_LIMIT: Duration = Duration::from_secs(10);
 /// Pause, in milliseconds, before memory is asked for again.
 const NO_MEMORY_PAUSE: u16 = 5;
+/// How long nothing is filled in after the restore, unless the relay says before that the processes run: until then CRIU
+/// needs the processor, and locks of the memory, for its last steps.
+const REST: Duration = Duration::from_secs(1);
 /// How often it is looked whether the processes that were given up are gone.
 const HOLD_PAUSE: Duration = Duration::from_millis(50);
 
@@ -92,8 +95,10 @@ struct Daemon<'a> {
     tie: Tie,
     /// Who was announced and has not come yet; none while nobody was announced. Each has a store, even if that is empty.
     expected: Option<BTreeSet<i32>>,
-    /// Whether CRIU has restored everything.
-    finished: bool,
+    /// Since when CRIU has restored everything.
+    finished: Option<Instant>,
+    /// Whether the processes run, or nobody is left who would say so.
+    running: bool,
     stores: BTreeMap<i32, Store>,
     live: BTreeMap<SpaceId, Live>,
     book: Book,
@@ -114,7 +119,8 @@ impl<'a> Daemon<'a> {
             link: None,
             tie: Tie::default(),
             expected: None,
-            finished: false,
+            finished: None,
+            running: false,
             stores: BTreeMap::new(),
             live: BTreeMap::new(),
             book: Book::default(),
@@ -128,9 +134,11 @@ impl<'a> Daemon<'a> {
         loop {
             self.hear()?;
             self.answer_faults()?;
-            if self.finished {
-                self.fill()?;
-                self.give_back();
+            if self.finished.is_some() {
+                if self.fills() {
+                    self.fill()?;
+                    self.give_back();
+                }
                 self.let_go_of_full()?;
                 if self.live.is_empty() {
                     return Ok(());
@@ -150,10 +158,11 @@ impl<'a> Daemon<'a> {
     /// Takes in what CRIU, the processes and their threads say. Waits for it only if there is nothing else to do.
     fn hear(&mut self) -> Result<(), DaemonError> {
         let waiting = self.live.values().any(|live| !live.faults.is_empty());
-        let timeout = match (waiting || (self.finished && self.book.has_work()), self.no_memory_since) {
-            (true, Some(_)) => EpollTimeout::from(NO_MEMORY_PAUSE),
-            (true, None) => EpollTimeout::ZERO,
-            (false, _) => EpollTimeout::NONE,
+        let timeout = match (waiting || (self.fills() && self.book.has_work()), self.no_memory_since, self.finished) {
+            (true, Some(_), _) => EpollTimeout::from(NO_MEMORY_PAUSE),
+            (true, None, _) => EpollTimeout::ZERO,
+            (false, _, Some(since)) if !self.fills() => rest_of(since),
+            (false, ..) => EpollTimeout::NONE,
         };
         let mut events = [EpollEvent::empty(); 64];
         let count = match self.epoll.wait(&mut events, timeout) {
@@ -177,7 +186,10 @@ impl<'a> Daemon<'a> {
             Told::Nothing => {}
             Told::Serve(pids) => self.expected = Some(pids),
             Told::Gone if self.listener.is_some() => return Err(DaemonError::NobodyCame),
-            Told::Gone => self.unwatch(&std::io::stdin()),
+            Told::Gone => {
+                self.unwatch(&std::io::stdin());
+                self.running = true;
+            }
         }
         Ok(())
     }
@@ -217,7 +229,7 @@ impl<'a> Daemon<'a> {
                     if let Some(pid) = self.expected()?.first() {
                         return Err(DaemonError::LeftOut { pid: *pid });
                     }
-                    self.finished = true;
+                    self.finished = Some(Instant::now());
                     self.close_link();
                 }
                 Some(Heard::Closed) => return Err(DaemonError::HungUp),
@@ -302,6 +314,11 @@ impl<'a> Daemon<'a> {
         Ok(())
     }
 
+    /// Whether it is time for what nobody waits for yet.
+    fn fills(&self) -> bool {
+        is_time_to_fill(self.finished.map(|since| since.elapsed()), self.running)
+    }
+
     /// Puts the next pages that nobody waits for yet.
     fn fill(&mut self) -> Result<(), DaemonError> {
         let Some((id, chunk)) = self.book.next(FILL) else { return Ok(()) };
@@ -351,7 +368,7 @@ impl<'a> Daemon<'a> {
         let Some(pid) = self.book.close(id) else { return Ok(()) };
         let Some(store) = self.stores.remove(&pid) else { return Ok(()) };
         // A restore that is refused before it was finished may be tried again, from the same store.
-        if !self.finished {
+        if self.finished.is_none() {
             return Ok(());
         }
         if self.frees
@@ -374,7 +391,7 @@ impl<'a> Daemon<'a> {
         self.listener = None;
         self.close_link();
         loop {
-            let (book, finished) = (&self.book, self.finished);
+            let (book, finished) = (&self.book, self.finished.is_some());
             self.live.retain(|id, live| !(live.userfault.is_gone() || finished && book.is_full(*id)));
             if self.live.is_empty() {
                 return;
@@ -400,9 +417,33 @@ impl<'a> Daemon<'a> {
     }
 }
 
+/// Whether to fill in what nobody waits for, so long after CRIU has restored everything.
+fn is_time_to_fill(finished: Option<Duration>, running: bool) -> bool {
+    finished.is_some_and(|finished| running || finished >= REST)
+}
+
+/// What is left of the rest that began `since` then.
+fn rest_of(since: Instant) -> EpollTimeout {
+    // Rounded up, so that it is over after the wait.
+    let left = REST.saturating_sub(since.elapsed()) + Duration::from_millis(1);
+    EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
+}
+
 fn be_patient(since: &mut Option<Instant>, pid: i32, address: u64) -> Result<(), DaemonError> {
     if since.get_or_insert_with(Instant::now).elapsed() < NO_MEMORY_LIMIT {
         return Ok(());
     }
     Err(DaemonError::NoMemory { pid, address, limit: NO_MEMORY_LIMIT })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_filled_in_before_the_processes_run_unless_nobody_says_so() {
+        assert!(!is_time_to_fill(None, true) && !is_time_to_fill(None, false));
+        assert!(!is_time_to_fill(Some(REST / 2), false) && is_time_to_fill(Some(REST / 2), true));
+        assert!(is_time_to_fill(Some(REST), false), "a relay that hangs must not keep the pages away");
+    }
 }

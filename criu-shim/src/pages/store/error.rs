@@ -42,6 +42,20 @@ pub enum StoreError {
         /// Address of the first page that is missing.
         address: u64,
     },
+    /// A page was said to be like one that never came.
+    #[error("the store of process {pid} has no page at {address:#x}, which another was said to be like")]
+    NeverCame {
+        /// Pid in the images.
+        pid: i32,
+        /// Address of the first page that never came.
+        address: u64,
+    },
+    /// A page of shared memory was said to be like one of a process: those are in stores of their own.
+    #[error("a page of shared memory {inode} was said to be like one of a process")]
+    NotAlike {
+        /// Its inode, by which the images name it.
+        inode: u32,
+    },
     /// What came of shared memory is not what CRIU's image says. A restore would mix pages up.
     #[error("the pages of shared memory {inode} are not those of its image, or in another order")]
     Order {
@@ -65,10 +79,10 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
-    /// The index could not be read.
+    /// The index, or pages to make others of, could not be read.
     #[error("read {path}")]
     Read {
-        /// The index.
+        /// The index or the data file.
         path: PathBuf,
         /// Why.
         #[source]

@@ -75,6 +75,14 @@ impl SharedWriter {
         Ok(())
     }
 
+    /// Refuses a page that is to be like another one.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAlike`].
+    pub fn refuse_copies(&self) -> Result<(), StoreError> {
+        Err(StoreError::NotAlike { inode: self.inode })
+    }
+
     /// Ends the taking in: the file is to be found at `link` too.
     ///
     /// `asked` are the pages that the image says the file has, in its order.

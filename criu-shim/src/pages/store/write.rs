@@ -77,6 +77,28 @@ impl StoreWriter {
         Ok(())
     }
 
+    /// The pages from `address` on, as they came last.
+    ///
+    /// # Errors
+    /// [`StoreError::Pages`] as for [`StoreWriter::write`], [`StoreError::NeverCame`] if the store has not got all of them,
+    /// [`StoreError::Read`].
+    pub fn read(&self, address: u64, length: usize) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; length];
+        for part in self.extents.parts(self.range(address, length as u64)?) {
+            // Both are inside of `bytes`.
+            let piece = &mut bytes[(part.start - address) as usize..(part.end - address) as usize];
+            match part.content {
+                Some(Content::Data(offset)) => {
+                    let read = self.file.read_exact_at(piece, offset);
+                    read.map_err(|source| StoreError::Read { path: self.path.clone(), source })?;
+                }
+                Some(Content::Zero) => {}
+                None => return Err(StoreError::NeverCame { pid: self.pid, address: part.start }),
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Ends the taking in and writes the index, so that a [`super::Store`] can be opened.
     ///
     /// `present` are the pages that the image calls lazy. That is the truth: what the store has beside them was unmapped

@@ -54,6 +54,25 @@ fn a_container_can_fill_nothing_but_its_own() {
 }
 
 #[test]
+fn each_place_can_be_told_from_every_other_where_it_is_mounted_again() {
+    let places = tempfile::tempdir().unwrap();
+    let seen = ["c1", "c2"].map(|id| {
+        let place = Place::of(places.path(), id);
+        place.make(&identity(), None).unwrap();
+        // As runc and CRIU do.
+        let container = places.path().join(format!("in-{id}"));
+        std::fs::create_dir(&container).unwrap();
+        mount(Some(&place.inside()), &container, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        place.end().unwrap();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        umount2(&container, MntFlags::MNT_DETACH).unwrap();
+        let line = mounts.lines().find(|line| line.contains(container.to_str().unwrap())).unwrap();
+        line.split_once(" - ").unwrap().1.split(' ').nth(1).unwrap().to_owned()
+    });
+    assert_eq!(seen, ["tideover-init:c1", "tideover-init:c2"]);
+}
+
+#[test]
 fn what_a_record_says_outlives_its_container_until_it_is_told() {
     let places = tempfile::tempdir().unwrap();
     let place = Place::of(places.path(), "c1");
@@ -62,7 +81,7 @@ fn what_a_record_says_outlives_its_container_until_it_is_told() {
     assert!(!place.contents().unwrap().ended);
     assert_eq!(place.contents().unwrap().lines.len(), 2);
     assert_eq!(place.told().unwrap(), Told::default());
-    place.set_told(Told { sequence: 1 }).unwrap();
+    place.set_told(Told { sequence: 1, counted: 0 }).unwrap();
 
     place.end().unwrap();
     place.end().unwrap();
@@ -71,7 +90,7 @@ fn what_a_record_says_outlives_its_container_until_it_is_told() {
     let contents = place.contents().unwrap();
     assert!(contents.ended);
     assert_eq!(contents.lines[1].outcome, Outcome::Restart { delay_millis: 1, attempt: 1 });
-    assert_eq!(place.told().unwrap(), Told { sequence: 1 });
+    assert_eq!(place.told().unwrap(), Told { sequence: 1, counted: 0 });
     place.remove().unwrap();
     place.remove().unwrap();
     assert_eq!(Place::all(places.path()).unwrap(), []);

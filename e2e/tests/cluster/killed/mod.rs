@@ -1,4 +1,5 @@
-//! `kill -9` of the operator and of either agent, in every phase: exactly one running copy, no state lost.
+//! `kill -9` of the operator and of either agent, in every phase, and of CRIU at its work: exactly one running copy, no state
+//! lost.
 //!
 //! The ticker is the witness. It goes on counting from where it was: a second copy, or a copy that was taken back to an
 //! older state, repeats a number; a cold start tells another start time.
@@ -10,8 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::moment::Moment;
+use e2e::scenario::wait::until_true;
 use e2e::scenario::watch::Watch;
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
+use e2e::scenario::{Cluster, Collector, Sandbox, migration, remains, until};
 use strike::{Who, strike};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -20,7 +22,7 @@ const TRIES: usize = 8;
 /// Memory of the ticker, MiB: dump, transfer and restore take some hundred milliseconds each.
 const MEMORY: usize = 96;
 
-fn one_copy_goes_on(name: &str, who: Who) -> Result<()> {
+fn one_copy_goes_on(name: &str, who: Who, moments: &[Moment]) -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::new(cluster.kube(), name)?;
     let collector = Collector::listen(cluster.host_address())?;
@@ -31,7 +33,7 @@ fn one_copy_goes_on(name: &str, who: Who) -> Result<()> {
     sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
     let mut moves = (1..).map(|number| format!("move-{number}"));
-    for moment in Moment::ALL {
+    for &moment in moments {
         let struck = moves.by_ref().take(TRIES).find_map(|name| {
             let proven = one_move(cluster, &sandbox, &watch, &collector, &name, (who, moment));
             proven.map(|proven| proven.then_some(())).transpose()
@@ -85,15 +87,35 @@ fn still_one(sandbox: &Sandbox, collector: &Collector) -> Result<()> {
 
 #[test]
 fn the_operator_may_die_at_any_moment() -> Result<()> {
-    one_copy_goes_on("kill-operator", Who::Operator)
+    one_copy_goes_on("kill-operator", Who::Operator, &Moment::ALL)
 }
 
 #[test]
 fn the_sources_agent_may_die_at_any_moment() -> Result<()> {
-    one_copy_goes_on("kill-source", Who::SourceAgent)
+    one_copy_goes_on("kill-source", Who::SourceAgent, &Moment::ALL)
 }
 
 #[test]
 fn the_targets_agent_may_die_at_any_moment() -> Result<()> {
-    one_copy_goes_on("kill-target", Who::TargetAgent)
+    one_copy_goes_on("kill-target", Who::TargetAgent, &Moment::ALL)
+}
+
+/// CRIU dies at its work, and nothing of the move is left then on any node: not even a process that was half restored. What
+/// is left in the processes that it was dumping is another matter: its parasite's memory, because of which they can't be dumped
+/// again. That is why nobody who could help it ends a CRIU at its work.
+fn nothing_is_left(name: &str, who: Who, moment: Moment) -> Result<()> {
+    one_copy_goes_on(name, who, &[moment])?;
+    let cluster = Cluster::ready()?;
+    remains::are_gone(cluster, LIMIT)?;
+    until_true("the last process to be gone", LIMIT, || Ok(remains::processes(cluster, "probe")? == 0))
+}
+
+#[test]
+fn criu_may_die_in_its_dump() -> Result<()> {
+    nothing_is_left("kill-dump", Who::SourceCriu, Moment::Dumping)
+}
+
+#[test]
+fn criu_may_die_in_its_restore() -> Result<()> {
+    nothing_is_left("kill-restore", Who::TargetCriu, Moment::Restoring)
 }

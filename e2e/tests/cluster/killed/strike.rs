@@ -28,6 +28,10 @@ pub enum Who {
     SourceAgent,
     /// The agent on the target.
     TargetAgent,
+    /// The CRIU that dumps on the source.
+    SourceCriu,
+    /// The CRIU that restores on the target.
+    TargetCriu,
 }
 
 /// What came of a move.
@@ -49,13 +53,20 @@ pub fn strike(
     pod: &Pod,
     (who, moment): (Who, Moment),
 ) -> Result<Outcome> {
-    let victims = Victims::find(cluster, who, &pod.node)?;
+    let before = Victims::find(cluster, who, &pod.node)?;
     let mut under_way = UnderWay::begin(cluster, sandbox, watch, name, &pod.name)?;
-    let struck = under_way.seen_in(moment, |object| {
-        let victim = victims.of(object)?;
-        let before = Timestamp::now();
-        Some(victim.kill().map(|()| (before, Timestamp::now())))
-    })?;
+    let victims = match before {
+        Some(victims) => Some(victims),
+        None => under_way.seen_in(Moment::Handover, |object| Victims::warm(cluster, who, object))?,
+    };
+    let struck = match victims {
+        Some(victims) => under_way.seen_in(moment, |object| {
+            let victim = victims.of(object)?;
+            let before = Timestamp::now();
+            Some(victim.kill().map(|()| (before, Timestamp::now())))
+        })?,
+        None => None,
+    };
     let Some(struck) = struck else {
         let object = migration::ended(sandbox, &pod.name, LIMIT)?;
         return Ok(Outcome { object, proven: false, phase: None });
@@ -73,7 +84,7 @@ pub fn strike(
     Ok(Outcome { object, proven, phase })
 }
 
-/// The processes that may have to be ended, found before the move begins.
+/// The processes that may have to be ended, found before the move comes to the moment.
 enum Victims {
     One(Victim),
     /// The agent of each node that may become the target.
@@ -81,20 +92,29 @@ enum Victims {
 }
 
 impl Victims {
-    /// Waits until they run: those of the move before may not be back yet.
-    fn find(cluster: &Cluster, who: Who, source: &str) -> Result<Self> {
-        until(format!("{who:?} to run"), LIMIT, || Ok(Self::look(cluster, who, source).ok()))
-    }
-
-    fn look(cluster: &Cluster, who: Who, source: &str) -> Result<Self> {
-        Ok(match who {
-            Who::Operator => Self::One(cluster.leading_operator()?),
-            Who::SourceAgent => Self::One(cluster.agent(source)?),
+    /// Those that run before the move begins: waits until they do, because those of the move before may not be back yet.
+    fn find(cluster: &Cluster, who: Who, source: &str) -> Result<Option<Self>> {
+        let look = || match who {
+            Who::Operator => Ok(Some(Self::One(cluster.leading_operator()?))),
+            Who::SourceAgent => Ok(Some(Self::One(cluster.agent(source)?))),
             Who::TargetAgent => {
                 let others = cluster.workers().into_iter().filter(|node| node != source);
-                Self::Targets(others.map(|node| Ok((node.clone(), cluster.agent(&node)?))).collect::<Result<_>>()?)
+                let agents = others.map(|node| Ok((node.clone(), cluster.agent(&node)?)));
+                Ok(Some(Self::Targets(agents.collect::<Result<_>>()?)))
             }
-        })
+            Who::SourceCriu | Who::TargetCriu => Ok::<_, anyhow::Error>(None),
+        };
+        until(format!("{who:?} to run"), LIMIT, || Ok(look().ok()))
+    }
+
+    /// Those that are started for the move, long before they get anything to do.
+    fn warm(cluster: &Cluster, who: Who, object: &Value) -> Option<Self> {
+        let node = match who {
+            Who::SourceCriu => &object["status"]["sourcePod"]["node"],
+            Who::TargetCriu => &object["status"]["targetNode"],
+            Who::Operator | Who::SourceAgent | Who::TargetAgent => return None,
+        };
+        cluster.criu(node.as_str()?).ok().map(Self::One)
     }
 
     /// The one to end, once it is known.

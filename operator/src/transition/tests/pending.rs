@@ -101,3 +101,9 @@ fn an_uncordoned_node_cancels_what_was_not_begun() {
     let scene = Scene::new().asked_by(MigrationReason::Cordon).reason_gone();
     scene.decide().phase(Phase::Cancelled).says("the node was uncordoned");
 }
+
+#[test]
+fn a_container_that_waits_no_longer_is_not_moved() {
+    let scene = Scene::new().asked_by(MigrationReason::StartLimit).reason_gone();
+    scene.decide().phase(Phase::Cancelled).says("the container no longer waits to be moved");
+}

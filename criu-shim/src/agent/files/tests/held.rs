@@ -3,7 +3,7 @@
 use super::*;
 use crate::agent::files::beneath::Beneath;
 use crate::agent::files::changes::Holding;
-use crate::agent::files::listing::TreePath;
+use crate::agent::files::listing::{Stamp, TreePath};
 use crate::agent::files::walk::walk;
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
 use std::fs::{File, OpenOptions};
@@ -53,7 +53,7 @@ fn own() -> Held {
 }
 
 fn holding(root: &Path, name: &str) -> Holding {
-    let tree = walk(&mut Beneath::open(root).expect("open")).expect("walk");
+    let tree = walk(&mut Beneath::open(root).expect("open"), 1).expect("walk");
     let id = tree.find(&TreePath::parse(name.into()).expect("a path")).expect("there") as usize;
     own().nodes(&tree, false)[id]
 }
@@ -121,4 +121,96 @@ fn a_mapping_that_comes_and_goes_between_two_rounds_is_noticed() {
         rounds.last();
         assert_equal(from.path(), to.path());
     }
+}
+
+/// In `/dev/shm`, where no timestamp tells of a mapping.
+fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").expect("a directory")
+}
+
+fn noted_round(rounds: &Rounds) -> usize {
+    rounds.tree.lock().expect("the tree").note_opened();
+    rounds.round(&Held::default(), false)
+}
+
+#[test]
+fn on_a_tmpfs_only_what_was_opened_is_read_again_where_nobody_holds_anything() {
+    if !is_root() {
+        return;
+    }
+    let (from, to) = (in_memory(), tempfile::tempdir().expect("dir"));
+    for name in ["one", "other"] {
+        std::fs::write(from.path().join(name), [7; 8192]).expect("file");
+        grow_old(&from.path().join(name));
+    }
+    let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
+    noted_round(&rounds);
+    assert_eq!(noted_round(&rounds), 0, "nobody has opened anything");
+    let reader = std::process::Command::new("cat").arg(from.path().join("one")).output().expect("cat");
+    assert!(reader.status.success());
+    let one = noted_round(&rounds);
+    assert!(one > 0, "it may have been mapped");
+    assert_eq!(noted_round(&rounds), one, "whoever opened it may have been overlooked among those who hold it");
+    assert_eq!(noted_round(&rounds), 0);
+    assert!(rounds.round(&Held::default(), false) > one, "where it was not asked, all may have been");
+    assert_equal(from.path(), to.path());
+}
+
+/// Where the process that [`whoever_maps_a_file`] is finds what it maps.
+const TO_MAP: &str = "TIDEOVER_TEST_TO_MAP";
+
+/// Does nothing, unless it is a process of its own that another test has begun.
+#[test]
+fn whoever_maps_a_file() {
+    let Some(path) = std::env::var_os(TO_MAP) else { return };
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("open");
+    let map = Map::shared(&file, 8192);
+    assert_eq!(map.read(5), 0);
+    map.write(5, 5);
+}
+
+#[test]
+fn another_process_that_maps_and_goes_between_two_looks_at_a_tmpfs_is_noticed() {
+    if !is_root() {
+        return;
+    }
+    let (from, to) = (in_memory(), tempfile::tempdir().expect("dir"));
+    let path = from.path().join("file");
+    std::fs::write(&path, [0; 8192]).expect("file");
+    grow_old(&path);
+    let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
+    noted_round(&rounds);
+    let before = path.metadata().expect("metadata");
+    let test = std::env::current_exe().expect("this program");
+    let name = concat!(module_path!(), "::whoever_maps_a_file").split_once("::").expect("a crate").1;
+    let other = std::process::Command::new(test).args([name, "--exact"]).env(TO_MAP, &path).output().expect("run");
+    assert!(other.status.success(), "{other:?}");
+    let after = path.metadata().expect("metadata");
+    assert_eq!((before.ctime(), before.ctime_nsec()), (after.ctime(), after.ctime_nsec()), "else this shows nothing");
+    noted_round(&rounds);
+    assert_equal(from.path(), to.path());
+}
+
+#[test]
+fn a_file_on_a_tmpfs_that_somebody_could_map_at_a_look_is_read_at_the_next() {
+    if !is_root() {
+        return;
+    }
+    let (from, to) = (in_memory(), tempfile::tempdir().expect("dir"));
+    let path = from.path().join("file");
+    std::fs::write(&path, [0; 8192]).expect("file");
+    grow_old(&path);
+    let writer = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+    let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
+    rounds.tree.lock().expect("the tree").note_opened();
+    // So long after the last write that none is under way any more.
+    let later = Stamp { seconds: now().seconds + 3600, nanos: 0 };
+    let packing = Tree::look(&rounds.tree, &own(), later, false).expect("look").expect("all of it");
+    unpack(&rounds.to, rounds.kind, packing, LIMIT).expect("unpack");
+    let map = Map::shared(&writer, 8192);
+    assert_eq!(map.read(5), 0, "the write after it faults no more");
+    map.write(5, 5);
+    drop((map, writer));
+    noted_round(&rounds);
+    assert_equal(from.path(), to.path());
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::agent::files::archive::{self, Attributes, Shape};
-use crate::agent::files::listing::TreePath;
+use crate::agent::files::listing::{MAX_DEPTH, TreePath};
 use crate::agent::files::unpack::{Refusal, UnpackError};
 use proptest::prelude::*;
 use std::os::unix::fs::symlink;
@@ -129,4 +129,25 @@ proptest! {
         let _ = unpack(&parent.path().join("root"), TreeKind::Volume, bytes.as_slice(), LIMIT);
         prop_assert_eq!(parent.path().read_dir().expect("dir").count(), 1);
     }
+}
+
+#[test]
+fn a_tree_that_is_too_deep_is_refused_by_its_path_on_either_side() {
+    let from = tempfile::tempdir().expect("dir");
+    let deep = |levels: usize| ["d"; 300][..levels].join("/");
+    std::fs::create_dir_all(from.path().join(deep(MAX_DEPTH))).expect("directories");
+    let rounds = Rounds::new(from.path(), from.path(), TreeKind::Volume);
+    rounds.pack(&Held::default(), false).expect("as deep as may be");
+    std::fs::create_dir(from.path().join(deep(MAX_DEPTH + 1))).expect("a directory");
+    let refused = rounds.pack(&Held::default(), false).expect_err("too deep");
+    assert!(refused.contains("more than 256 directories deep, at \"d/d/"), "{refused}");
+    assert_eq!(TreePath::parse(deep(MAX_DEPTH + 1).into_bytes()), None);
+    let onto = tempfile::tempdir().expect("dir");
+    std::fs::create_dir_all(onto.path().join(deep(MAX_DEPTH + 2))).expect("directories");
+    let mut archive = Vec::new();
+    archive::begin(&mut archive, TreeKind::Layer, false);
+    archive::remove(&mut archive, &path("d"));
+    archive::end(&mut archive);
+    let refused = unpack(onto.path(), TreeKind::Layer, archive.as_slice(), 0);
+    assert!(matches!(refused, Err(UnpackError::Make { source: rustix::io::Errno::NAMETOOLONG, .. })), "{refused:?}");
 }

@@ -130,6 +130,7 @@ fn a_file_of_the_image_that_is_mapped_is_compared_again_though_the_overlay_numbe
         let held = Held::by(&[std::process::id().cast_signed()]);
         let tree = crate::agent::files::walk::walk(
             &mut crate::agent::files::beneath::Beneath::open(&overlays.place.join("source/upper")).expect("open"),
+            2,
         )
         .expect("walk");
         let upper = crate::agent::files::listing::TreePath::parse(b"etc/a".to_vec()).expect("a path");

@@ -281,3 +281,28 @@ fn a_tree_that_is_changed_while_it_is_sent_is_equal_once_nobody_changes_it() {
         assert_equal(from.path(), to.path());
     }
 }
+
+#[test]
+fn a_file_that_several_threads_read_in_the_freeze_is_whole() {
+    let from = tempfile::tempdir().expect("dir");
+    let path = from.path().join("file");
+    let content: Vec<u8> = (0..11_u32 << 20).map(|at| (at >> 3) as u8 | 1).collect();
+    std::fs::write(&path, &content).expect("file");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("open");
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 300_000], 5 << 20).expect("zeros");
+    for first_is_frozen in [true, false] {
+        let to = tempfile::tempdir().expect("dir");
+        let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
+        rounds.round(&Held::default(), first_is_frozen);
+        assert_equal(from.path(), to.path());
+        if first_is_frozen {
+            continue;
+        }
+        for offset in [0, (4 << 20) - 3, (5 << 20) + 7, 11 << 20] {
+            std::os::unix::fs::FileExt::write_all_at(&file, b"changed", offset).expect("write");
+        }
+        let sent = rounds.last();
+        assert!(sent < 1 << 20, "{sent} bytes, and not the blocks that differ alone");
+        assert_equal(from.path(), to.path());
+    }
+}

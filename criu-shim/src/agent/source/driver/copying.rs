@@ -10,10 +10,10 @@ use crate::agent::source::connect::{self, Connected, Peer};
 use crate::agent::source::freeze::millis;
 use crate::agent::source::precopy::converge::{self, Decision, Progress, Refusal, RoundSeen, Stage};
 use crate::agent::source::precopy::estimate::estimate;
-use crate::agent::source::precopy::{self, LeftOut, PreCopy};
+use crate::agent::source::precopy::{self, Followed, PreCopy};
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::Incoming;
-use crate::agent::transfer::message::{FromTarget, IMAGES};
+use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
 use std::time::{Duration, Instant};
 use tideover_crds::{
@@ -38,17 +38,12 @@ impl SourceDriver {
         let replace_first = status.is_some_and(|status| status.strategy == Some(Strategy::ReplaceFirst));
         self.pace = self.pace.under(status.and_then(|status| status.policy.as_ref()));
         let peer = Peer { node, address };
-        let mut connected =
-            match connect::connect(&self.context, &self.key, attempt, &peer, inspected, replace_first).await {
-                Ok(connected) => connected,
-                Err(failure) => return self.fail(failure).await,
-            };
-        let freezer = connected.inspected.container.freezer.clone();
-        let following = match connected.whole.clone() {
-            _ if !replace_first => Err(ON_DISK.to_owned()),
-            Some(reason) => Err(reason),
-            None => precopy::follow(freezer).await,
+        let mut connected = match connect::connect(&self.context, &self.key, attempt, &peer, inspected).await {
+            Ok(connected) => connected,
+            Err(failure) => return self.fail(failure).await,
         };
+        let freezer = connected.inspected.container.freezer.clone();
+        let following = if replace_first { precopy::follow(freezer).await } else { Err(ON_DISK.to_owned()) };
         let (trees, round) = (connected.trees.clone(), connected.round);
         if replace_first {
             connected.sender.set_limit(self.pace.bandwidth_limit);
@@ -193,11 +188,12 @@ impl SourceDriver {
         let Some(((size, rate), timings)) = expected.zip(self.report.timings.as_ref()) else { return };
         if rate > 0.0 && timings.freeze_millis > 0.0 {
             let crossing = Duration::try_from_secs_f64(timings.bytes as f64 / rate).unwrap_or(Duration::MAX);
+            let crossing = crossing.saturating_add(self.placing);
             self.context.beside.learn(size, Duration::from_secs_f64(timings.freeze_millis / 1e3), crossing);
         }
     }
 
-    /// The last rounds before the freeze, at least one, and what the dump can leave out for them.
+    /// The last rounds before the freeze, at least one. Returns what has followed the memory, if anything has.
     ///
     /// # Errors
     /// With the failure to report, also where the attempt is called off meanwhile. Nothing is frozen.
@@ -205,7 +201,7 @@ impl SourceDriver {
         &mut self,
         connected: &mut Connected,
         news: &mut News,
-    ) -> Result<Option<LeftOut>, Failure> {
+    ) -> Result<Option<Followed>, Failure> {
         let Some(mut precopy) = connected.precopy.take() else { return Ok(None) };
         let (go, mut watching) = (Instant::now(), Watching::new(news, connected.attempt));
         // A container's `create` waits, and the application is about to stand still for what is sent from here on.
@@ -222,6 +218,7 @@ impl SourceDriver {
             let progress = precopy.progress(Stage::AtTheGo, beside, left);
             self.report.convergence = convergence(&progress).filter(|_| precopy.follows_memory());
             self.report.pre_copied = Some(pre_copied(progress.rounds));
+            self.placing = estimate(progress.rounds, progress.since, beside).map_or(Duration::ZERO, |one| one.placing);
             match converge::next(&self.pace.aims, &progress) {
                 Decision::Again | Decision::Throttle { .. } => {}
                 Decision::Wait => precopy.rest(),
@@ -231,8 +228,7 @@ impl SourceDriver {
         }
         let (followed, round) = precopy.finish()?;
         connected.round = round;
-        let Some(followed) = followed else { return Ok(None) };
-        LeftOut::of(followed, connected.directory.join(IMAGES)).await.map(Some)
+        Ok(followed)
     }
 }
 
@@ -283,6 +279,7 @@ mod tests {
             exposed: Duration::ZERO,
             held_back: Duration::ZERO,
             all_looked: true,
+            placing: None,
         };
         let rounds = [(7, 2), (3, 1)].map(round);
         assert_eq!(pre_copied(&rounds), PreCopied { rounds: 2, bytes: 10, millis: 3.0 });

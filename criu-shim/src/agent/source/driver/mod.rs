@@ -63,6 +63,8 @@ pub struct SourceDriver {
     entry: Option<SourceEntry>,
     /// What the rounds of this attempt have to keep to.
     pace: Pace,
+    /// How long the target is expected to put files in place in the freeze.
+    placing: Duration,
 }
 
 impl SourceDriver {
@@ -75,7 +77,8 @@ impl SourceDriver {
         };
         let report = SourceReport::new(local.attempt);
         let pace = Pace::new(None, Instant::now());
-        Self { context, key, reporter, report, local, inspected: None, connected: None, entry, pace }
+        let placing = Duration::ZERO;
+        Self { context, key, reporter, report, local, inspected: None, connected: None, entry, pace, placing }
     }
 
     /// Does duties until the Migration is gone.
@@ -137,6 +140,7 @@ impl SourceDriver {
         self.report = SourceReport::new(attempt);
         self.inspected = None;
         self.pace = Pace::new(None, Instant::now());
+        self.placing = Duration::ZERO;
     }
 
     fn reach(&mut self, at: SourceAt, step: SourceStep) {
@@ -230,8 +234,8 @@ impl SourceDriver {
             }
         };
         let expected = self.expected(&connected);
-        let left_out = match self.last_rounds(&mut connected, news).await {
-            Ok(left_out) => left_out,
+        let followed = match self.last_rounds(&mut connected, news).await {
+            Ok(followed) => followed,
             Err(failure) => {
                 self.connected = Some(connected);
                 self.fail(failure).await;
@@ -242,7 +246,7 @@ impl SourceDriver {
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
         let frozen =
-            freeze::freeze(&self.context, &self.key, (connected, left_out), news, &mut self.report, &self.reporter)
+            freeze::freeze(&self.context, &self.key, (connected, followed), news, &mut self.report, &self.reporter)
                 .await;
         let followed = frozen.followed;
         match frozen.decision {

@@ -23,6 +23,8 @@ pub struct RoundSeen {
     pub exposed: Duration,
     /// Whether it was looked at everything before it. Where not, it says nothing about what is written.
     pub all_looked: bool,
+    /// How long the target took to put its files in place, from when it had all of it; none where nobody has waited for that.
+    pub placing: Option<Duration>,
 }
 
 /// What a policy asks of the rounds.

@@ -25,6 +25,7 @@ fn back_to_back(rounds: &[(u64, u64)]) -> Vec<RoundSeen> {
             exposed: exposed(index),
             held_back: Duration::ZERO,
             all_looked: true,
+            placing: None,
         })
         .collect()
 }
@@ -101,6 +102,7 @@ fn whoever_waits_for_quiet_freezes_when_it_has_come() {
         exposed: Duration::from_millis(250),
         held_back: Duration::ZERO,
         all_looked: true,
+        placing: None,
     };
     rounds.extend([quiet; 2]);
     assert!(is_freeze(next(&aims(NonConvergence::WaitForQuiet), &progress(&rounds))));
@@ -186,6 +188,7 @@ fn any_round() -> impl Strategy<Value = RoundSeen> {
         exposed: Duration::from_millis(exposed),
         held_back: Duration::ZERO,
         all_looked: true,
+        placing: None,
     })
 }
 
@@ -286,7 +289,7 @@ proptest! {
         let mut bytes = (mib << 20) as f64;
         let decision = loop {
             let took = Duration::from_secs_f64(bytes / sent);
-            rounds.push(RoundSeen { bytes: bytes as u64, took, exposed, held_back: Duration::ZERO, all_looked: true });
+            rounds.push(RoundSeen { bytes: bytes as u64, took, exposed, held_back: Duration::ZERO, all_looked: true, placing: None });
             let decision = next(&aims(NonConvergence::GiveUp), &progress(&rounds));
             if decision != Decision::Again {
                 break decision;

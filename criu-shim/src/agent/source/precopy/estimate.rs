@@ -22,6 +22,8 @@ pub struct Estimate {
     pub written_per_second: f64,
     /// How long what is written during a round like the last takes to cross, as another round or in the freeze.
     pub crossing: Duration,
+    /// How long the target takes to put in place what crosses then.
+    pub placing: Duration,
     /// How long a freeze takes that begins as soon as another round like the last has landed.
     pub predicted: Duration,
 }
@@ -42,12 +44,21 @@ pub fn estimate(rounds: &[RoundSeen], since: usize, beside: Duration) -> Option<
     let written = written.unwrap_or(first.bytes as f64);
     let crossing = if sent_per_second > 0.0 { written / sent_per_second } else { 0.0 };
     let crossing = Duration::try_from_secs_f64(crossing).unwrap_or(Duration::MAX);
+    let placing = placing(rounds);
     Some(Estimate {
         sent_per_second,
         written_per_second: median(rates).unwrap_or(0.0),
         crossing,
-        predicted: beside.saturating_add(crossing),
+        placing,
+        predicted: beside.saturating_add(crossing).saturating_add(placing),
     })
+}
+
+/// The median of the last rounds of which it is known. Without one, everything is taken to be as fast as the connection.
+fn placing(rounds: &[RoundSeen]) -> Duration {
+    let mut known: Vec<Duration> = rounds.iter().rev().filter_map(|round| round.placing).take(SAMPLES).collect();
+    known.sort();
+    known.get(known.len() / 2).copied().unwrap_or_default()
 }
 
 /// Whether any of `rounds` from number `since` on shows what is written.
@@ -101,6 +112,7 @@ mod tests {
             exposed: millis(exposed),
             held_back: Duration::ZERO,
             all_looked: true,
+            placing: None,
         }
     }
 
@@ -120,6 +132,16 @@ mod tests {
         let busy = [round(1000, 2_000, 0), round(400, 800, 800), round(400, 800, 800), round(400, 800, 800)];
         let lull = [busy[0], busy[1], round(0, 1, 800), round(400, 800, 800)];
         assert_eq!(predicted(&busy), predicted(&lull));
+    }
+
+    #[test]
+    fn files_that_the_target_has_yet_to_put_in_place_are_part_of_the_freeze() {
+        let even = [round(1000, 2_000, 0), round(100, 200, 200), round(100, 200, 200)];
+        let placed = |millis| RoundSeen { placing: Some(Duration::from_millis(millis)), ..even[2] };
+        let slow = [even[0], even[1], placed(300)];
+        assert_eq!(predicted(&slow), predicted(&even) + 300);
+        let burst = [even[0], placed(300), placed(5_000), placed(310)];
+        assert_eq!(predicted(&burst), predicted(&even) + 310);
     }
 
     #[test]
@@ -157,6 +179,7 @@ mod tests {
             exposed: Duration::from_millis(250),
             held_back: Duration::ZERO,
             all_looked: true,
+            placing: None,
         };
         let rounds = [round(500, 1_000, 0), small, small, small];
         let rate = estimate(&rounds, 0, Duration::ZERO).expect("rounds").sent_per_second;
@@ -184,6 +207,7 @@ mod tests {
             exposed: Duration::from_millis(exposed),
             held_back: Duration::ZERO,
             all_looked: true,
+            placing: None,
         })
     }
 
@@ -211,7 +235,7 @@ mod tests {
                 .map(|(took, exposed)| RoundSeen {
                     bytes: rate * exposed * 1_000,
                     took: Duration::from_millis(*took),
-                    exposed: Duration::from_millis(*exposed), held_back: Duration::ZERO, all_looked: true })
+                    exposed: Duration::from_millis(*exposed), held_back: Duration::ZERO, all_looked: true, placing: None })
                 .collect();
             let last = rounds.last().expect("rounds");
             let truth = (rate * 1_000) as f64 * seconds(last.took) * 1e3;

@@ -1,10 +1,11 @@
 //! The processes of one container whose memory is followed while they run.
 
+use super::alike::Alike;
 use super::sent::SentPages;
 use super::shared::{Shared, SharedMemory};
 use crate::agent::transfer::message::Part;
 use crate::causes::chain;
-use crate::criu::{Claim, ObjectId, ProcessId, ranges};
+use crate::criu::{ObjectId, ProcessId, ProcessRange, fitting, ranges};
 use crate::freezer::{Freezer, FreezerError};
 use crate::memory::{AttachError, Attached, Engine, Range, Sent, TrackError};
 use std::path::Path;
@@ -17,6 +18,9 @@ pub enum Unfollowed {
     /// Its processes are not known.
     #[error("list the container's processes")]
     Processes(#[source] FreezerError),
+    /// There is no key for what is remembered of them.
+    #[error("draw a key for digests of memory")]
+    Key(#[source] std::io::Error),
     /// One of them refuses.
     #[error("follow the memory of process {pid}")]
     Attach {
@@ -55,7 +59,9 @@ impl Written {
 pub struct LastLook {
     /// What must still be sent.
     pub written: Vec<Written>,
-    /// What the target has then.
+    /// What the dump leaves out of the processes' own memory, whether there is anything or not.
+    pub withheld: Vec<ProcessRange>,
+    /// What there is of it, all of which the target has then.
     pub copied: Vec<Copied>,
     /// Shared memory that the dump leaves out. What differs in it is still to be found.
     pub shared: Vec<Shared>,
@@ -88,6 +94,8 @@ struct Process {
 pub struct Followed {
     freezer: Freezer,
     processes: Vec<Process>,
+    /// What their pages have in common.
+    alike: Alike,
     /// Those that can't be followed.
     refused: Vec<ProcessId>,
     /// What belongs to none of them.
@@ -100,10 +108,10 @@ impl Followed {
     /// # Errors
     /// Where one can't be followed; none is then.
     pub fn attach(freezer: Freezer) -> Result<Self, Unfollowed> {
-        let mut followed =
-            Self { freezer, processes: Vec::new(), refused: Vec::new(), shared: SharedMemory::default() };
+        let (alike, shared) = (Alike::new().map_err(Unfollowed::Key)?, SharedMemory::default());
+        let mut followed = Self { freezer, processes: Vec::new(), alike, refused: Vec::new(), shared };
         for pid in followed.freezer.pids().map_err(Unfollowed::Processes)? {
-            let process = Process::attach(pid).map_err(|source| Unfollowed::Attach { pid, source })?;
+            let process = Process::attach(pid, &followed.alike).map_err(|source| Unfollowed::Attach { pid, source })?;
             followed.processes.extend(process);
         }
         Ok(followed)
@@ -132,7 +140,7 @@ impl Followed {
             if self.refused.contains(&id) || self.processes.iter().any(|process| process.id == id) {
                 continue;
             }
-            match Process::attach(pid) {
+            match Process::attach(pid, &self.alike) {
                 Ok(process) => self.processes.extend(process),
                 // Not again in every round: each try stops it for a moment.
                 Err(_) => self.refused.push(id),
@@ -180,13 +188,7 @@ impl Followed {
         Ok(self.shared.look(&pids))
     }
 
-    /// What a dump of the processes is told to leave out: everything that a look at the frozen processes might find to
-    /// have been copied. Each of them is settled after the dump.
-    pub fn claims(&self) -> Vec<Claim> {
-        self.processes.iter().map(|process| Claim::everything(process.image_pid)).collect()
-    }
-
-    /// The last look, at processes that are frozen. One that can't be looked at has nothing copied. Blocking.
+    /// The last look, at processes that are frozen. One that can't be looked at is dumped whole. Blocking.
     ///
     /// `begin` is called, with the shared memory that it leaves out, when a dump may begin: it changes nothing of what is
     /// looked at from then on.
@@ -199,9 +201,17 @@ impl Followed {
         for (touched, process) in alive {
             let (pid, image_pid) = (process.id.pid, process.image_pid);
             let seen = process.engine.last_look().unwrap_or_default();
-            let copied = touched.map(|touched| ranges::without(&addresses(&seen.present), &touched));
             look.written.push(process.written(seen.written));
-            look.copied.push(Copied { pid, image_pid, ranges: copied.unwrap_or_default() });
+            let Some(touched) = touched else { continue };
+            let withheld = ranges::without(&addresses(&seen.covered), &touched);
+            look.withheld.extend(ProcessRange::all(pid, &withheld));
+            look.copied.push(Copied { pid, image_pid, ranges: addresses(&seen.present) });
+        }
+        look.withheld = fitting(look.withheld);
+        for Copied { pid, ranges, .. } in &mut look.copied {
+            let withheld: Vec<_> =
+                (look.withheld.iter()).filter(|range| range.pid == *pid).map(|range| range.start..range.end).collect();
+            *ranges = ranges::intersection(ranges, &withheld);
         }
         look
     }
@@ -209,11 +219,11 @@ impl Followed {
 
 impl Process {
     /// None where it has ended meanwhile.
-    fn attach(pid: i32) -> Result<Option<Self>, AttachError> {
+    fn attach(pid: i32, alike: &Alike) -> Result<Option<Self>, AttachError> {
         let Some((id, image_pid)) = ProcessId::now(pid).zip(innermost_pid(pid)) else { return Ok(None) };
         match Engine::attach(pid) {
             Ok(Attached { engine, instead }) => {
-                Ok(Some(Self { id, image_pid, engine, instead, sent: SentPages::default() }))
+                Ok(Some(Self { id, image_pid, engine, instead, sent: alike.process() }))
             }
             Err(_) if !id.is_alive() || has_ended(pid) => Ok(None),
             Err(error) => Err(error),

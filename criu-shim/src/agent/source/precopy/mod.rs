@@ -1,10 +1,11 @@
 //! Pre-copy: rounds of pages and files, while the application runs.
 //!
-//! [`followed`] knows what was written, [`reader`] reads it, [`sent`] knows what of it the target has, [`shared`] does all of
-//! this for shared memory and [`tree`] for files, [`converge`] decides whether another round helps, within what [`pace`]
-//! leaves it. This drives them: a round is sent by a task of its own, so that whoever waits for it can be called away and
-//! come back.
+//! [`followed`] knows what was written, [`reader`] reads it, [`sent`] knows what of it the target has and [`alike`] what is like
+//! something that it has, [`shared`] does all of this for shared memory and [`tree`] for files, [`converge`] decides whether
+//! another round helps, within what [`pace`] leaves it. This drives them: a round is sent by a task of its own, so that
+//! whoever waits for it can be called away and come back.
 
+mod alike;
 pub mod converge;
 pub mod estimate;
 mod followed;
@@ -14,6 +15,7 @@ mod sent;
 mod shared;
 pub mod tree;
 
+pub use alike::Alike;
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
 pub use sent::SentPages;
 pub use shared::{Shared, send_shared};
@@ -26,20 +28,23 @@ use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send::{self, RoundSender, SendError};
 use crate::causes::chain;
-use crate::criu::{ClaimedParent, ObjectId};
+use crate::criu::ObjectId;
 use crate::freezer::Freezer;
 use crate::memory::ReadError;
 use converge::{Progress, RoundSeen, Stage};
 use reader::PageReader;
-use std::path::PathBuf;
 use std::time::Duration;
 use tideover_crds::{Failure, FailureReason};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// Pause between rounds once another would not help: what is written meanwhile crosses before the freeze, and the
 /// application is left alone in between.
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// How long the target may take at the go to put the files of a round in place. What the freeze sends would take as long, while
+/// the application stands still.
+const PLACING_LIMIT: Duration = Duration::from_secs(20);
 
 /// Rounds of one attempt.
 #[derive(Debug)]
@@ -64,6 +69,7 @@ pub struct PreCopy {
     processes: usize,
     /// Bytes that are compared in the freeze.
     compared: u64,
+    answers: Answers,
 }
 
 /// A process of the container may have ended, or been replaced: only the state says who has the trackers.
@@ -75,6 +81,8 @@ enum State {
     Sending { task: JoinHandle<Result<Sent, Failure>>, begun: Instant, answer: Option<Answer> },
     /// The target has to say that it has it.
     Landing { sent: Sent, begun: Instant, answer: Option<Answer> },
+    /// The target has it. At the go it also has to put the files in place: what is not by then is put there in the freeze.
+    Placing { followed: Option<Followed>, seen: RoundSeen, landed: Instant },
     /// It failed: the connection is of no use any more.
     Failed,
 }
@@ -111,6 +119,7 @@ impl PreCopy {
             cpu_percent: 100,
             processes,
             compared: 0,
+            answers: Answers::default(),
         }
     }
 
@@ -129,7 +138,7 @@ impl PreCopy {
                     let at = *at;
                     tokio::select! {
                         () = sleep_until(at) => self.send(sender),
-                        said = verified(receiver) => {
+                        said = self.answers.verified(receiver) => {
                             let message = format!("the target said {said:?} too early");
                             return Err(said.err().unwrap_or_else(|| retryable(FailureReason::TransferFailed, message)));
                         }
@@ -138,7 +147,7 @@ impl PreCopy {
                 State::Sending { task, begun, answer } => {
                     let sent = tokio::select! {
                         sent = task => sent,
-                        said = verified(receiver), if answer.is_none() => {
+                        said = self.answers.verified(receiver), if answer.is_none() => {
                             *answer = Some(said?);
                             continue;
                         }
@@ -151,7 +160,7 @@ impl PreCopy {
                 State::Landing { sent, begun, answer } => {
                     let answer = match answer.take() {
                         Some(answer) => answer,
-                        None => verified(receiver).await?,
+                        None => self.answers.verified(receiver).await?,
                     };
                     let exposed = self.looked.map_or(Duration::ZERO, |before| sent.at - before);
                     let seen = RoundSeen {
@@ -160,6 +169,7 @@ impl PreCopy {
                         held_back: sent.held_back,
                         exposed,
                         all_looked: sent.all_looked,
+                        placing: None,
                     };
                     let expected = (self.round, sent.manifest.digest());
                     let State::Landing { sent, .. } = std::mem::replace(&mut self.state, State::Failed) else {
@@ -174,9 +184,25 @@ impl PreCopy {
                     }
                     self.processes = sent.followed.as_ref().map_or(0, Followed::processes);
                     self.compared = sent.followed.as_ref().map_or(0, Followed::compared_bytes);
+                    self.state = State::Placing { followed: sent.followed, seen, landed: Instant::now() };
+                }
+                State::Placing { landed, .. } => {
+                    let landed = *landed;
+                    let placing = if self.at_the_go {
+                        let placed = timeout_at(landed + PLACING_LIMIT, self.answers.placed(receiver, self.round));
+                        placed.await.unwrap_or_else(|_| Err(not_placed()))?;
+                        Some(landed.elapsed())
+                    } else {
+                        None
+                    };
+                    let State::Placing { followed, seen, .. } = std::mem::replace(&mut self.state, State::Failed)
+                    else {
+                        continue;
+                    };
+                    let seen = RoundSeen { placing, ..seen };
                     self.seen.push(seen);
                     self.round += 1;
-                    self.state = State::Due { followed: sent.followed, at: Instant::now() };
+                    self.state = State::Due { followed, at: Instant::now() };
                     return Ok(seen);
                 }
                 State::Failed => {
@@ -276,37 +302,6 @@ pub async fn follow(freezer: Freezer) -> Result<Followed, String> {
     attached.map_err(|error| chain(&error))?.map_err(|error| chain(&error))
 }
 
-/// Memory that a dump leaves out, because the target has it.
-#[derive(Debug)]
-pub struct LeftOut {
-    /// What knows which that is.
-    pub followed: Followed,
-    /// What makes CRIU leave it out.
-    pub parent: ClaimedParent,
-}
-
-impl LeftOut {
-    /// Makes CRIU's next dump into `images` leave out what is `followed`.
-    ///
-    /// # Errors
-    /// With the failure to report. Nothing is frozen yet.
-    pub async fn of(followed: Followed, images: PathBuf) -> Result<Self, Failure> {
-        let claims = followed.claims();
-        let written = tokio::task::spawn_blocking(move || ClaimedParent::write(&images, claims, uptime())).await;
-        let parent = written.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        let parent = parent.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        Ok(Self { followed, parent })
-    }
-}
-
-/// Time since boot, as CRIU reads it: `/proc/uptime`, whose first field is in seconds.
-fn uptime() -> Duration {
-    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let seconds = text.split_whitespace().next().and_then(|seconds| seconds.parse().ok());
-    // Where it can't be told, CRIU takes every process for a younger one, and dumps all of its memory.
-    Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default()
-}
-
 /// Looks at the frozen processes, and says by `begin` when the dump may begin and what shared memory it leaves out. Where it
 /// does not work at all, the dump can't be completed, and the attempt fails.
 pub async fn last_look(
@@ -370,8 +365,8 @@ async fn send_round(
     Ok(Sent { followed, manifest, at, all_looked, held_back: sender.held_back() - held_back })
 }
 
-/// Sends what was written as parts of a round, but for what the target has as it is. Of processes that are `frozen`, all of
-/// it must be there.
+/// Sends what was written as parts of a round, but for what the target has as it is, or elsewhere. Of processes that are
+/// `frozen`, all of it must be there.
 ///
 /// # Errors
 /// Where the connection is gone or the memory can't be read.
@@ -383,12 +378,7 @@ pub async fn send_pages(
 ) -> Result<(), SendError> {
     for one in written {
         let part = one.part(round);
-        // Of a process that is compared, only what differs comes here.
-        let compared = match one.noted {
-            Some(_) => None,
-            None => one.sent.begin().map_err(|source| SendError::Read { part: part.clone(), source })?,
-        };
-        match PageReader::open(one.pid, one.ranges, one.noted, compared, frozen) {
+        match PageReader::open(one, frozen) {
             Ok(reader) => sending.part(part, reader).await?,
             // It has ended: nothing of it will be dumped.
             Err(ReadError::Open { source, .. }) if !frozen && source.kind() == std::io::ErrorKind::NotFound => {}
@@ -398,11 +388,73 @@ pub async fn send_pages(
     Ok(())
 }
 
-/// The target's answer to a round.
-async fn verified(receiver: &mut LinkReceiver<FromTarget>) -> Result<Answer, Failure> {
+fn not_placed() -> Failure {
+    let limit = PLACING_LIMIT.as_secs();
+    let message = format!("the target has not put the files of the last round in place within {limit} s");
+    retryable(FailureReason::NotConverging, message)
+}
+
+/// What the target says of rounds. When something is in place it says whenever that is, between any two other words.
+#[derive(Debug, Default)]
+struct Answers {
+    /// The last round of which all files are in place.
+    placed: Option<u32>,
+}
+
+impl Answers {
+    /// The target's answer to a round. Dropping the future loses nothing.
+    async fn verified(&mut self, receiver: &mut LinkReceiver<FromTarget>) -> Result<Answer, Failure> {
+        loop {
+            match said(receiver).await? {
+                FromTarget::Verified { round, digest } => return Ok((round, digest)),
+                FromTarget::Placed { round } => self.placed = Some(round),
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// Waits until the files of rounds up to `round` are in place.
+    async fn placed(&mut self, receiver: &mut LinkReceiver<FromTarget>, round: u32) -> Result<(), Failure> {
+        while self.placed.is_none_or(|placed| placed < round) {
+            match said(receiver).await? {
+                FromTarget::Placed { round } => self.placed = Some(round),
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn said(receiver: &mut LinkReceiver<FromTarget>) -> Result<FromTarget, Failure> {
     match receiver.next().await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))? {
-        Incoming::Message(FromTarget::Verified { round, digest }) => Ok((round, digest)),
         Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
-        other => Err(retryable(FailureReason::TransferFailed, format!("the target answered {other:?}"))),
+        Incoming::Message(message) => Ok(message),
+        Incoming::Data(_) => Err(retryable(FailureReason::TransferFailed, "the target sent data")),
+    }
+}
+
+fn unexpected(said: &FromTarget) -> Failure {
+    retryable(FailureReason::TransferFailed, format!("the target answered {said:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::transfer::link;
+
+    #[tokio::test]
+    async fn files_that_are_in_place_are_heard_of_between_other_words_and_waited_for_by_their_round() {
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let (_source, mut heard) = link::open::<_, FromSource, FromTarget>(here);
+        let (target, _heard) = link::open::<_, FromTarget, FromSource>(there);
+        let mut answers = Answers::default();
+        target.say(&FromTarget::Placed { round: 1 }).await.expect("say");
+        target.say(&FromTarget::Verified { round: 2, digest: "d".into() }).await.expect("say");
+        assert_eq!(answers.verified(&mut heard).await.expect("verified"), (2, "d".to_owned()));
+        answers.placed(&mut heard, 1).await.expect("heard before");
+        let early = tokio::time::timeout(Duration::from_millis(20), answers.placed(&mut heard, 2)).await;
+        early.expect_err("only an earlier round is in place");
+        target.say(&FromTarget::Placed { round: 2 }).await.expect("say");
+        answers.placed(&mut heard, 2).await.expect("in place");
     }
 }

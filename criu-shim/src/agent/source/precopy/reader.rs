@@ -1,10 +1,10 @@
 //! The pages of one process as the stream that crosses, read while the process runs or is frozen.
 
+use super::followed::Written;
 use super::sent::SentPages;
-use crate::agent::transfer::pages::{HEADER, MAX_PAGES, PAGE, encode};
-use crate::memory::{MemoryReader, Piece, Range, ReadError, Sent};
+use crate::agent::transfer::pages::{Crossing, HEADER, MAX_PAGES, PAGE, Place, encode, is_zero};
+use crate::memory::{MemoryReader, Piece, Range, ReadError, Sharing};
 use std::io::{Error, Read};
-use std::sync::{Arc, Mutex};
 use std::vec::IntoIter;
 
 /// The least room that pages can be read into.
@@ -18,38 +18,62 @@ const LEAST: usize = HEADER + PAGE;
 #[derive(Debug)]
 pub struct PageReader {
     frozen: bool,
+    image_pid: i32,
     memory: MemoryReader,
+    sharing: Sharing,
     ranges: IntoIter<Range>,
     rest: Range,
-    /// What tells which pages the target has as they are, if anything does.
-    sent: Option<SentPages>,
+    /// What tells which pages the target has as they are, and which are like others.
+    sent: SentPages,
+    /// The former is asked.
+    compares: bool,
     /// A page that did not fit into what it was asked for, and how much of it was given.
     page: Vec<u8>,
     given: usize,
 }
 
 impl PageReader {
-    /// For process `pid`, as the caller's `/proc` names it. What is read is noted in `noted`, and what is known from `sent` is
-    /// left out.
+    /// For what one process has written. What the target has is left out where that is worth its time.
     ///
     /// # Errors
     /// Where its memory may not be read, or it has ended.
-    pub fn open(
-        pid: i32,
-        ranges: Vec<Range>,
-        noted: Option<Arc<Mutex<Sent>>>,
-        sent: Option<SentPages>,
-        frozen: bool,
-    ) -> Result<Self, ReadError> {
+    pub fn open(written: Written, frozen: bool) -> Result<Self, ReadError> {
+        let Written { pid, image_pid, ranges, noted, sent } = written;
+        // Of a process that is compared, only what differs comes here.
+        let compares = noted.is_none() && sent.begin();
         Ok(Self {
             frozen,
+            image_pid,
             memory: MemoryReader::open(pid)?.noting(noted),
+            sharing: Sharing::open(pid)?,
             ranges: ranges.into_iter(),
             rest: Range { start: 0, end: 0 },
             sent,
+            compares,
             page: Vec::new(),
             given: 0,
         })
+    }
+
+    /// How these pages cross, which are sent now. `read` are their addresses.
+    fn crossings(&self, read: Range, pages: &[u8]) -> Vec<Crossing> {
+        let (alike, shared) = (self.sent.alike(), self.sharing.shared(read));
+        let (mut digests, mut known) = (Vec::new(), 0);
+        if self.compares {
+            digests = pages.chunks_exact(PAGE).map(|page| alike.digest(page)).collect();
+            known = self.sent.known(read.start, &digests);
+        }
+        let mut listed = alike.listed();
+        let crossing = |(index, page): (usize, &[u8])| {
+            if known >> index & 1 == 1 {
+                return Crossing::LeftOut;
+            }
+            let place = Place { pid: self.image_pid, address: read.start + (index * PAGE) as u64 };
+            let looked_at = shared >> index & 1 == 1 && !is_zero(page);
+            let digest = looked_at.then(|| digests.get(index).copied().unwrap_or_else(|| alike.digest(page)));
+            listed.send(place, digest).map_or(Crossing::Content, Crossing::Copy)
+        };
+        pages.chunks_exact(PAGE).enumerate().map(crossing).collect()
     }
 
     /// Reads the next pages to where they are wanted, and encodes them there: at least [`LEAST`] bytes. Returns how many of
@@ -64,8 +88,8 @@ impl PageReader {
                         return Err(Error::other(format!("a part of a page was read at {:#x}", read.start)));
                     }
                     let read_pages = &buffer[HEADER..HEADER + pages * PAGE];
-                    let known = self.sent.as_ref().map_or(0, |sent| sent.known(read.start, read_pages));
-                    match encode(buffer, read.start, pages, known) {
+                    let crossings = self.crossings(read, read_pages);
+                    match encode(buffer, read.start, &crossings) {
                         0 => {}
                         length => return Ok(length),
                     }
@@ -109,9 +133,15 @@ impl Read for PageReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::source::precopy::Alike;
     use crate::agent::transfer::pages::Decoder;
     use crate::agent::transfer::pages::tests::Memory;
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+    /// All of `ranges` of this process.
+    fn own(ranges: Vec<Range>, sent: SentPages) -> Written {
+        Written { pid: std::process::id().cast_signed(), image_pid: 1, ranges, noted: None, sent }
+    }
 
     #[test]
     fn what_is_mapped_is_read_and_what_is_not_is_passed_over_unless_the_process_is_frozen() {
@@ -130,10 +160,10 @@ mod tests {
         let begin = base as u64;
         let ranges = vec![Range { start: begin, end: begin + (PAGES * PAGE) as u64 }];
         let mut stream = Vec::new();
-        let own = std::process::id() as i32;
-        let mut reader = PageReader::open(own, ranges.clone(), None, None, false).expect("this process");
+        let alike = Alike::new().expect("a key");
+        let mut reader = PageReader::open(own(ranges.clone(), alike.process()), false).expect("this process");
         reader.read_to_end(&mut stream).expect("its memory");
-        let mut frozen = PageReader::open(own, ranges, None, None, true).expect("this process");
+        let mut frozen = PageReader::open(own(ranges, alike.process()), true).expect("this process");
         assert!(frozen.read_to_end(&mut Vec::new()).is_err(), "a page was passed over");
         // SAFETY: the same mapping, of which nothing is used any more.
         unsafe { munmap(base, PAGES * PAGE).expect("unmap") };
@@ -153,14 +183,12 @@ mod tests {
         let mut area = vec![0_u8; (PAGES + 1) * PAGE];
         let begin = (area.as_ptr() as u64).next_multiple_of(PAGE as u64);
         let first = (begin - area.as_ptr() as u64) as usize;
-        let own = std::process::id() as i32;
-        let sent = SentPages::default();
+        let sent = Alike::new().expect("a key").process();
         let round = |area: &[u8]| {
             let pages = area.len() / PAGE - 1;
             let ranges = vec![Range { start: begin, end: begin + (pages * PAGE) as u64 }];
-            let compared = sent.begin().expect("a key");
             let mut stream = Vec::new();
-            let mut reader = PageReader::open(own, ranges, None, compared, true).expect("this process");
+            let mut reader = PageReader::open(own(ranges, sent.clone()), true).expect("this process");
             reader.read_to_end(&mut stream).expect("its memory");
             let (mut decoder, mut memory) = (Decoder::default(), Memory::default());
             decoder.take(&stream, &mut memory).expect("a stream");

@@ -1,7 +1,7 @@
 //! The shared memory of one container, copied while its processes run.
 
 use crate::agent::transfer::message::Part;
-use crate::agent::transfer::pages::{HEADER, MAX_PAGES, PAGE, encode};
+use crate::agent::transfer::pages::{Crossing, HEADER, MAX_PAGES, PAGE, encode};
 use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::criu::{MOST_WITHHELD, ObjectId, SharedError, shared};
 use crate::memory::Range;
@@ -183,7 +183,7 @@ impl SharedReader {
         let length = (MAX_PAGES * PAGE).min(usize::try_from(self.rest.len()).unwrap_or(usize::MAX));
         let pages = &mut self.stream[HEADER..HEADER + length];
         self.object.lock().unwrap_or_else(PoisonError::into_inner).take(self.rest.start, pages)?;
-        self.filled = encode(&mut self.stream, self.rest.start, length / PAGE, 0);
+        self.filled = encode(&mut self.stream, self.rest.start, &[Crossing::Content; MAX_PAGES][..length / PAGE]);
         self.rest.start += length as u64;
         Ok(true)
     }

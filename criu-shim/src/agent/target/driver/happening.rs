@@ -26,8 +26,7 @@ impl TargetDriver {
             Event::Round { .. } => {}
             Event::Create { create, answer } => self.asked = Some((create, answer)),
             Event::Relay { token, stage, line, criu } => self.relay_came(&token, stage, line, criu).await,
-            Event::Placed { token, result } if self.is_current(&token) => self.were_placed(result).await,
-            Event::Placed { .. } => {}
+            Event::Placed { number, result } => self.were_placed(number, result).await,
             Event::Held { token } if self.is_current(&token) => self.held().await,
             Event::Held { .. } => {}
             Event::Ended { token, success, message, heard } if self.is_current(&token) => {
@@ -60,6 +59,7 @@ impl TargetDriver {
                 self.relay = None;
                 self.local.waiting = false;
                 self.local.held = false;
+                self.placing.leave_container();
             }
             Event::RelayLost { .. } => {}
         }
@@ -153,6 +153,7 @@ impl TargetDriver {
                 match round.kind {
                     RoundKind::Early => {
                         self.early = true;
+                        self.placing.landed(round.number);
                         if self.local.waiting {
                             self.place_what_landed();
                         }

@@ -17,6 +17,7 @@ use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
 use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use tideover_crds::{FailureReason, Migration, TargetStep};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -266,7 +267,7 @@ impl TargetDriver {
         let (context, directory) = (self.context.clone(), self.rehearsal_directory());
         let placed = tokio::task::spawn_blocking(move || {
             verify_images(&directory)?;
-            stage::place_files(&context, &directory, &restore, &mut Placed::default())
+            stage::place_files(&context, &directory, &restore, &mut Placed::default(), &AtomicBool::new(false))
         });
         match placed.await.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error)))) {
             Ok(()) => {

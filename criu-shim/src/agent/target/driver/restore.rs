@@ -14,6 +14,7 @@ use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
 use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim, has_ran_mark};
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, Strategy, TargetStep};
@@ -74,8 +75,14 @@ impl TargetDriver {
         self.restore_limits();
         self.write_journal(TargetEntry { restore: Some(restore.clone()), ..TargetEntry::default() }).await?;
         self.registry.add_token(&restore.token, &self.key.uid);
-        // Another container has other places.
-        self.stop_placing().await;
+        // Another container has another layer. The volumes are the pod's: what is put there goes on, and stays, because kubelet
+        // gives one `create` two minutes. But where CRIU was released, it may have left something in them.
+        let same_pod = self.restore.as_ref().is_some_and(|before| before.pod_uid == restore.pod_uid);
+        if same_pod && !self.local.released {
+            self.placing.leave_container();
+        } else {
+            self.stop_placing().await;
+        }
         self.restore = Some(restore);
         self.running = true;
         self.refused = false;
@@ -157,7 +164,7 @@ impl TargetDriver {
             // At every try: what counts is what CRIU is about to read, and after a commit it may have lain there for long.
             verify_images(&directory)?;
             let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
-            stage::place_files(&context, &directory, &restore, &mut archives)?;
+            stage::place_files(&context, &directory, &restore, &mut archives, &AtomicBool::new(false))?;
             memory::to_come(&directory)
         });
         let placed = placed.await;

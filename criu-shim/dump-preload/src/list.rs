@@ -1,0 +1,134 @@
+//! The list: memory that its writer shares with this process.
+//!
+//! Words of 64 bits in the machine's order: how far the ranges have come ([`TO_COME`], [`HERE`], or nothing is asked for), the
+//! number of objects, the number of ranges; from [`OBJECTS_AT`] on device and inode of each object, from [`RANGES_AT`] on process,
+//! first address and end of each range, by process and address. Objects are there before the dump is asked for; the ranges may
+//! come while it is under way.
+
+use std::ffi::{CStr, c_int};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Length of the list, bytes. A file of another length is none.
+const LENGTH: usize = 1 << 20;
+const WORDS: usize = LENGTH / size_of::<u64>();
+const OBJECTS_AT: usize = 3;
+const MOST_OBJECTS: usize = 4095;
+const RANGES_AT: usize = OBJECTS_AT + 2 * MOST_OBJECTS;
+const MOST_RANGES: usize = (WORDS - RANGES_AT) / 3;
+
+/// Ranges will come.
+const TO_COME: u64 = 1;
+/// Ranges are here.
+const HERE: u64 = 2;
+
+/// How often it is looked for ranges that are to come, and how long. Without them, everything is dumped.
+const LOOK: Duration = Duration::from_micros(20);
+const LOOKS: u32 = 50_000;
+
+/// Objects by device and inode, and ranges by process.
+pub(crate) struct List {
+    words: &'static [AtomicU64; WORDS],
+    /// Whether the ranges came, once that is known.
+    here: OnceLock<bool>,
+}
+
+/// Ranges of one process.
+#[derive(Clone, Copy)]
+pub(crate) struct Ranges {
+    words: &'static [AtomicU64],
+}
+
+impl List {
+    /// The list whose descriptor `variable` names, which is closed then.
+    pub(crate) fn inherited(variable: &CStr) -> Option<Self> {
+        // SAFETY: a C string; what is returned is one too, and is read before anybody changes the environment.
+        let value = unsafe {
+            let value = libc::getenv(variable.as_ptr());
+            if value.is_null() {
+                return None;
+            }
+            CStr::from_ptr(value)
+        };
+        let descriptor: c_int = value.to_str().ok()?.parse().ok()?;
+        let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: `stat` is read only where the kernel has written it. A new mapping at an address that the kernel chooses; the
+        // descriptor was handed over to be used here.
+        unsafe {
+            if libc::fstat(descriptor, stat.as_mut_ptr()) != 0 || stat.assume_init().st_size != LENGTH as i64 {
+                return None;
+            }
+            let (read, shared) = (libc::PROT_READ, libc::MAP_SHARED);
+            let memory = libc::mmap(std::ptr::null_mut(), LENGTH, read, shared, descriptor, 0);
+            libc::close(descriptor);
+            // The mapping is as long as the file, whole words, never unmapped, and changes under atomics only.
+            (memory != libc::MAP_FAILED).then(|| Self { words: &*memory.cast(), here: OnceLock::new() })
+        }
+    }
+
+    /// Whether an object is left out.
+    pub(crate) fn has(&self, device: u64, inode: u64) -> bool {
+        let objects = &self.words[OBJECTS_AT..RANGES_AT];
+        let pairs = objects.chunks_exact(2).take(count(&self.words[1]));
+        pairs
+            .into_iter()
+            .any(|pair| pair[0].load(Ordering::Relaxed) == device && pair[1].load(Ordering::Relaxed) == inode)
+    }
+
+    /// Whether there are ranges, or there will be.
+    pub(crate) fn withholds_memory(&self) -> bool {
+        self.words[0].load(Ordering::Relaxed) != 0
+    }
+
+    /// What is left out of `process`. Waits for it, but once: what was dumped while nothing was known can't be left out.
+    pub(crate) fn memory(&self, process: u64) -> Ranges {
+        let is_to_come = || self.words[0].load(Ordering::Acquire) == TO_COME;
+        let here = self.here.get_or_init(|| {
+            let waits = (0..LOOKS).take_while(|_| is_to_come());
+            waits.for_each(|_| std::thread::sleep(LOOK));
+            self.words[0].load(Ordering::Acquire) == HERE
+        });
+        let words = 3 * if *here { count(&self.words[2]).min(MOST_RANGES) } else { 0 };
+        let all = Ranges { words: &self.words[RANGES_AT..RANGES_AT + words] };
+        let begin = all.first(|range| range.0 >= process);
+        let end = all.first(|range| range.0 > process);
+        Ranges { words: &all.words[3 * begin..3 * end] }
+    }
+}
+
+impl Ranges {
+    #[cfg(test)]
+    pub(crate) fn of(words: &'static [AtomicU64]) -> Self {
+        Self { words }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// The first range that ends after `address`: its first address and its end.
+    pub(crate) fn after(&self, address: u64) -> Option<(u64, u64)> {
+        let number = self.first(|range| range.2 > address);
+        (number < self.words.len() / 3).then(|| self.number(number)).map(|(_, start, end)| (start, end))
+    }
+
+    /// Number of the first range for which `holds`, which it does for all that follow.
+    fn first(&self, holds: impl Fn((u64, u64, u64)) -> bool) -> usize {
+        let (mut low, mut high) = (0, self.words.len() / 3);
+        while low < high {
+            let middle = low.midpoint(high);
+            if holds(self.number(middle)) { high = middle } else { low = middle + 1 }
+        }
+        low
+    }
+
+    fn number(&self, number: usize) -> (u64, u64, u64) {
+        let word = |at: usize| self.words[3 * number + at].load(Ordering::Relaxed);
+        (word(0), word(1), word(2))
+    }
+}
+
+fn count(word: &AtomicU64) -> usize {
+    usize::try_from(word.load(Ordering::Acquire)).unwrap_or(usize::MAX)
+}
