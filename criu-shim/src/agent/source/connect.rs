@@ -5,26 +5,23 @@ use crate::agent::failure::retryable;
 use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::source::cpu::SourceCpu;
+use crate::agent::source::dial::Dial;
 use crate::agent::source::precopy::{PreCopy, Trees};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::transfer::link::{self, Incoming, LinkReceiver, LinkSender};
-use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part, Preamble, VERSION};
+use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send;
-use crate::agent::transfer::wire;
 use crate::causes::chain;
 use crate::criu::{Bundle, Place, WarmCriu, descriptors};
 use crate::supervised::program::{self, Program};
-use rustls::pki_types::ServerName;
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tideover_crds::{Failure, FailureReason, names};
-use tokio::net::TcpStream;
+use tideover_crds::{Failure, FailureReason};
 
 /// How long connecting, the handshake and the answer to the preamble may take together.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -107,24 +104,10 @@ async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer, byte
             format!("the agent of node {} at {}: {what}", peer.node, peer.address),
         )
     };
-    let address: SocketAddr =
-        peer.address.parse().map_err(|_| unreachable("the address is not of the form ip:port".to_owned()))?;
-    let name = ServerName::try_from(names::agent_identity(&peer.node)).map_err(|error| unreachable(chain(&error)))?;
-    let mut identity = context.identity.clone();
+    let mut dial = Dial::new(context, key, attempt, peer).map_err(unreachable)?;
     let talk = async {
-        let tls = identity.wait_for(Option::is_some).await.ok().and_then(|tls| tls.clone());
-        let tls = tls.ok_or_else(|| unreachable("this node gets no certificate".into()))?;
-        let stream = TcpStream::connect(address).await.map_err(|error| unreachable(chain(&error)))?;
-        let stream = wire::connect(stream, &tls, name).await.map_err(|error| unreachable(chain(&error)))?;
-        let (sender, mut receiver) = link::open::<_, FromSource, FromTarget>(stream);
-        let preamble = Preamble {
-            version: VERSION,
-            migration: key.uid.clone(),
-            attempt,
-            source_node: context.settings.node_name.clone(),
-            bytes,
-        };
-        sender.say(&FromSource::Preamble(preamble)).await.map_err(|error| unreachable(chain(&error)))?;
+        let stream = dial.begin(&context.settings.node_name, bytes).await.map_err(unreachable)?;
+        let (sender, mut receiver) = link::open_lasting::<_, FromSource, FromTarget>(stream, dial);
         match receiver.next().await.map_err(|error| unreachable(chain(&error)))? {
             Incoming::Message(FromTarget::Accepted) => Ok((sender, receiver)),
             Incoming::Message(FromTarget::Refused { message }) => Err(unreachable(message)),

@@ -66,6 +66,8 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         attempt, directory, inspected, bundle, criu, trees, sender, mut receiver, round, precopy, cpu, ..
     } = connected;
     let request = round::dump_request(&inspected, bundle, &directory, news);
+    // The pause has a limit, and what follows on this connection is only the freeze.
+    sender.renew_no_more();
     let (link, proof) = CutLink::take(sender);
     let mut watching = Watching::within(news, attempt, PAUSE_LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };

@@ -62,6 +62,8 @@ pub async fn freeze(
 ) -> Frozen {
     let Connected { attempt, directory, inspected, bundle, criu, trees, sender, mut receiver, round, cpu, .. } =
         connected;
+    // Frozen, the application is better off with a roll-back than with a wait for another connection.
+    sender.renew_no_more();
     let mut request = round::dump_request(&inspected, bundle, &directory, news);
     if followed.is_some() {
         request.options.memory = Memory::ButWithheld;

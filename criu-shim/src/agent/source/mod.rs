@@ -6,6 +6,7 @@ pub mod connect;
 pub mod container;
 pub mod cpu;
 pub mod cut;
+mod dial;
 pub mod driver;
 pub mod freeze;
 pub mod frozen;

@@ -1,8 +1,11 @@
 //! What happens to a target: things that the source, the shim and the relay do.
 
+use crate::agent::transfer::hello::GoOn;
 use crate::agent::transfer::link::{LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, Preamble};
 use crate::agent::transfer::receive::{ReceiveError, Round};
+use crate::agent::transfer::session::Renewed;
+use crate::agent::transfer::wire::TargetStream;
 use crate::local::{Create, RelayStage, ToRelay, ToShim};
 use tideover_crds::Failure;
 use tokio::sync::{mpsc, oneshot};
@@ -12,6 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 pub enum Event {
     /// A source has connected and said what for.
     Source(Arrival),
+    /// A source that has lost its connection has made another.
+    Again(Box<Return>),
     /// A round has landed, or receiving has failed.
     Round {
         /// Attempt whose connection it came by.
@@ -92,4 +97,17 @@ pub struct Arrival {
     pub sender: LinkSender<FromTarget>,
     /// From it.
     pub receiver: LinkReceiver<FromSource>,
+    /// Takes the connections that follow on this one.
+    pub again: mpsc::Sender<Renewed<TargetStream>>,
+}
+
+/// A source that has connected again. Its certificate is verified, its claim is not.
+#[derive(Debug)]
+pub struct Return {
+    /// Names in its certificate.
+    pub names: Vec<String>,
+    /// What it says it goes on with.
+    pub link: GoOn,
+    /// The connection. It waits for an answer.
+    pub stream: TargetStream,
 }

@@ -1,11 +1,13 @@
-//! Takes connections of other agents: TLS, the preamble, and then they belong to their Migration's task.
+//! Takes connections of other agents: TLS, what they are for, and then they belong to their Migration's task.
 
 use crate::agent::context::Context;
 use crate::agent::identity::peer_names;
-use crate::agent::target::event::{Arrival, Event};
+use crate::agent::target::event::{Arrival, Event, Return};
 use crate::agent::target::registry::Registry;
-use crate::agent::transfer::link::{self, Incoming};
-use crate::agent::transfer::message::{FromSource, FromTarget};
+use crate::agent::transfer::hello::{self, Hello};
+use crate::agent::transfer::link;
+use crate::agent::transfer::message::FromTarget;
+use crate::agent::transfer::session::Awaited;
 use crate::agent::transfer::wire;
 use crate::causes::chain;
 use std::net::SocketAddr;
@@ -13,15 +15,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, info, warn};
 
-/// Connections that may be between "accepted" and "preamble read" at once.
+/// Connections that may be between "accepted" and "introduced" at once.
 const MAX_STRANGERS: usize = 32;
-/// How long handshake and preamble may take together.
+/// How long the handshake and what is said first may take together.
 const INTRODUCTION_LIMIT: Duration = Duration::from_secs(5);
 /// Pause after accepting has failed, which happens when descriptors run out.
 const AGAIN: Duration = Duration::from_millis(200);
+/// How long a source that was lost may take to come again: somewhat longer than it tries.
+const AGAIN_LIMIT: Duration = Duration::from_secs(30);
+/// Connections of one source that may wait to take the place of the one before. The last of them counts.
+const AHEAD: usize = 4;
 
 /// Why nobody can connect.
 #[derive(Debug, Error)]
@@ -46,12 +52,20 @@ enum StrangerError {
     Handshake(#[source] std::io::Error),
     #[error("read the names in its certificate")]
     Names(#[source] crate::agent::identity::TlsError),
-    #[error("read its preamble")]
+    #[error("read what it comes for")]
     Link(#[from] link::LinkError),
-    #[error("its first message was no preamble")]
-    NoPreamble,
+    #[error("it did not say what it comes for")]
+    NoHello,
     #[error("it took longer than {} s to introduce itself", INTRODUCTION_LIMIT.as_secs())]
     Slow,
+}
+
+/// Who has connected.
+enum Introduced {
+    /// A source with its first connection.
+    New(Box<Arrival>),
+    /// One that has lost it.
+    Known(Box<Return>),
 }
 
 /// Binds the address at which other agents reach this one.
@@ -81,22 +95,35 @@ pub async fn serve(context: Arc<Context>, registry: Registry, listener: TcpListe
             let introduced = tokio::time::timeout(INTRODUCTION_LIMIT, introduce(&context, stream)).await;
             drop(permit);
             match introduced.unwrap_or(Err(StrangerError::Slow)) {
-                Ok(arrival) => hand_over(&registry, peer, arrival).await,
+                Ok(Introduced::New(arrival)) => hand_over(&registry, peer, *arrival).await,
+                Ok(Introduced::Known(returned)) => hand_on(&registry, peer, returned).await,
                 Err(error) => debug!(%peer, error = %chain(&error), "connection refused"),
             }
         });
     }
 }
 
-async fn introduce(context: &Context, stream: TcpStream) -> Result<Arrival, StrangerError> {
+async fn introduce(context: &Context, stream: TcpStream) -> Result<Introduced, StrangerError> {
     let tls = context.identity.borrow().clone().ok_or(StrangerError::NoIdentity)?;
-    let stream = wire::accept(stream, &tls).await.map_err(StrangerError::Handshake)?;
+    let mut stream = wire::accept(stream, &tls).await.map_err(StrangerError::Handshake)?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let names = certificate.map_or(Ok(Vec::new()), peer_names).map_err(StrangerError::Names)?;
-    let (sender, mut receiver) = link::open::<_, FromTarget, FromSource>(stream);
-    match receiver.next().await? {
-        Incoming::Message(FromSource::Preamble(preamble)) => Ok(Arrival { names, preamble, sender, receiver }),
-        _ => Err(StrangerError::NoPreamble),
+    match hello::hear(&mut stream).await?.ok_or(StrangerError::NoHello)? {
+        Hello::Begin(preamble) => {
+            let (again, connections) = mpsc::channel(AHEAD);
+            let (sender, receiver) = link::open_lasting(stream, Awaited { connections, limit: AGAIN_LIMIT });
+            Ok(Introduced::New(Box::new(Arrival { names, preamble, sender, receiver, again })))
+        }
+        Hello::GoOn(link) => Ok(Introduced::Known(Box::new(Return { names, link, stream }))),
+    }
+}
+
+async fn hand_on(registry: &Registry, peer: SocketAddr, returned: Box<Return>) {
+    let uid = returned.link.migration.clone();
+    info!(%peer, names = ?returned.names, migration = uid, attempt = returned.link.attempt, "source connected again");
+    if let Some(target) = registry.target(&uid) {
+        // A task that has ended drops the connection, and the source tries again or gives up.
+        target.send(Event::Again(returned)).await.ok();
     }
 }
 

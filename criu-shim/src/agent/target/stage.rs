@@ -10,6 +10,7 @@ use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::files::unpack::unpack;
 use crate::agent::journal::RestoreEntry;
+use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::manifest::Landed;
 use crate::agent::transfer::message::FILES;
 use crate::agent::transfer::stored::{self, StoredError};
@@ -146,7 +147,7 @@ fn put(
     let unpacked = unpack(&mut archive);
     // Also where it could not be unpacked: that it is another one is the better reason then.
     std::io::copy(&mut archive, &mut std::io::sink()).map_err(unreadable)?;
-    if archive.into_inner().hasher.finalize() != landed.digest {
+    if Digest::from(archive.into_inner().hasher.finalize()) != landed.digest {
         let file = format!("{FILES}/{}", path.file_name().unwrap_or_default().to_string_lossy());
         return Err(retryable(FailureReason::Corrupted, chain(&StoredError::Digest { file })));
     }
@@ -201,13 +202,14 @@ mod tests {
     use super::*;
     use crate::agent::files::archive::{self, Attributes, Shape};
     use crate::agent::files::listing::TreePath;
+    use crate::agent::transfer::hashing::Digest;
     use crate::agent::transfer::manifest::Manifest;
     use crate::agent::transfer::message::Part;
 
     fn put_bytes(bytes: &[u8], landed: &[u8], off: bool) -> Result<Vec<u8>, Failure> {
         let archive = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(archive.path(), bytes).expect("write");
-        let landed = Landed { bytes: landed.len() as u64, digest: blake3::hash(landed) };
+        let landed = Landed { bytes: landed.len() as u64, digest: blake3::hash(landed).into() };
         let mut used = Vec::new();
         put(archive.path(), &landed, &[&AtomicBool::new(false), &AtomicBool::new(off)], |archive| {
             archive
@@ -242,7 +244,7 @@ mod tests {
             archive::end(&mut bytes);
             let (place, name) = part.place().expect("a name").expect("a file");
             std::fs::write(directory.path().join(place).join(name), &bytes).expect("write");
-            let landed = Landed { bytes: bytes.len() as u64, digest: blake3::hash(&bytes) };
+            let landed = Landed { bytes: bytes.len() as u64, digest: Digest::File(blake3::hash(&bytes)) };
             assert!(manifest.add(part, landed));
         }
         stored::store(directory.path(), &manifest).expect("store");

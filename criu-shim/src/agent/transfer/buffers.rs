@@ -3,11 +3,13 @@
 //! A transfer fills thousands of them a second. Fresh memory for each would be paid for page by page.
 
 use crate::agent::transfer::frame::MAX_DATA;
+use crate::agent::transfer::outgoing::WINDOW;
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Most buffers that are kept for later; with [`MAX_DATA`] this bounds what an idle connection holds.
-const KEPT: usize = 16;
+/// Most buffers that are kept for later: what may be on its way or kept to be sent again, and what is being filled. With
+/// [`MAX_DATA`] this bounds what an idle connection holds.
+const KEPT: usize = WINDOW + 8;
 
 /// Where used buffers wait. Clones share them.
 #[derive(Clone, Debug, Default)]

@@ -11,9 +11,12 @@ pub const MAX_CONTROL: usize = 64 << 10;
 /// fills 16 of TLS's records.
 pub const MAX_DATA: usize = (256 << 10) - HEADER;
 const HEADER: usize = 5;
+const COUNT: usize = 8;
 
 const KIND_CONTROL: u8 = 1;
 const KIND_DATA: u8 = 2;
+const KIND_TAKEN: u8 = 3;
+const KIND_END: u8 = 4;
 
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,11 @@ pub enum Frame {
     Control(Bytes),
     /// Bytes of the file that was begun last.
     Data(Bytes),
+    /// How many control and data frames of the peer were taken, on all connections of the link: 8 bytes, big endian. It is the
+    /// sign of life too.
+    Taken(u64),
+    /// Nothing follows. A connection that ends without it was lost.
+    End,
 }
 
 /// Why a frame could not be read or written.
@@ -44,6 +52,9 @@ pub enum FrameError {
         /// Limit of its kind, bytes.
         limit: usize,
     },
+    /// Shorter than its kind is.
+    #[error("the peer sent a count of {0} bytes")]
+    TooShort(usize),
 }
 
 /// Reads one frame, data into one of `buffers`; `None` at a clean end between two frames. The length is checked before
@@ -59,21 +70,30 @@ pub async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R, buffers: &Buffers)
     let limit = match kind[0] {
         KIND_CONTROL => MAX_CONTROL,
         KIND_DATA => MAX_DATA,
+        KIND_TAKEN => COUNT,
+        KIND_END => 0,
         other => return Err(FrameError::Kind(other)),
     };
     let length = reader.read_u32().await.map_err(FrameError::Read)? as usize;
     if length > limit {
         return Err(FrameError::TooLong { length, limit });
     }
-    if kind[0] == KIND_CONTROL {
-        let mut message = vec![0; length];
-        reader.read_exact(&mut message).await.map_err(FrameError::Read)?;
-        return Ok(Some(Frame::Control(message.into())));
+    match kind[0] {
+        KIND_CONTROL => {
+            let mut message = vec![0; length];
+            reader.read_exact(&mut message).await.map_err(FrameError::Read)?;
+            Ok(Some(Frame::Control(message.into())))
+        }
+        KIND_TAKEN if length < COUNT => Err(FrameError::TooShort(length)),
+        KIND_TAKEN => Ok(Some(Frame::Taken(reader.read_u64().await.map_err(FrameError::Read)?))),
+        KIND_END => Ok(Some(Frame::End)),
+        _ => {
+            let mut buffer = buffers.take();
+            reader.read_exact(&mut buffer.spare()[..length]).await.map_err(FrameError::Read)?;
+            buffer.fill(length);
+            Ok(Some(Frame::Data(buffer.freeze())))
+        }
     }
-    let mut buffer = buffers.take();
-    reader.read_exact(&mut buffer.spare()[..length]).await.map_err(FrameError::Read)?;
-    buffer.fill(length);
-    Ok(Some(Frame::Data(buffer.freeze())))
 }
 
 /// Writes one frame, without flushing.
@@ -81,9 +101,15 @@ pub async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R, buffers: &Buffers)
 /// # Errors
 /// Where the stream fails, or the payload is longer than its kind may be.
 pub async fn write_frame<W: AsyncWrite + Unpin>(writer: &mut W, frame: &Frame) -> Result<(), FrameError> {
+    let count;
     let (kind, payload, limit) = match frame {
-        Frame::Control(payload) => (KIND_CONTROL, payload, MAX_CONTROL),
-        Frame::Data(payload) => (KIND_DATA, payload, MAX_DATA),
+        Frame::Control(payload) => (KIND_CONTROL, &payload[..], MAX_CONTROL),
+        Frame::Data(payload) => (KIND_DATA, &payload[..], MAX_DATA),
+        Frame::Taken(taken) => {
+            count = taken.to_be_bytes();
+            (KIND_TAKEN, &count[..], COUNT)
+        }
+        Frame::End => (KIND_END, &[][..], 0),
     };
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     if payload.len() > limit {
@@ -92,7 +118,7 @@ pub async fn write_frame<W: AsyncWrite + Unpin>(writer: &mut W, frame: &Frame) -
     let mut header = [kind, 0, 0, 0, 0];
     header[1..].copy_from_slice(&length.to_be_bytes());
     // Together: on its own, the header would become a TLS record and a packet.
-    writer.write_all_buf(&mut Buf::chain(&header[..], &payload[..])).await.map_err(FrameError::Write)
+    writer.write_all_buf(&mut Buf::chain(&header[..], payload)).await.map_err(FrameError::Write)
 }
 
 #[cfg(test)]
@@ -106,8 +132,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(control: bool, payload in proptest::collection::vec(any::<u8>(), 0..4096)) {
-            let frame = if control { Frame::Control(payload.into()) } else { Frame::Data(payload.into()) };
+        fn what_is_written_is_read(kind in 0..4, taken: u64, payload in proptest::collection::vec(any::<u8>(), 0..4096)) {
+            let frame = match kind {
+                0 => Frame::Control(payload.into()),
+                1 => Frame::Data(payload.into()),
+                2 => Frame::Taken(taken),
+                _ => Frame::End,
+            };
             let read = block(async {
                 let mut wire = Vec::new();
                 write_frame(&mut wire, &frame).await.expect("write");
@@ -138,5 +169,6 @@ mod tests {
         assert!(matches!(read(&[]), Ok(None)));
         assert!(read(&[KIND_DATA, 0, 0]).is_err());
         assert!(read(&[KIND_DATA, 0, 0, 0, 2, 1]).is_err());
+        assert!(read(&[KIND_TAKEN, 0, 0, 0, 2, 1, 1]).is_err());
     }
 }

@@ -1,14 +1,17 @@
 //! A connection as two ends that can be used from several places: messages in, messages out, and a sign of life.
 //!
-//! A task of its own writes ([`outgoing`](super::outgoing)) and another reads ([`incoming`](super::incoming)), so that dropping
-//! a future that sends or waits never leaves half a frame on the wire. Each end says that it is there at least every
-//! [`HEARTBEAT`]. What belongs to the stream of parts keeps its order; every other message goes ahead of it
+//! A task of its own writes ([`outgoing`](super::outgoing)) and reads ([`incoming`](super::incoming)), so that dropping
+//! a future that sends or waits never leaves half a frame on the wire, and goes on where another connection takes the place of one
+//! that is lost ([`session`](super::session)). Each end says that it is there at least every [`HEARTBEAT`]. What belongs to the stream of parts keeps its order; every other message goes ahead of it
 //! ([`Order`]), on the way out and on the way in.
 
 use crate::agent::transfer::buffers::{Buffer, Buffers};
+use crate::agent::transfer::counts::Counts;
 use crate::agent::transfer::frame::{Frame, FrameError};
+use crate::agent::transfer::incoming::Inbox;
 use crate::agent::transfer::message::{Message, Order};
-use crate::agent::transfer::{incoming, outgoing};
+use crate::agent::transfer::outgoing::Outbox;
+use crate::agent::transfer::session::{Never, Renewal, Session};
 use bytes::Bytes;
 use std::marker::PhantomData;
 use std::num::NonZeroU64;
@@ -18,7 +21,6 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
-use tracing::debug;
 
 /// How often an end speaks at least.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -48,6 +50,18 @@ pub enum LinkError {
     /// What is to be said can't be written as JSON.
     #[error("encode a message")]
     Encode(#[source] serde_json::Error),
+    /// The peer says of frames that it has taken them, which it can't have, or has them no more.
+    #[error(
+        "the peer says that it has taken {said} frames: {sent} were sent, of which it had taken {confirmed} before"
+    )]
+    Count {
+        /// What it says.
+        said: u64,
+        /// Frames that were sent.
+        sent: u64,
+        /// What it said before.
+        confirmed: u64,
+    },
 }
 
 /// The sending end; clones speak on the same connection.
@@ -56,9 +70,10 @@ pub struct LinkSender<O> {
     stream: mpsc::Sender<Frame>,
     ahead: mpsc::Sender<Bytes>,
     limit: watch::Sender<Option<NonZeroU64>>,
-    /// For how many nanoseconds the limit has held data back.
+    /// For how many nanoseconds data was held back.
     held_back: Arc<AtomicU64>,
     buffers: Buffers,
+    may_renew: watch::Sender<bool>,
     messages: PhantomData<fn(O)>,
 }
 
@@ -97,7 +112,7 @@ impl<O: Message> LinkSender<O> {
         self.buffers.take()
     }
 
-    /// How long the limit has held data back so far.
+    /// How long data was held back so far, by the limit or for lack of a connection.
     pub fn held_back(&self) -> Duration {
         Duration::from_nanos(self.held_back.load(Ordering::Relaxed))
     }
@@ -105,6 +120,11 @@ impl<O: Message> LinkSender<O> {
     /// From now on no more than `limit` bytes of data per second are sent, or as many as can be. Messages are not held back.
     pub fn set_limit(&self, limit: Option<NonZeroU64>) {
         self.limit.send_replace(limit);
+    }
+
+    /// From now on, a connection that is lost ends the link.
+    pub fn renew_no_more(&self) {
+        self.may_renew.send_replace(false);
     }
 }
 
@@ -124,9 +144,15 @@ pub struct LinkReceiver<I> {
     ahead: mpsc::Receiver<I>,
     /// Why nothing more comes, while something that was said before is still being handed over.
     end: Option<LinkError>,
+    may_renew: watch::Sender<bool>,
 }
 
 impl<I: Message> LinkReceiver<I> {
+    /// From now on, a connection that is lost ends the link.
+    pub fn renew_no_more(&self) {
+        self.may_renew.send_replace(false);
+    }
+
     /// The next thing from the peer. Dropping the future loses nothing.
     ///
     /// # Errors
@@ -150,41 +176,55 @@ impl<I: Message> LinkReceiver<I> {
     }
 }
 
-/// Makes the two ends of a connection that says `O` and hears `I`. Must be called inside a tokio runtime.
+/// Makes the two ends of a link of one connection, which says `O` and hears `I`. Must be called inside a tokio runtime.
 pub fn open<S, O, I>(stream: S) -> (LinkSender<O>, LinkReceiver<I>)
 where
-    S: AsyncRead + AsyncWrite + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     O: Message,
     I: Message,
 {
-    let (reader, writer) = tokio::io::split(stream);
+    open_lasting(stream, Never::default())
+}
+
+/// Makes the two ends of a link that goes on over the connections that `renewal` has, when the first is lost. Must be called
+/// inside a tokio runtime.
+pub fn open_lasting<R, O, I>(first: R::Stream, renewal: R) -> (LinkSender<O>, LinkReceiver<I>)
+where
+    R: Renewal,
+    O: Message,
+    I: Message,
+{
     let (stream_out, stream_queue) = mpsc::channel(BACKLOG);
     let (ahead_out, ahead_queue) = mpsc::channel(AHEAD);
     let (limit, limits) = watch::channel(None);
+    let (may_renew, renewable) = watch::channel(true);
     let held_back = Arc::new(AtomicU64::new(0));
-    let held_by_limit = held_back.clone();
-    tokio::spawn(async move {
-        let queues = outgoing::Queues { stream: stream_queue, ahead: ahead_queue, limits, held_back: held_by_limit };
-        if let Err(error) = outgoing::write_all::<O, _>(writer, queues).await {
-            debug!(%error, "the sending end of a connection ended");
-        }
-    });
     let (stream_sink, stream_in) = mpsc::channel(BACKLOG);
     let (ahead_sink, ahead_in) = mpsc::channel(AHEAD);
-    tokio::spawn(incoming::read_all(reader, stream_sink, ahead_sink));
-    (
-        LinkSender {
-            stream: stream_out,
-            ahead: ahead_out,
-            limit,
-            held_back,
-            buffers: Buffers::default(),
-            messages: PhantomData,
-        },
-        LinkReceiver { stream: stream_in, ahead: ahead_in, end: None },
-    )
+    let session = Session {
+        renewal,
+        outbox: Outbox::new(stream_queue, ahead_queue, limits, held_back.clone()),
+        inbox: Some(Inbox { stream: stream_sink, ahead: ahead_sink, buffers: Buffers::default() }),
+        may_renew: renewable,
+        counts: Counts::default(),
+    };
+    tokio::spawn(session.run(first));
+    let sender = LinkSender {
+        stream: stream_out,
+        ahead: ahead_out,
+        limit,
+        held_back,
+        buffers: Buffers::default(),
+        may_renew: may_renew.clone(),
+        messages: PhantomData,
+    };
+    (sender, LinkReceiver { stream: stream_in, ahead: ahead_in, end: None, may_renew })
 }
 
 #[cfg(test)]
 #[path = "link_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod session_tests;

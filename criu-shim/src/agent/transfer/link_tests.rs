@@ -1,7 +1,7 @@
 //! Over real sockets: what overtakes what.
 
 use super::*;
-use crate::agent::transfer::frame::{MAX_DATA, read_frame};
+use crate::agent::transfer::frame::{MAX_DATA, read_frame, write_frame};
 use crate::agent::transfer::message::{FromSource, FromTarget, Part};
 use crate::agent::transfer::wire;
 use std::sync::Arc;
@@ -44,6 +44,8 @@ async fn an_abort_goes_ahead_of_the_data_that_is_queued_for_a_slow_peer() {
         }
     });
     while sender.stream.capacity() > 0 {
+        // A peer that is slow is not silent.
+        write_frame(&mut far, &Frame::Taken(0)).await.expect("said");
         tokio::task::yield_now().await;
     }
     let said = tokio::time::timeout(SILENCE, sender.say(&abort())).await;
@@ -57,14 +59,16 @@ async fn an_abort_goes_ahead_of_the_data_that_is_queued_for_a_slow_peer() {
     let mut data = 0;
     while let Some(frame) = read_frame(&mut far, &buffers).await.expect("frames") {
         match frame {
-            Frame::Data(_) => data += 1,
-            Frame::Control(json) => match serde_json::from_slice(&json).expect("a message") {
-                FromSource::Alive => {}
-                message => {
-                    before = data;
-                    heard.push(message);
-                }
-            },
+            Frame::Data(_) => {
+                data += 1;
+                // The message before it was taken too.
+                write_frame(&mut far, &Frame::Taken(data as u64 + 1)).await.expect("said");
+            }
+            Frame::Control(json) => {
+                before = data;
+                heard.push(serde_json::from_slice::<FromSource>(&json).expect("a message"));
+            }
+            Frame::Taken(_) | Frame::End => {}
         }
     }
     assert_eq!(heard, [beginning(), abort()]);

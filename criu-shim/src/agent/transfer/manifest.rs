@@ -1,5 +1,6 @@
 //! The digest over a round: the same on both sides if and only if the same parts with the same bytes are there.
 
+use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::message::Part;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,8 +10,8 @@ use std::collections::BTreeMap;
 pub struct Landed {
     /// Length, bytes.
     pub bytes: u64,
-    /// BLAKE3.
-    pub digest: blake3::Hash,
+    /// Digest of its bytes.
+    pub digest: Digest,
 }
 
 /// The parts of one round.
@@ -62,7 +63,7 @@ impl Manifest {
             hasher.update(&(name.len() as u64).to_be_bytes());
             hasher.update(name.as_bytes());
             hasher.update(&landed.bytes.to_be_bytes());
-            hasher.update(landed.digest.as_bytes());
+            hasher.update(landed.digest.to_string().as_bytes());
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -75,7 +76,7 @@ mod tests {
     fn manifest(parts: &[(&str, &[u8])]) -> Manifest {
         let mut manifest = Manifest::default();
         for (name, bytes) in parts {
-            let landed = Landed { bytes: bytes.len() as u64, digest: blake3::hash(bytes) };
+            let landed = Landed { bytes: bytes.len() as u64, digest: blake3::hash(bytes).into() };
             assert!(manifest.add(Part::Image { name: (*name).into() }, landed));
         }
         manifest

@@ -4,6 +4,7 @@
 //! with the next record. So parts are taken one at a time.
 
 use crate::agent::room::{NoRoom, Share};
+use crate::agent::transfer::hashing::{Digest, Hashing};
 use crate::agent::transfer::pages::{DecodeError, Decoder, PAGE, PagesError, Place, Sink};
 use crate::criu::{MOST_WITHHELD, PagemapError, pagemap, shared};
 use crate::pages::store::{SharedWriter, StoreError, StoreWriter};
@@ -147,14 +148,14 @@ pub struct Memory {
 
 impl Memory {
     /// Takes what comes out of `queue` for process `pid` into its store in `directory`. What is copied from another store comes out
-    /// of `room`. Returns the length of the stream.
+    /// of `room`. Returns length and digest of the stream.
     pub fn writing(
         &self,
         pid: i32,
         directory: &Path,
         queue: mpsc::Receiver<(Bytes, Share)>,
         room: Arc<Mutex<Share>>,
-    ) -> JoinHandle<Result<u64, MemoryError>> {
+    ) -> JoinHandle<Result<(u64, Digest), MemoryError>> {
         let (memory, directory) = (self.clone(), directory.to_owned());
         tokio::task::spawn_blocking(move || memory.write(pid, &directory, queue, &room))
     }
@@ -165,7 +166,7 @@ impl Memory {
         directory: &Path,
         queue: mpsc::Receiver<(Bytes, Share)>,
         room: &Mutex<Share>,
-    ) -> Result<u64, MemoryError> {
+    ) -> Result<(u64, Digest), MemoryError> {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let store = match stores.remove(&pid) {
             Some(store) => store,
@@ -173,22 +174,22 @@ impl Memory {
             None => StoreWriter::create(directory, pid).map_err(|source| MemoryError::Store { pid, source })?,
         };
         let mut arriving = Arriving { pid, store, others: &stores, room };
-        let length = write(&mut arriving, queue).map_err(|error| match error {
+        let written = write(&mut arriving, queue).map_err(|error| match error {
             DecodeError::Stream(source) => MemoryError::Stream { pid, source },
             DecodeError::Sink(error) => error,
         })?;
         let store = arriving.store;
         stores.insert(pid, store);
-        Ok(length)
+        Ok(written)
     }
 
-    /// Takes what comes out of `queue` for the object `inode` into its file in `directory`. Returns the length of the stream.
+    /// Takes what comes out of `queue` for the object `inode` into its file in `directory`. Returns length and digest of the stream.
     pub fn writing_shared(
         &self,
         inode: u32,
         directory: &Path,
         queue: mpsc::Receiver<(Bytes, Share)>,
-    ) -> JoinHandle<Result<u64, MemoryError>> {
+    ) -> JoinHandle<Result<(u64, Digest), MemoryError>> {
         let (shared, directory) = (self.shared.clone(), directory.to_owned());
         tokio::task::spawn_blocking(move || {
             let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -261,15 +262,19 @@ fn finish_shared(inode: u32, writer: SharedWriter, images: &Path) -> Result<(), 
     writer.finish(&asked, &link).map_err(store)
 }
 
-fn write<S: Sink>(sink: &mut S, mut queue: mpsc::Receiver<(Bytes, Share)>) -> Result<u64, DecodeError<S::Error>> {
-    let (mut decoder, mut length) = (Decoder::default(), 0);
+fn write<S: Sink>(
+    sink: &mut S,
+    mut queue: mpsc::Receiver<(Bytes, Share)>,
+) -> Result<(u64, Digest), DecodeError<S::Error>> {
+    let (mut decoder, mut hashing, mut length) = (Decoder::default(), Hashing::pages(), 0);
     while let Some((piece, covered)) = queue.blocking_recv() {
+        hashing.update(&piece);
         decoder.take(&piece, sink)?;
         drop(covered);
         length += piece.len() as u64;
     }
     decoder.end().map_err(DecodeError::Stream)?;
-    Ok(length)
+    Ok((length, hashing.finish()))
 }
 
 /// The memory of one process while a part of it arrives, beside what has landed of the others.
@@ -354,7 +359,7 @@ pub(crate) mod tests {
             let covered = self.room.lock().expect("a lock").take(0).expect("no room is needed");
             chunks.try_send((Bytes::copy_from_slice(stream), covered)).expect("a queue");
             drop(chunks);
-            self.memory.write(pid, self.directory.path(), queue, &self.room)
+            self.memory.write(pid, self.directory.path(), queue, &self.room).map(|(length, _)| length)
         }
 
         /// The page that it has at `place`.

@@ -8,7 +8,7 @@ use tideover_crds::Failure;
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
 pub const VERSION: u32 = 6;
 
-/// Which move a connection is for. First message of the source.
+/// Which move a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Preamble {
@@ -18,6 +18,8 @@ pub struct Preamble {
     pub migration: String,
     /// Attempt of it.
     pub attempt: u32,
+    /// Drawn for this connection and those that go on with it, so that nothing else does.
+    pub session: String,
     /// Node that sends; the certificate must say the same.
     pub source_node: String,
     /// How many bytes are about to come, as far as the source can guess: the memory of the processes.
@@ -28,8 +30,6 @@ pub struct Preamble {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum FromSource {
-    /// Which move this is.
-    Preamble(Preamble),
     /// Files of round `round` follow. The last round is sent from a frozen pod.
     RoundBegin {
         /// Number, from 0.
@@ -52,7 +52,7 @@ pub enum FromSource {
     FileEnd {
         /// Length, bytes.
         bytes: u64,
-        /// BLAKE3 of its bytes, hexadecimal.
+        /// Digest of its bytes ([`hashing`](super::hashing)), hexadecimal.
         digest: String,
     },
     /// The next data frame is all of this part: small files that are there already, of which a dump has a score.
@@ -72,8 +72,6 @@ pub enum FromSource {
         /// Why, for the log.
         message: String,
     },
-    /// Nothing to say, still there.
-    Alive,
 }
 
 /// What the target says.
@@ -110,16 +108,10 @@ pub enum FromTarget {
         /// Why.
         failure: Failure,
     },
-    /// Nothing to say, still there.
-    Alive,
 }
 
-/// A message that may mean no more than that the peer is there.
+/// A message of a link.
 pub trait Message: Serialize + for<'de> Deserialize<'de> + Send + 'static {
-    /// What is sent where there is nothing to say.
-    fn alive() -> Self;
-    /// Whether this is that.
-    fn is_alive(&self) -> bool;
     /// Where it goes among what is sent.
     fn order(&self) -> Order;
 }
@@ -127,40 +119,27 @@ pub trait Message: Serialize + for<'de> Deserialize<'de> + Send + 'static {
 /// The order that a message keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// It says what the data around it are, or is the first: it keeps its place in the stream.
+    /// It says what the data around it are: it keeps its place in the stream.
     InStream,
     /// It means the same wherever it arrives: it goes ahead of all that waits in the stream, in order with others like it.
     Ahead,
 }
 
 impl Message for FromSource {
-    fn alive() -> Self {
-        Self::Alive
-    }
-    fn is_alive(&self) -> bool {
-        matches!(self, Self::Alive)
-    }
     fn order(&self) -> Order {
         match self {
-            Self::Preamble(_)
-            | Self::RoundBegin { .. }
+            Self::RoundBegin { .. }
             | Self::RehearsalBegin { .. }
             | Self::FileBegin { .. }
             | Self::FileEnd { .. }
             | Self::Whole { .. }
             | Self::RoundEnd { .. } => Order::InStream,
-            Self::Abort { .. } | Self::Alive => Order::Ahead,
+            Self::Abort { .. } => Order::Ahead,
         }
     }
 }
 
 impl Message for FromTarget {
-    fn alive() -> Self {
-        Self::Alive
-    }
-    fn is_alive(&self) -> bool {
-        matches!(self, Self::Alive)
-    }
     /// The target sends no parts that any of this could belong to.
     fn order(&self) -> Order {
         Order::Ahead
@@ -242,6 +221,11 @@ pub enum NameError {
 }
 
 impl Part {
+    /// Whether it is a stream of pages.
+    pub fn is_memory(&self) -> bool {
+        matches!(self, Self::Memory { .. } | Self::Shared { .. })
+    }
+
     /// The same of another round; an image has none.
     #[must_use]
     pub fn in_round(self, number: u32) -> Self {

@@ -1,82 +1,168 @@
-//! The writing task of a connection: which frame goes next.
+//! The writing end of a connection: which frame goes next.
 //!
 //! A message that goes ahead of the stream waits for the frame that is being written, and for no other: it overtakes what is
 //! queued, and data that is held back by the limit. The socket keeps little that is not on its way ([`wire`](super::wire)).
+//! What the peer has not confirmed is kept, and goes first on the next connection.
 
+use crate::agent::transfer::counts::Counts;
 use crate::agent::transfer::frame::{Frame, FrameError, write_frame};
-use crate::agent::transfer::link::HEARTBEAT;
-use crate::agent::transfer::message::Message;
+use crate::agent::transfer::link::{HEARTBEAT, LinkError};
 use crate::agent::transfer::rate::Bucket;
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
-/// What waits for the wire.
-pub(super) struct Queues {
+/// Most frames that may be on their way, or with a peer that has not said so yet: 8 MiB, which a link of 10 Gbit/s with a round
+/// trip of 6 ms needs to be full. What is kept for another connection is as much.
+pub(super) const WINDOW: usize = 32;
+
+/// What waits for the wire, and what may have to go again, whichever connection it goes by.
+#[derive(Debug)]
+pub(super) struct Outbox {
     /// Frames of the stream of parts, in their order.
-    pub(super) stream: mpsc::Receiver<Frame>,
+    stream: mpsc::Receiver<Frame>,
     /// Messages that go ahead of them, in theirs.
-    pub(super) ahead: mpsc::Receiver<Bytes>,
+    ahead: mpsc::Receiver<Bytes>,
     /// Bytes of data per second, if there is a limit.
-    pub(super) limits: watch::Receiver<Option<NonZeroU64>>,
-    /// Nanoseconds for which it has held data back.
-    pub(super) held_back: Arc<AtomicU64>,
+    limits: watch::Receiver<Option<NonZeroU64>>,
+    /// Nanoseconds for which data was held back, by the limit or for lack of a connection.
+    held_back: Arc<AtomicU64>,
+    bucket: Option<Bucket>,
+    /// Data that the limit holds back, and since when.
+    held: Option<(Frame, Instant)>,
+    /// What was written, and the peer has not confirmed: the oldest first.
+    unconfirmed: VecDeque<Frame>,
+    /// How many frames were written before them.
+    confirmed: u64,
+    /// Nobody can queue anything any more.
+    ended: bool,
+    /// When a frame was written last.
+    spoke: Instant,
 }
 
-/// Writes what is queued until nobody can queue anything any more, then closes the stream.
-///
-/// # Errors
-/// Where the stream fails.
-pub(super) async fn write_all<O: Message, W: AsyncWrite + Unpin>(writer: W, queues: Queues) -> Result<(), FrameError> {
-    let Queues { mut stream, mut ahead, mut limits, held_back } = queues;
-    // Small messages that follow each other leave together; a frame of data passes by the buffer.
-    let mut writer = BufWriter::with_capacity(8 << 10, writer);
-    let alive = Frame::Control(serde_json::to_vec(&O::alive()).unwrap_or_default().into());
-    let mut bucket: Option<Bucket> = None;
-    // Data that the limit holds back, and since when.
-    let mut held: Option<(Frame, Instant)> = None;
-    loop {
-        let due = bucket.as_ref().map_or_else(Instant::now, Bucket::due);
-        let frame = tokio::select! {
-            biased;
-            Some(message) = ahead.recv() => Frame::Control(message),
-            Ok(()) = limits.changed() => {
-                let limit = *limits.borrow_and_update();
-                bucket = limit.map(|limit| Bucket::new(limit, Instant::now()));
-                continue;
+impl Outbox {
+    /// Of these queues, with nothing written yet.
+    pub(super) fn new(
+        stream: mpsc::Receiver<Frame>,
+        ahead: mpsc::Receiver<Bytes>,
+        limits: watch::Receiver<Option<NonZeroU64>>,
+        held_back: Arc<AtomicU64>,
+    ) -> Self {
+        let (unconfirmed, confirmed, spoke) = (VecDeque::with_capacity(WINDOW), 0, Instant::now());
+        Self { stream, ahead, limits, held_back, bucket: None, held: None, unconfirmed, confirmed, ended: false, spoke }
+    }
+
+    /// The peer has taken `count` frames in all.
+    ///
+    /// # Errors
+    /// [`LinkError::Count`] where it can't have.
+    pub(super) fn confirm(&mut self, count: u64) -> Result<(), LinkError> {
+        let sent = self.confirmed + self.unconfirmed.len() as u64;
+        if count < self.confirmed || count > sent {
+            return Err(LinkError::Count { said: count, sent, confirmed: self.confirmed });
+        }
+        // No more than are in it.
+        self.unconfirmed.drain(..(count - self.confirmed) as usize);
+        self.confirmed = count;
+        Ok(())
+    }
+
+    /// Whether all was queued that ever will be.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// For `time` there was no connection.
+    pub(super) fn was_held_back(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.held_back.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Writes what the peer has not confirmed, and then what is queued, until nobody can queue anything any more; then closes the
+    /// connection. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// Where the connection fails, or the peer confirms what it can't have.
+    pub(super) async fn write<W: AsyncWrite + Unpin>(&mut self, writer: W, counts: &Counts) -> Result<(), LinkError> {
+        // Small messages that follow each other leave together; a frame of data passes by the buffer.
+        let mut writer = BufWriter::with_capacity(8 << 10, writer);
+        for frame in &self.unconfirmed {
+            write_frame(&mut writer, frame).await?;
+        }
+        writer.flush().await.map_err(FrameError::Write)?;
+        while let Some(frame) = self.next(counts).await? {
+            self.spoke = Instant::now();
+            match &frame {
+                Frame::Taken(_) | Frame::End => {}
+                _ if counts.is_deaf() => {}
+                _ => self.unconfirmed.push_back(frame.clone()),
             }
-            () = sleep_until(due), if held.is_some() => match held.take() {
-                Some((frame, since)) => {
-                    let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                    held_back.fetch_add(nanos, Ordering::Relaxed);
-                    frame
-                }
-                None => continue,
-            },
-            frame = stream.recv(), if held.is_none() => match frame {
-                Some(frame @ Frame::Data(_)) if bucket.is_some() => {
-                    held = Some((frame, Instant::now()));
+            write_frame(&mut writer, &frame).await?;
+            let waits = self.stream.is_empty() || self.unconfirmed.len() >= WINDOW;
+            if waits && self.ahead.is_empty() || self.bucket.is_some() {
+                writer.flush().await.map_err(FrameError::Write)?;
+            }
+        }
+        while let Some(message) = self.ahead.recv().await {
+            write_frame(&mut writer, &Frame::Control(message)).await?;
+        }
+        write_frame(&mut writer, &Frame::End).await?;
+        Ok(writer.shutdown().await.map_err(FrameError::Write)?)
+    }
+
+    /// What goes next. None where nobody can queue anything any more.
+    async fn next(&mut self, counts: &Counts) -> Result<Option<Frame>, LinkError> {
+        loop {
+            if counts.is_deaf() {
+                self.unconfirmed.clear();
+            } else {
+                self.confirm(counts.confirmed())?;
+            }
+            if counts.has_to_say() {
+                return Ok(Some(Frame::Taken(counts.say())));
+            }
+            let due = self.bucket.as_ref().map_or_else(Instant::now, Bucket::due);
+            let has_room = self.unconfirmed.len() < WINDOW;
+            let frame = tokio::select! {
+                biased;
+                Some(message) = self.ahead.recv() => Frame::Control(message),
+                () = counts.news() => continue,
+                Ok(()) = self.limits.changed() => {
+                    let limit = *self.limits.borrow_and_update();
+                    self.bucket = limit.map(|limit| Bucket::new(limit, Instant::now()));
                     continue;
                 }
-                Some(frame) => frame,
-                None => break,
-            },
-            () = sleep(HEARTBEAT) => alive.clone(),
-        };
-        if let (Frame::Data(bytes), Some(bucket)) = (&frame, &mut bucket) {
-            bucket.take(bytes.len(), Instant::now());
-        }
-        write_frame(&mut writer, &frame).await?;
-        if stream.is_empty() && ahead.is_empty() || bucket.is_some() {
-            writer.flush().await.map_err(FrameError::Write)?;
+                () = sleep_until(due), if self.held.is_some() && has_room => match self.held.take() {
+                    Some((frame, since)) => {
+                        self.was_held_back(since.elapsed());
+                        frame
+                    }
+                    None => continue,
+                },
+                frame = self.stream.recv(), if self.held.is_none() && has_room => match frame {
+                    Some(frame @ Frame::Data(_)) if self.bucket.is_some() => {
+                        self.held = Some((frame, Instant::now()));
+                        continue;
+                    }
+                    Some(frame) => frame,
+                    None => {
+                        self.ended = true;
+                        return Ok(None);
+                    }
+                },
+                // Not from now on: what is heard meanwhile does not make this end any less silent.
+                () = sleep_until(self.spoke + HEARTBEAT) => Frame::Taken(counts.say()),
+            };
+            if let (Frame::Data(bytes), Some(bucket)) = (&frame, &mut self.bucket) {
+                bucket.take(bytes.len(), Instant::now());
+            }
+            return Ok(Some(frame));
         }
     }
-    while let Some(message) = ahead.recv().await {
-        write_frame(&mut writer, &Frame::Control(message)).await?;
-    }
-    writer.shutdown().await.map_err(FrameError::Write)
 }

@@ -1,8 +1,10 @@
 //! Receiving: parts become regular files of an attempt's own directory, and their digests are kept beside them.
 //!
-//! The bytes are not hashed here: what counts is what lies on the disk when it is used, which `stored` compares.
+//! The bytes of files are not hashed here: what counts is what lies on the disk when it is used, which `stored` compares. Those of
+//! memory are, as they come.
 
 use crate::agent::room::{NoRoom, Share};
+use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::memory::{FinishError, Memory, MemoryError};
@@ -66,8 +68,8 @@ pub enum ReceiveError {
     /// Memory is not what the images ask for.
     #[error("complete the memory that was sent")]
     Finish(#[from] FinishError),
-    /// The bytes are not as many as were sent, or their digest is none.
-    #[error("{part} arrived with another length than it was sent with, or without a digest")]
+    /// The bytes are not as many as were sent, or not the same, or their digest is none.
+    #[error("{part} arrived with another length or digest than it was sent with")]
     Corrupted {
         /// Which part.
         part: Part,
@@ -171,6 +173,10 @@ impl Landing {
                 return Err(ReceiveError::Unexpected { got: format!("{other:?}"), expected });
             }
         };
+        if kind != RoundKind::Early {
+            // The source is frozen. It does not wait for another connection.
+            link.renew_no_more();
+        }
         let directory = match kind {
             RoundKind::Early => self.directory.clone(),
             RoundKind::Last => {
@@ -275,7 +281,7 @@ impl Landing {
             }
         };
         let covered = self.share().take(content.len() as u64)?;
-        let Ok(digest) = blake3::Hash::from_hex(digest) else {
+        let Some(digest) = Digest::parse(part, digest) else {
             return Err(ReceiveError::Corrupted { part: part.clone() });
         };
         let landed = Landed { bytes: content.len() as u64, digest };
@@ -318,9 +324,11 @@ impl Landing {
             }
         };
         drop(chunks);
-        let written = writing.end(&path).await?;
-        match blake3::Hash::from_hex(&digest) {
-            Ok(digest) if written == bytes => Ok(Landed { bytes, digest }),
+        let (written, found) = writing.end(&path).await?;
+        match Digest::parse(part, &digest) {
+            Some(digest) if written == bytes && found.is_none_or(|found| found == digest) => {
+                Ok(Landed { bytes, digest })
+            }
             _ => Err(ReceiveError::Corrupted { part: part.clone() }),
         }
     }
@@ -329,16 +337,22 @@ impl Landing {
 /// What takes the bytes of a part.
 enum Writing {
     File(JoinHandle<std::io::Result<u64>>),
-    Memory(JoinHandle<Result<u64, MemoryError>>),
+    Memory(JoinHandle<Result<(u64, Digest), MemoryError>>),
 }
 
 impl Writing {
-    /// How many bytes it took.
-    async fn end(self, path: &Path) -> Result<u64, ReceiveError> {
+    /// How many bytes it took, and their digest where they are not compared later.
+    async fn end(self, path: &Path) -> Result<(u64, Option<Digest>), ReceiveError> {
         let failed = |source| ReceiveError::Write { path: path.to_owned(), source };
         match self {
-            Self::File(task) => task.await.map_err(std::io::Error::other).and_then(|written| written).map_err(failed),
-            Self::Memory(task) => Ok(task.await.map_err(|error| failed(std::io::Error::other(error)))??),
+            Self::File(task) => {
+                let written = task.await.map_err(std::io::Error::other).and_then(|written| written);
+                Ok((written.map_err(failed)?, None))
+            }
+            Self::Memory(task) => {
+                let (written, digest) = task.await.map_err(|error| failed(std::io::Error::other(error)))??;
+                Ok((written, Some(digest)))
+            }
         }
     }
 }

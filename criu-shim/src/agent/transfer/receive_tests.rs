@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::agent::room::Room;
+use crate::agent::transfer::hashing::Hashing;
 use crate::agent::transfer::link::{self, LinkSender};
 use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::send;
@@ -65,13 +66,14 @@ async fn refusal(mut wire: Wire) -> ReceiveError {
 }
 
 /// Sends round `round` with one part, as a source would that says of it what is given.
-async fn one_part(wire: &Wire, round: u32, part: Part, bytes: u64, digest: blake3::Hash) {
+async fn one_part(wire: &Wire, round: u32, part: Part, bytes: u64, digest: impl Into<Digest>) {
+    let digest = digest.into();
     let mut manifest = Manifest::default();
     assert!(manifest.add(part.clone(), Landed { bytes, digest }));
     say(wire, FromSource::RoundBegin { round, last: true }).await;
     say(wire, FromSource::FileBegin { part }).await;
     wire.source.data(Bytes::from_static(b"content")).await.expect("data");
-    say(wire, FromSource::FileEnd { bytes, digest: digest.to_hex().to_string() }).await;
+    say(wire, FromSource::FileEnd { bytes, digest: digest.to_string() }).await;
     say(wire, FromSource::RoundEnd { digest: manifest.digest() }).await;
 }
 
@@ -82,6 +84,20 @@ async fn what_landed_with_other_bytes_than_were_sent_is_never_used() {
     wire.landing.round(&mut wire.target).await.expect("landed");
     let error = stored::verify(&wire.directory.path().join("1")).expect_err("other bytes");
     assert!(matches!(error, stored::StoredError::Digest { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn pages_that_are_not_those_that_were_sent_are_refused_as_they_land() {
+    let wire = wire(u64::MAX);
+    let mut hashing = Hashing::pages();
+    hashing.update(&page(0x1000, 1));
+    let (part, digest) = (Part::Memory { pid: 1, round: 0 }, hashing.finish().to_string());
+    say(&wire, FromSource::RoundBegin { round: 0, last: false }).await;
+    say(&wire, FromSource::FileBegin { part }).await;
+    wire.source.data(page(0x1000, 2).into()).await.expect("data");
+    say(&wire, FromSource::FileEnd { bytes: 4112, digest }).await;
+    let error = refusal(wire).await;
+    assert!(error.is_corruption(), "{error}");
 }
 
 #[tokio::test]
@@ -119,7 +135,7 @@ async fn a_part_that_is_missing_from_a_round_is_noticed() {
     let wire = wire(u64::MAX);
     say(&wire, FromSource::RoundBegin { round: 3, last: true }).await;
     let mut manifest = Manifest::default();
-    assert!(manifest.add(image("a"), Landed { bytes: 0, digest: blake3::hash(b"") }));
+    assert!(manifest.add(image("a"), Landed { bytes: 0, digest: blake3::hash(b"").into() }));
     say(&wire, FromSource::RoundEnd { digest: manifest.digest() }).await;
     assert!(matches!(refusal(wire).await, ReceiveError::RoundCorrupted { round: 3 }));
 }

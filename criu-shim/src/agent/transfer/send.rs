@@ -1,5 +1,6 @@
 //! Sending: rounds of parts, each part read by a thread of its own, so that reading, hashing and the wire overlap.
 
+use crate::agent::transfer::hashing::Hashing;
 use crate::agent::transfer::link::{LinkError, LinkSender};
 use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::message::{FromSource, Part};
@@ -69,13 +70,14 @@ impl RoundSender {
         // Where this future is dropped, nobody wants the rest.
         let (unwanted, link) = (CancellationToken::new(), self.link.clone());
         let _guard = unwanted.clone().drop_guard();
-        let sending = tokio::task::spawn_blocking(move || send_chunks(reader, &link, &unwanted));
+        let hashing = Hashing::of(&part);
+        let sending = tokio::task::spawn_blocking(move || send_chunks(reader, hashing, &link, &unwanted));
         let landed = match sending.await.unwrap_or_else(|error| Err(Unsent::Read(std::io::Error::other(error)))) {
             Ok(landed) => landed,
             Err(Unsent::Link(source)) => return Err(SendError::Link { what: part.to_string(), source }),
             Err(Unsent::Read(source)) => return Err(SendError::Read { part, source }),
         };
-        let digest = landed.digest.to_hex().to_string();
+        let digest = landed.digest.to_string();
         say(&self.link, FromSource::FileEnd { bytes: landed.bytes, digest }).await?;
         if self.manifest.add(part.clone(), landed) { Ok(()) } else { Err(SendError::Twice(part)) }
     }
@@ -85,8 +87,8 @@ impl RoundSender {
     /// # Errors
     /// Where the connection is gone.
     pub async fn whole(&mut self, part: Part, content: Bytes) -> Result<(), SendError> {
-        let landed = Landed { bytes: content.len() as u64, digest: blake3::hash(&content) };
-        let digest = landed.digest.to_hex().to_string();
+        let landed = Landed { bytes: content.len() as u64, digest: blake3::hash(&content).into() };
+        let digest = landed.digest.to_string();
         say(&self.link, FromSource::Whole { part: part.clone(), digest }).await?;
         let sent = self.link.data(content).await;
         sent.map_err(|source| SendError::Link { what: part.to_string(), source })?;
@@ -119,10 +121,10 @@ const FULL: usize = 8 << 10;
 /// Sends `reader` to its end, in chunks that are read to where they are sent from. Blocking.
 fn send_chunks<R: Read>(
     mut reader: R,
+    mut hashing: Hashing,
     link: &LinkSender<FromSource>,
     unwanted: &CancellationToken,
 ) -> Result<Landed, Unsent> {
-    let mut hasher = blake3::Hasher::new();
     let mut bytes = 0;
     loop {
         let mut chunk = link.buffer();
@@ -136,13 +138,13 @@ fn send_chunks<R: Read>(
             }
         }
         let filled = chunk.as_ref();
-        hasher.update(filled);
+        hashing.update(filled);
         bytes += filled.len() as u64;
         if !filled.is_empty() {
             link.data_blocking(chunk.freeze()).map_err(Unsent::Link)?;
         }
         if ended {
-            return Ok(Landed { bytes, digest: hasher.finalize() });
+            return Ok(Landed { bytes, digest: hashing.finish() });
         }
     }
 }

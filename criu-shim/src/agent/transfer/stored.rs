@@ -2,12 +2,13 @@
 //!
 //! A digest that was right when the bytes came in says nothing about what CRIU will read. So what is about to be relied on is
 //! read back and compared, every time: before a commit that is made on it alone, and before CRIU gets its request. It is
-//! the one place where the target computes digests, because a second time would lengthen the freeze.
+//! the one place where the target computes digests of files, because a second time would lengthen the freeze.
 //!
 //! Memory that goes into a page store has no entry, nor has the pages file of shared memory, which is one too: reading a gigabyte back would take longer than the whole freeze. The
 //! store is used only where the processes are rebuilt before the commit, and knows by itself whether a page is missing.
 
 use crate::agent::transfer::digest::{Whole, digests};
+use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::message::{FILES, IMAGES, MAX_PARTS, MEMORY, NameError, Part};
 use crate::pages::store::is_shared;
@@ -135,11 +136,11 @@ struct Entry {
 /// # Errors
 /// Where it can't be written; the one before stands then.
 pub fn store(directory: &Path, manifest: &Manifest) -> std::io::Result<()> {
-    let files = manifest.parts().filter(|(part, _)| !matches!(part, Part::Memory { .. } | Part::Shared { .. }));
+    let files = manifest.parts().filter(|(part, _)| !part.is_memory());
     let parts = files.map(|(part, landed)| Entry {
         part: part.clone(),
         bytes: landed.bytes,
-        digest: landed.digest.to_hex().to_string(),
+        digest: landed.digest.to_string(),
     });
     let document = serde_json::to_vec(&Document { version: VERSION, parts: parts.collect() })?;
     let (path, new) = (directory.join(MANIFEST), directory.join("manifest.new"));
@@ -184,7 +185,7 @@ fn verify_in(directory: &Path, places: &[&str]) -> Result<(), StoredError> {
     let files = lengths(directory, &expected)?;
     for ((file, landed), (whole, digest)) in expected.iter().zip(files.iter().zip(digests(&files))) {
         let digest = digest.map_err(|source| StoredError::Read { path: whole.path.clone(), source })?;
-        if digest != landed.digest {
+        if Digest::from(digest) != landed.digest {
             return Err(StoredError::Digest { file: file.clone() });
         }
     }
@@ -249,7 +250,7 @@ fn expected(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredError> {
     let mut expected = BTreeMap::new();
     for Entry { part, bytes, digest } in document.parts {
         let Some((place, name)) = part.place()? else { return Err(StoredError::Entry { part }) };
-        let Ok(digest) = blake3::Hash::from_hex(&digest) else { return Err(StoredError::Entry { part }) };
+        let Some(digest) = Digest::parse(&part, &digest) else { return Err(StoredError::Entry { part }) };
         if expected.insert(format!("{place}/{name}"), Landed { bytes, digest }).is_some() {
             return Err(StoredError::Entry { part });
         }

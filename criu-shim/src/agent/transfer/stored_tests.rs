@@ -21,7 +21,7 @@ impl Attempt {
         for (part, bytes) in parts {
             let (place, name) = part.place().expect("place").expect("a file");
             std::fs::write(attempt.path(place).join(name), &bytes).expect("write");
-            let landed = Landed { bytes: bytes.len() as u64, digest: blake3::hash(&bytes) };
+            let landed = Landed { bytes: bytes.len() as u64, digest: blake3::hash(&bytes).into() };
             assert!(manifest.add(part, landed));
         }
         store(attempt.0.path(), &manifest).expect("store");

@@ -1,14 +1,17 @@
 //! What happens to a target: the source comes and sends, a shim asks, a relay speaks.
 
-use super::TargetDriver;
 use super::integrity::not_received;
+use super::{TargetDriver, WORD_LIMIT};
 use crate::agent::failure::retryable;
 use crate::agent::source::freeze::millis;
-use crate::agent::target::event::{Arrival, Event};
-use crate::agent::transfer::message::{FromTarget, VERSION};
+use crate::agent::target::event::{Arrival, Event, Return};
+use crate::agent::transfer::hello::{self, Answer};
+use crate::agent::transfer::message::{FromTarget, Preamble, VERSION};
 use crate::agent::transfer::receive::{ReceiveError, Round, RoundKind};
+use crate::agent::transfer::session::Renewed;
 use crate::causes::chain;
 use tideover_crds::{FailureReason, Migration, TargetStep, names};
+use tokio::sync::mpsc::error::TrySendError;
 use tracing::warn;
 
 impl TargetDriver {
@@ -18,6 +21,7 @@ impl TargetDriver {
             event if self.rehearsal.concerns(&event) => self.rehearse(event, migration).await,
             Event::Rehearse { create, answer } => self.rehearsal.ask(create, answer),
             Event::Source(arrival) => self.source_arrived(arrival, migration).await,
+            Event::Again(returned) => self.source_returned(*returned, migration).await,
             Event::Round { attempt, round } if attempt == self.local.attempt => self.landed(round, migration).await,
             Event::Round { .. } => {}
             Event::Create { create, answer } => self.asked = Some((create, answer)),
@@ -68,22 +72,12 @@ impl TargetDriver {
     }
 
     async fn source_arrived(&mut self, arrival: Arrival, migration: Option<&Migration>) {
-        let refusal = match migration.and_then(|migration| migration.status.as_ref()?.source_pod.as_ref()?.node.clone())
-        {
-            None => Some("the move has no source yet".to_owned()),
-            Some(node) if !arrival.names.contains(&names::agent_identity(&node)) => {
-                Some(format!("the certificate is not that of node {node}"))
-            }
-            Some(_) if arrival.preamble.version != VERSION => {
-                Some(format!("this agent speaks version {VERSION} and not {}", arrival.preamble.version))
-            }
-            Some(_) if arrival.preamble.attempt != self.local.attempt => {
-                Some(format!("the attempt here is {} and not {}", self.local.attempt, arrival.preamble.attempt))
-            }
-            Some(_) if self.local.failed || self.source.is_some() => {
+        let Preamble { version, attempt, .. } = arrival.preamble;
+        let refusal = match self.refusal(&arrival.names, version, attempt, migration) {
+            None if self.local.failed || self.source.is_some() => {
                 Some("this attempt has had its connection".to_owned())
             }
-            Some(_) => None,
+            refusal => refusal,
         };
         let landing = if refusal.is_none() { self.landing.take() } else { None };
         let Some(mut landing) = landing else {
@@ -93,6 +87,7 @@ impl TargetDriver {
             return;
         };
         self.source = Some(arrival.sender);
+        self.again = Some((arrival.preamble.session, arrival.again));
         if let Err(error) = landing.expect(arrival.preamble.bytes) {
             return self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await;
         }
@@ -107,6 +102,42 @@ impl TargetDriver {
                 }
             }
         }));
+    }
+
+    /// Hands a connection over to the link that it goes on with.
+    async fn source_returned(&mut self, returned: Return, migration: Option<&Migration>) {
+        let Return { names, link, mut stream } = returned;
+        let refusal = self.refusal(&names, link.version, link.attempt, migration);
+        let again = self.again.as_ref().filter(|(session, _)| *session == link.session && !self.local.failed);
+        let message = match (refusal, again) {
+            (Some(refusal), _) => refusal,
+            (None, None) => "there is nothing to go on with".to_owned(),
+            (None, Some((_, again))) => {
+                match again.try_send(Renewed { stream, peer_has: link.taken, unanswered: true }) {
+                    Ok(()) => return,
+                    Err(TrySendError::Full(renewed) | TrySendError::Closed(renewed)) => stream = renewed.stream,
+                }
+                "what it was to go on with has ended".to_owned()
+            }
+        };
+        warn!(migration = self.key.name, message, "source refused");
+        // One that does not listen is gone all the same.
+        tokio::time::timeout(WORD_LIMIT, hello::answer(&mut stream, &Answer::Refused { message })).await.ok();
+    }
+
+    /// Why a source with these `names` in its certificate is not the one that is expected, if it is not.
+    fn refusal(&self, names: &[String], version: u32, attempt: u32, migration: Option<&Migration>) -> Option<String> {
+        match migration.and_then(|migration| migration.status.as_ref()?.source_pod.as_ref()?.node.clone()) {
+            None => Some("the move has no source yet".to_owned()),
+            Some(node) if !names.contains(&names::agent_identity(&node)) => {
+                Some(format!("the certificate is not that of node {node}"))
+            }
+            Some(_) if version != VERSION => Some(format!("this agent speaks version {VERSION} and not {version}")),
+            Some(_) if attempt != self.local.attempt => {
+                Some(format!("the attempt here is {} and not {attempt}", self.local.attempt))
+            }
+            Some(_) => None,
+        }
     }
 
     async fn landed(&mut self, round: Result<Round, ReceiveError>, migration: Option<&Migration>) {

@@ -23,6 +23,8 @@ use crate::agent::target::registry::Registry;
 use crate::agent::transfer::link::LinkSender;
 use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::{Landing, WORK};
+use crate::agent::transfer::session::Renewed;
+use crate::agent::transfer::wire::TargetStream;
 use crate::causes::chain;
 use crate::local::{Create, ToRelay, ToShim, has_ran_mark};
 use crate::throttle::CpuLimits;
@@ -54,6 +56,8 @@ pub struct TargetDriver {
     landing: Option<Landing>,
     /// To the source, while it is connected.
     source: Option<LinkSender<FromTarget>>,
+    /// The session of that connection, and what takes those that follow on it.
+    again: Option<(String, mpsc::Sender<Renewed<TargetStream>>)>,
     /// The task that writes what the source sends.
     receiving: Option<JoinHandle<()>>,
     /// What `runc restore` needs from the start is here.
@@ -98,6 +102,7 @@ impl TargetDriver {
             own_events,
             landing: None,
             source: None,
+            again: None,
             receiving: None,
             early: false,
             asked: None,
@@ -262,7 +267,7 @@ impl TargetDriver {
 
     /// Lets the source go, and ends the writing of what it sends.
     async fn hang_up(&mut self) {
-        self.source = None;
+        (self.source, self.again) = (None, None);
         if let Some(receiving) = self.receiving.take() {
             receiving.abort();
             // It ends at its next pause, by having been told to.

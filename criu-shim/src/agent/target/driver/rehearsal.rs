@@ -145,6 +145,7 @@ impl Rehearsal {
             | Event::Restored { token, .. }
             | Event::RelayLost { token } => token,
             Event::Source(_)
+            | Event::Again(_)
             | Event::Round { .. }
             | Event::Create { .. }
             | Event::Rehearse { .. }
