@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Most buffers that are kept for later: what may be on its way or kept to be sent again, and what is being filled. With
 /// [`MAX_DATA`] this bounds what an idle connection holds.
-const KEPT: usize = WINDOW + 8;
+const KEPT: usize = WINDOW / MAX_DATA + 8;
 
 /// Where used buffers wait. Clones share them.
 #[derive(Clone, Debug, Default)]

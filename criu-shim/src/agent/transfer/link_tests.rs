@@ -31,6 +31,28 @@ fn beginning() -> FromSource {
 }
 
 #[tokio::test]
+async fn the_images_of_a_freeze_do_not_wait_for_the_peer_to_say_that_it_has_them() {
+    let (near, mut far) = sockets().await;
+    let (sender, _receiver) = open::<_, FromSource, FromTarget>(near);
+    tokio::spawn(async move {
+        for _ in 0..100 {
+            sender.say(&beginning()).await.expect("say");
+        }
+    });
+    let buffers = Buffers::default();
+    let all = async {
+        let mut heard = 0;
+        while heard < 100 {
+            let frame = read_frame(&mut far, &buffers).await.expect("frames");
+            heard += usize::from(matches!(frame, Some(Frame::Control(_))));
+            // A peer that has confirmed nothing yet is not silent.
+            write_frame(&mut far, &Frame::Taken(0)).await.expect("said");
+        }
+    };
+    tokio::time::timeout(2 * SILENCE, all).await.expect("it does not wait");
+}
+
+#[tokio::test]
 async fn an_abort_goes_ahead_of_the_data_that_is_queued_for_a_slow_peer() {
     let (near, mut far) = sockets().await;
     let (sender, _receiver) = open::<_, FromSource, FromTarget>(near);

@@ -18,9 +18,11 @@ use tokio::io::{AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// Most frames that may be on their way, or with a peer that has not said so yet: 8 MiB, which a link of 10 Gbit/s with a round
-/// trip of 6 ms needs to be full. What is kept for another connection is as much.
-pub(super) const WINDOW: usize = 32;
+/// Most bytes that may be on their way, or with a peer that has not said so yet: what a link of 10 Gbit/s with a round trip of 6 ms
+/// needs to be full. What is kept for another connection is as much.
+pub(super) const WINDOW: usize = 8 << 20;
+/// Most frames of them. CRIU's images are dozens of small ones, and cross in a freeze.
+const MOST: usize = 1024;
 
 /// What waits for the wire, and what may have to go again, whichever connection it goes by.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub(super) struct Outbox {
     held: Option<(Frame, Instant)>,
     /// What was written, and the peer has not confirmed: the oldest first.
     unconfirmed: VecDeque<Frame>,
+    /// Bytes of them.
+    unconfirmed_bytes: usize,
     /// How many frames were written before them.
     confirmed: u64,
     /// Nobody can queue anything any more.
@@ -54,8 +58,19 @@ impl Outbox {
         limits: watch::Receiver<Option<NonZeroU64>>,
         held_back: Arc<AtomicU64>,
     ) -> Self {
-        let (unconfirmed, confirmed, spoke) = (VecDeque::with_capacity(WINDOW), 0, Instant::now());
-        Self { stream, ahead, limits, held_back, bucket: None, held: None, unconfirmed, confirmed, ended: false, spoke }
+        Self {
+            stream,
+            ahead,
+            limits,
+            held_back,
+            bucket: None,
+            held: None,
+            unconfirmed: VecDeque::new(),
+            unconfirmed_bytes: 0,
+            confirmed: 0,
+            ended: false,
+            spoke: Instant::now(),
+        }
     }
 
     /// The peer has taken `count` frames in all.
@@ -68,7 +83,8 @@ impl Outbox {
             return Err(LinkError::Count { said: count, sent, confirmed: self.confirmed });
         }
         // No more than are in it.
-        self.unconfirmed.drain(..(count - self.confirmed) as usize);
+        let confirmed = self.unconfirmed.drain(..(count - self.confirmed) as usize);
+        self.unconfirmed_bytes -= confirmed.map(|frame| length(&frame)).sum::<usize>();
         self.confirmed = count;
         Ok(())
     }
@@ -101,10 +117,13 @@ impl Outbox {
             match &frame {
                 Frame::Taken(_) | Frame::End => {}
                 _ if counts.is_deaf() => {}
-                _ => self.unconfirmed.push_back(frame.clone()),
+                _ => {
+                    self.unconfirmed_bytes += length(&frame);
+                    self.unconfirmed.push_back(frame.clone());
+                }
             }
             write_frame(&mut writer, &frame).await?;
-            let waits = self.stream.is_empty() || self.unconfirmed.len() >= WINDOW;
+            let waits = self.stream.is_empty() || !self.has_room();
             if waits && self.ahead.is_empty() || self.bucket.is_some() {
                 writer.flush().await.map_err(FrameError::Write)?;
             }
@@ -116,11 +135,16 @@ impl Outbox {
         Ok(writer.shutdown().await.map_err(FrameError::Write)?)
     }
 
+    fn has_room(&self) -> bool {
+        self.unconfirmed_bytes < WINDOW && self.unconfirmed.len() < MOST
+    }
+
     /// What goes next. None where nobody can queue anything any more.
     async fn next(&mut self, counts: &Counts) -> Result<Option<Frame>, LinkError> {
         loop {
             if counts.is_deaf() {
                 self.unconfirmed.clear();
+                self.unconfirmed_bytes = 0;
             } else {
                 self.confirm(counts.confirmed())?;
             }
@@ -128,7 +152,7 @@ impl Outbox {
                 return Ok(Some(Frame::Taken(counts.say())));
             }
             let due = self.bucket.as_ref().map_or_else(Instant::now, Bucket::due);
-            let has_room = self.unconfirmed.len() < WINDOW;
+            let has_room = self.has_room();
             let frame = tokio::select! {
                 biased;
                 Some(message) = self.ahead.recv() => Frame::Control(message),
@@ -164,5 +188,13 @@ impl Outbox {
             }
             return Ok(Some(frame));
         }
+    }
+}
+
+/// Bytes that a frame keeps.
+fn length(frame: &Frame) -> usize {
+    match frame {
+        Frame::Control(bytes) | Frame::Data(bytes) => bytes.len(),
+        Frame::Taken(_) | Frame::End => 0,
     }
 }
