@@ -12,6 +12,7 @@ use crate::local::{
 use crate::supervised::PLACES;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use thiserror::Error;
 
 /// Why a container was not created.
@@ -94,6 +95,7 @@ fn restore(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore) 
             eprintln!("tideover: mark that {} has run: {error}", create.id);
         }
     } else {
+        clear_away(runtime, create);
         // Its id is never used again, and `delete` takes the mark away too.
         if let Err(error) = markers.clear(&create.id) {
             eprintln!("tideover: clear the mark of {}: {error}", create.id);
@@ -101,6 +103,25 @@ fn restore(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore) 
     }
     restore.report(code);
     status.map(|_| code).map_err(CreateError::Execute)
+}
+
+/// Ends what a restore that failed has left. runc has done its part of post-restore by the time that CRIU may fail, and takes the
+/// container for a running one then, which it does not remove; containerd does not either, of a container that it could not
+/// create. Without it, processes that were rebuilt by a CRIU that was killed would stand there until the pod is gone.
+fn clear_away(runtime: &Runtime, create: &Create) {
+    let mut command = runtime.command(&delete_arguments(create));
+    // What it says of a container that is not there, which is the rule, is nobody's business.
+    let ended = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if let Err(error) = ended {
+        eprintln!("tideover: remove what is left of {}: {error}", create.id);
+    }
+}
+
+fn delete_arguments(create: &Create) -> Vec<OsString> {
+    let mut arguments = create.globals.clone();
+    arguments.extend(["delete", "--force"].map(OsString::from));
+    arguments.push(create.id.clone().into());
+    arguments
 }
 
 fn restore_arguments(create: &Create, restore: &Restore) -> Vec<OsString> {
@@ -151,6 +172,7 @@ mod tests {
             line.join(" "),
             "--root /r restore --detach --image-path /i --work-path /w --bundle /b --pid-file /p --no-pivot c"
         );
+        assert_eq!(delete_arguments(&create), ["--root", "/r", "delete", "--force", "c"].map(OsString::from));
     }
 
     #[test]
