@@ -13,7 +13,7 @@ use crate::vm::cpio::Archive;
 use crate::vm::programs::Programs;
 
 /// What the checks and the tests of the crates start.
-const PROGRAMS: [&str; 20] = [
+const PROGRAMS: [&str; 22] = [
     "/usr/bin/cat",
     "/usr/bin/cp",
     "/usr/bin/cut",
@@ -21,10 +21,12 @@ const PROGRAMS: [&str; 20] = [
     "/usr/bin/dd",
     "/usr/bin/id",
     "/usr/bin/kill",
+    "/usr/bin/mount",
     "/usr/bin/mv",
     "/usr/bin/nsenter",
     "/usr/bin/rm",
     "/usr/bin/script",
+    "/usr/bin/sed",
     "/usr/bin/setpriv",
     "/usr/bin/setsid",
     "/usr/bin/sleep",
