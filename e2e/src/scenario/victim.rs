@@ -4,6 +4,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cluster::{Cluster, NAMESPACE};
@@ -17,12 +18,15 @@ pub struct Victim {
 }
 
 impl Victim {
-    /// Sends SIGKILL.
+    /// Sends SIGKILL. Says whether the process was still there.
     ///
     /// # Errors
-    /// When the process has ended by itself.
-    pub fn kill(&self) -> Result<()> {
-        pidfd_send_signal(&self.handle, Signal::KILL).context("kill the victim")
+    /// When the kernel refuses.
+    pub fn kill(&self) -> Result<bool> {
+        match pidfd_send_signal(&self.handle, Signal::KILL) {
+            Err(Errno::SRCH) => Ok(false),
+            sent => sent.map(|()| true).context("kill the victim"),
+        }
     }
 }
 

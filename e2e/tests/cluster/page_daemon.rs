@@ -14,8 +14,8 @@ use e2e::scenario::watch::Watch;
 use e2e::scenario::{Cluster, Collector, Sandbox, migration, remains, until};
 
 const LIMIT: Duration = Duration::from_secs(120);
-/// Memory of the program, MiB: it takes some hundred milliseconds to be brought.
-const MEMORY: usize = 768;
+/// Memory of the program, MiB: it takes a second or so to be brought.
+const MEMORY: usize = 2048;
 /// Pages of it that the program looks at in each tick: so many that it comes across missing ones before the agent has seen that
 /// the daemon is gone.
 const LOOKED_AT: u64 = 2_000;
@@ -57,7 +57,7 @@ impl Large {
     /// enough for the program to be ended for it.
     fn strike_after_the_commit(&self, name: &str, pod: &Pod) -> Result<bool> {
         let (mut under_way, daemon) = self.under_way(name, pod)?;
-        let killed = under_way.seen_in(Moment::Bringing, |_| Some(daemon.kill().is_ok()))?;
+        let killed = under_way.seen_in(Moment::Bringing, |_| Some(daemon.kill()))?.transpose()?;
         migration::succeeded(&self.sandbox, &pod.name, LIMIT)?;
         let (ticks, pages) = (self.collector.account().ticks, (MEMORY as u64) << 8);
         let cold = until("a cold start, or a look at all memory", LIMIT, || {
@@ -75,7 +75,7 @@ fn a_page_daemon_that_dies_before_the_commit_costs_the_attempt() -> Result<()> {
     let large = Large::start("page-daemon-early")?;
     let before = large.sandbox.ready_pod("ticker")?;
     let (_, daemon) = large.under_way("move", &before)?;
-    daemon.kill()?;
+    ensure!(daemon.kill()?, "the page daemon was gone before the freeze");
     let ended = migration::ended(&large.sandbox, &before.name, LIMIT)?;
     ensure!(ended["status"]["phase"] == "Failed", "the move is {}", ended["status"]["phase"]);
     let failure = &ended["status"]["failures"][0];

@@ -63,7 +63,7 @@ pub fn strike(
         Some(victims) => under_way.seen_in(moment, |object| {
             let victim = victims.of(object)?;
             let before = Timestamp::now();
-            Some(victim.kill().map(|()| (before, Timestamp::now())))
+            Some(victim.kill().map(|was_there| (was_there, before, Timestamp::now())))
         })?,
         None => None,
     };
@@ -72,16 +72,16 @@ pub fn strike(
         return Ok(Outcome { object, proven: false, phase: None });
     };
     let found = under_way.signs();
-    let (before, after) = struck?;
+    let (was_there, before, after) = struck?;
     let later = sandbox.get(&["migration", name])?.context("the Migration is gone")?;
     let still = moment.held_until(&found, Signs::of(&later).owner);
     let object = migration::ended(sandbox, &pod.name, LIMIT)?;
     let phase = phase_throughout(&object, before, after);
-    let proven = match moment.phase() {
+    let in_time = match moment.phase() {
         Some(wanted) => phase.as_deref() == Some(wanted),
         None => still,
     };
-    Ok(Outcome { object, proven, phase })
+    Ok(Outcome { object, proven: was_there && in_time, phase })
 }
 
 /// The processes that may have to be ended, found before the move comes to the moment.
