@@ -21,14 +21,16 @@ const LIMIT: Duration = Duration::from_secs(120);
 const TRIES: usize = 8;
 /// Memory of the ticker, MiB: dump, transfer and restore take some hundred milliseconds each.
 const MEMORY: usize = 96;
+/// Memory, MiB, that CRIU writes and reads for so long that it is found at its work.
+const READ: usize = 512;
 
-fn one_copy_goes_on(name: &str, who: Who, moments: &[Moment]) -> Result<()> {
+fn one_copy_goes_on(name: &str, who: Who, moments: &[Moment], mib: usize) -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::new(cluster.kube(), name)?;
     let collector = Collector::listen(cluster.host_address())?;
     let watch = Watch::start(&sandbox)?;
     sandbox.apply(&manifests::policy("ticker", "ticker", "  migration: {retryDelay: 1s}\n"))?;
-    let ticker = Ticker { mib: MEMORY, collector: collector.address() };
+    let ticker = Ticker { mib, collector: collector.address() };
     sandbox.apply(&manifests::with_scattered_memory(&ticker.deployment("ticker")))?;
     sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
@@ -87,24 +89,24 @@ fn still_one(sandbox: &Sandbox, collector: &Collector) -> Result<()> {
 
 #[test]
 fn the_operator_may_die_at_any_moment() -> Result<()> {
-    one_copy_goes_on("kill-operator", Who::Operator, &Moment::ALL)
+    one_copy_goes_on("kill-operator", Who::Operator, &Moment::ALL, MEMORY)
 }
 
 #[test]
 fn the_sources_agent_may_die_at_any_moment() -> Result<()> {
-    one_copy_goes_on("kill-source", Who::SourceAgent, &Moment::ALL)
+    one_copy_goes_on("kill-source", Who::SourceAgent, &Moment::ALL, MEMORY)
 }
 
 #[test]
 fn the_targets_agent_may_die_at_any_moment() -> Result<()> {
-    one_copy_goes_on("kill-target", Who::TargetAgent, &Moment::ALL)
+    one_copy_goes_on("kill-target", Who::TargetAgent, &Moment::ALL, MEMORY)
 }
 
 /// CRIU dies at its work, and nothing of the move is left then on any node: not even a process that was half restored. What
 /// is left in the processes that it was dumping is another matter: its parasite's memory, because of which they can't be dumped
 /// again. That is why nobody who could help it ends a CRIU at its work.
 fn nothing_is_left(name: &str, who: Who, moment: Moment) -> Result<()> {
-    one_copy_goes_on(name, who, &[moment])?;
+    one_copy_goes_on(name, who, &[moment], READ)?;
     let cluster = Cluster::ready()?;
     remains::are_gone(cluster, LIMIT)?;
     until_true("the last process to be gone", LIMIT, || Ok(remains::processes(cluster, "probe")? == 0))

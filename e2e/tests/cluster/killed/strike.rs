@@ -77,11 +77,19 @@ pub fn strike(
     let still = moment.held_until(&found, Signs::of(&later).owner);
     let object = migration::ended(sandbox, &pod.name, LIMIT)?;
     let phase = phase_throughout(&object, before, after);
-    let in_time = match moment.phase() {
-        Some(wanted) => phase.as_deref() == Some(wanted),
-        None => still,
+    let in_time = match (who, moment.phase()) {
+        // What it was ended in is over at once, and the attempt has failed for it: before the commit, therefore.
+        (Who::TargetCriu, _) => has_failed(&object, "RestoreFailed"),
+        (_, Some(wanted)) => phase.as_deref() == Some(wanted),
+        (_, None) => still,
     };
     Ok(Outcome { object, proven: was_there && in_time, phase })
+}
+
+/// Whether an attempt of the move has failed for `reason`.
+fn has_failed(object: &Value, reason: &str) -> bool {
+    let failures = object["status"]["failures"].as_array();
+    failures.is_some_and(|failures| failures.iter().any(|failure| failure["reason"] == reason))
 }
 
 /// The processes that may have to be ended, found before the move comes to the moment.
