@@ -61,9 +61,18 @@ pub fn strike(
     };
     let struck = match victims {
         Some(victims) => under_way.seen_in(moment, |object| {
-            let victim = victims.of(object)?;
-            let before = Timestamp::now();
-            Some(victim.kill().map(|was_there| (was_there, before, Timestamp::now())))
+            let strike = |victim: &Victim| {
+                let before = Timestamp::now();
+                victim.kill().map(|was_there| (was_there, before, Timestamp::now()))
+            };
+            let struck = strike(victims.of(object)?);
+            // runc asks a CRIU for its version first, which may have been the one that was found.
+            if matches!(struck, Ok((false, ..)))
+                && let Some(Victims::One(victim)) = Victims::warm(cluster, who, object)
+            {
+                return Some(strike(&victim));
+            }
+            Some(struck)
         })?,
         None => None,
     };

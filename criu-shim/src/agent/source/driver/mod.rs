@@ -24,6 +24,7 @@ use crate::criu::ProcessId;
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -32,6 +33,9 @@ use tracing::{error, info, warn};
 
 /// How long after a commit the news that the target runs is waited for, for the figures alone.
 const RESUMED_LIMIT: Duration = Duration::from_secs(60);
+/// How long the target's last steps come before the end of what is frozen here: that frees all of its memory, which takes a
+/// processor, and locks of the kernel's, that CRIU may need.
+const TARGET_FIRST: Duration = Duration::from_secs(1);
 /// Pause before the API server is asked again for an object that should be there.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long the reason of a failure may take to be written before what is left of the attempt is let go of. Nothing is frozen.
@@ -281,7 +285,7 @@ impl SourceDriver {
         held: Option<Instant>,
     ) {
         info!(migration = self.key.name, attempt = proof.attempt(), node = proof.node(), "committed elsewhere");
-        let resumed = async {
+        let mut resumed = pin!(async {
             loop {
                 match receiver.next().await {
                     Ok(Incoming::Message(FromTarget::Resumed)) => return Some(Instant::now()),
@@ -289,13 +293,17 @@ impl SourceDriver {
                     Err(_) => return None,
                 }
             }
+        });
+        let soon = tokio::time::timeout(TARGET_FIRST, &mut resumed).await;
+        let resumed = async {
+            match soon {
+                Ok(resumed) => resumed,
+                Err(_) => tokio::time::timeout(RESUMED_LIMIT, resumed).await.ok().flatten(),
+            }
         };
         let context = self.context.clone();
-        let (resumed, ()) = tokio::join!(
-            tokio::time::timeout(RESUMED_LIMIT, resumed),
-            settle::retire(&context, &entry, Some(pod), None, proof)
-        );
-        if let Ok(Some(resumed)) = resumed {
+        let (resumed, ()) = tokio::join!(resumed, settle::retire(&context, &entry, Some(pod), None, proof));
+        if let Some(resumed) = resumed {
             let timings = self.report.timings.get_or_insert_default();
             timings.freeze_millis = millis(resumed - since);
             timings.commit_millis = held.map_or(0.0, |held| millis(resumed - held));
