@@ -1,7 +1,7 @@
 //! Files that move with the processes: the writable layer, emptyDir volumes, `/dev/shm`.
 //!
 //! A tree crosses in rounds. [`walk`] lists it, [`changes`] says what of it the target has not got, [`pack`] makes an archive
-//! of that ([`archive`]), and [`unpack`] brings a tree up to it. The first archive of a tree holds all of it, each later one
+//! of that ([`archive`], [`content`]), and [`unpack`] brings a tree up to it. The first archive of a tree holds all of it, each later one
 //! what has changed since. [`held`] and [`opened`] know which files can change without a timestamp; [`places`] knows where trees are
 //! on a node. Every name in a tree is used in one open directory and never followed, so none, however hostile, means anything
 //! outside. What kubelet manages itself (hosts file, termination log, projected volumes) is never touched.
@@ -10,6 +10,7 @@ pub mod archive;
 pub mod attributes;
 pub mod beneath;
 pub mod changes;
+mod content;
 pub mod held;
 pub mod listing;
 pub mod opened;

@@ -9,14 +9,15 @@ use crate::agent::files::archive::{self, Attributes, Shape};
 use crate::agent::files::attributes::{self, Marks, Scratch};
 use crate::agent::files::beneath::{Beneath, way_to};
 use crate::agent::files::changes::{Changes, How};
-use crate::agent::files::listing::{BLOCK, Blocks, Digest, Facts, Kind, NodeId, TreePath, ZEROS};
+use crate::agent::files::content::{PIECE, Reading};
+use crate::agent::files::listing::{BLOCK, Blocks, Facts, Kind, NodeId, TreePath};
 use crate::agent::files::tree::Tree;
 use crate::agent::files::walk::{facts_of_open, is_gone};
 use crate::agent::files::{TreeKind, threads};
-use rustix::fs::{Mode, OFlags, SeekFrom, open, openat, readlinkat, seek};
-use rustix::io::{Errno, pread};
+use rustix::fs::{Mode, OFlags, open, openat, readlinkat};
+use rustix::io::Errno;
 use std::io::{Error, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::vec::IntoIter;
 use thiserror::Error;
@@ -61,8 +62,6 @@ impl PackError {
     }
 }
 
-/// Bytes of a file that are read at once.
-const PIECE: usize = BLOCK;
 /// Bytes that are read for the freeze before anything of them is sent on.
 const BATCH: u64 = 16 << 20;
 /// Bytes of one file that one thread reads of a batch.
@@ -126,27 +125,6 @@ enum Wrote {
     Nothing,
     /// A file, whose content follows.
     File(Reading),
-}
-
-/// A file whose content is being read.
-#[derive(Debug)]
-struct Reading {
-    id: NodeId,
-    path: TreePath,
-    file: OwnedFd,
-    /// Where the next bytes begin.
-    at: u64,
-    /// Where the last bytes end.
-    end: u64,
-    /// Where the next bytes are that are no hole, and where they end.
-    data: (u64, u64),
-    /// What the target has; none of it, where the file is sent whole.
-    known: Option<Arc<Blocks>>,
-    whole: bool,
-    /// Length of the blocks by which it is compared.
-    length: usize,
-    /// Digests of what was read.
-    read: Vec<Digest>,
 }
 
 impl Packing {
@@ -425,115 +403,6 @@ impl Reader {
             read: Vec::new(),
         }))
     }
-}
-
-impl Reading {
-    /// Writes what the target has not got of the next piece. False once the file is read.
-    fn next_piece(&mut self, stream: &mut Vec<u8>, buffer: &mut [u8], frozen: bool) -> Result<bool, PackError> {
-        if self.at >= self.end {
-            return Ok(false);
-        }
-        let length = usize::try_from(self.end - self.at).map_or(PIECE, |left| left.min(PIECE));
-        let hole = self.is_hole(length as u64)?;
-        if !hole {
-            let read = self.read(&mut buffer[..length])?;
-            if read < length {
-                if frozen {
-                    return Err(PackError::Changed { path: self.path.clone() });
-                }
-                // It has become shorter, which its ctime shows.
-                buffer[read..length].fill(0);
-            }
-        }
-        let mut run = Run::default();
-        for (begin, block) in (0..).step_by(self.length).zip(buffer[..length].chunks(self.length)) {
-            let digest = if hole { ZEROS } else { digest(block) };
-            let has = self.has((self.at + begin as u64) / self.length as u64);
-            if !frozen {
-                self.read.push(digest);
-            }
-            if has == Some(digest) {
-                continue;
-            }
-            let zeros = digest == ZEROS;
-            if run.end != begin || run.zeros != zeros {
-                run.write(stream, self.at, buffer);
-                run = Run { begin, end: begin, zeros };
-            }
-            run.end += block.len();
-        }
-        run.write(stream, self.at, buffer);
-        self.at += length as u64;
-        Ok(true)
-    }
-
-    /// What the target has of the block of this number. Beyond the end of what was sent that is zeros, once it has the new
-    /// length.
-    fn has(&self, number: u64) -> Option<Digest> {
-        match &self.known {
-            Some(known) => {
-                let digest = usize::try_from(number).ok().and_then(|number| known.digests.get(number));
-                Some(digest.copied().unwrap_or(ZEROS))
-            }
-            None => self.whole.then_some(ZEROS),
-        }
-    }
-
-    /// Whether nothing is stored of the next bytes. Source: lseek(2), SEEK_DATA and SEEK_HOLE.
-    fn is_hole(&mut self, length: u64) -> Result<bool, PackError> {
-        if self.at >= self.data.1 {
-            self.data = match seek(&self.file, SeekFrom::Data(self.at)) {
-                Ok(begin) => (begin, seek(&self.file, SeekFrom::Hole(begin)).map_err(|errno| self.failed(errno))?),
-                // There is none up to the end, wherever that is by now.
-                Err(Errno::NXIO) => (u64::MAX, u64::MAX),
-                Err(errno) => return Err(self.failed(errno)),
-            };
-        }
-        Ok(self.at + length <= self.data.0)
-    }
-
-    fn read(&self, buffer: &mut [u8]) -> Result<usize, PackError> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match pread(&self.file, &mut buffer[filled..], self.at + filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(self.failed(errno)),
-            }
-        }
-        Ok(filled)
-    }
-
-    fn failed(&self, source: Errno) -> PackError {
-        PackError::Read { path: self.path.clone(), source }
-    }
-}
-
-/// Blocks of a piece, one after the other, that the target has not got.
-#[derive(Default)]
-struct Run {
-    begin: usize,
-    end: usize,
-    zeros: bool,
-}
-
-impl Run {
-    fn write(&self, stream: &mut Vec<u8>, at: u64, piece: &[u8]) {
-        let offset = at + self.begin as u64;
-        match piece.get(self.begin..self.end) {
-            None | Some([]) => {}
-            Some(_) if self.zeros => archive::zeros(stream, offset, (self.end - self.begin) as u64),
-            Some(bytes) => archive::data(stream, offset, bytes),
-        }
-    }
-}
-
-/// Digest of a block.
-fn digest(block: &[u8]) -> Digest {
-    let (words, rest) = block.as_chunks::<16>();
-    let zero = words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0);
-    if zero { ZEROS } else { *blake3::hash(block).as_bytes() }
 }
 
 fn read_extended(
