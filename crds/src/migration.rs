@@ -246,9 +246,10 @@ pub struct MigrationStatus {
     /// UID of the controller (ReplicaSet, StatefulSet, Job) that owns the source; admission knows the replacement by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller_uid: Option<String>,
-    /// Container of the pod whose processes move. Init containers run on the target as at every start of a pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container: Option<String>,
+    /// Containers of the pod whose processes move, in the order in which kubelet starts them: sidecars first. Init containers that
+    /// end run on the target as at every start of a pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<String>,
     /// The pod that holds the room on the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservation: Option<ObjectRef>,

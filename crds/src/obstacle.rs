@@ -28,9 +28,10 @@ pub enum ObstacleReason {
     UserNamespace,
     /// A volume whose content can't follow the pod to another node.
     UnsupportedVolume,
-    /// More than one container: one cut through all of them is not supported yet.
+    /// Several containers that can't be moved at one cut: the pod's replacement needs its name, or one of them must work before
+    /// kubelet creates the next.
     SeveralContainers,
-    /// An init container that goes on running beside the pod.
+    /// An init container that goes on running beside the pod, and that must work before kubelet creates the next.
     Sidecar,
     /// An init container mounts a claim: on the target it would change what the application uses.
     InitContainer,

@@ -137,6 +137,21 @@ fn open_source_duty(status: &MigrationStatus, attempt: u32, at: SourceAt) -> Sou
     }
 }
 
+/// What the target's side has done for one container of the pod, in the current attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneLocal {
+    /// Everything has landed and is verified.
+    pub staged: bool,
+    /// A relay holds CRIU's request.
+    pub waiting: bool,
+    /// The request was released.
+    pub released: bool,
+    /// The processes are rebuilt and held.
+    pub held: bool,
+    /// The processes run here.
+    pub resumed: bool,
+}
+
 /// What the target's side has done, for which attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TargetLocal {
@@ -158,6 +173,36 @@ pub struct TargetLocal {
     pub failed: bool,
     /// Nothing of the attempt is left here.
     pub destroyed: bool,
+}
+
+impl TargetLocal {
+    /// The same, with what was done for each container of the pod.
+    ///
+    /// Before the commit the containers go together: one that is behind holds up all others, so that the commit finds all of them
+    /// held. After it each goes for itself: none can be taken back any more, and what one of them has not been able to do yet, it
+    /// goes on with from the same cut.
+    #[must_use]
+    pub fn of_pod(self, lanes: &[LaneLocal], committed: bool) -> Self {
+        let left = || lanes.iter().filter(|lane| !lane.resumed);
+        let any = !lanes.is_empty();
+        let pod = Self {
+            staged: any && lanes.iter().all(|lane| lane.staged),
+            resumed: any && lanes.iter().all(|lane| lane.resumed),
+            ..self
+        };
+        if committed {
+            let due = left().any(|lane| lane.waiting && !lane.released);
+            let waiting = left().any(|lane| lane.waiting);
+            Self { waiting, released: waiting && !due, held: left().any(|lane| lane.held), ..pod }
+        } else {
+            Self {
+                waiting: any && lanes.iter().all(|lane| lane.waiting),
+                released: any && lanes.iter().all(|lane| lane.released),
+                held: any && lanes.iter().all(|lane| lane.held),
+                ..pod
+            }
+        }
+    }
 }
 
 /// What the target's side must do now.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::agent::fixture::{PHASES, migration};
-use proptest::prelude::{any, prop, prop_assert, proptest};
+use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, prop_assume, proptest};
 use tideover_crds::Owner;
 
 fn source(attempt: u32, at: SourceAt) -> SourceLocal {
@@ -193,4 +193,59 @@ fn the_owner_alone_decides_and_not_the_phase() {
     let status = object.status.as_mut().expect("status");
     status.owner = Some(Owner { node: "a".into(), attempt: 1 });
     assert_eq!(source_duty(&object, source(1, SourceAt::Frozen)), SourceDuty::Thaw(1));
+}
+
+fn any_lane() -> impl proptest::strategy::Strategy<Value = LaneLocal> {
+    use proptest::strategy::Strategy as _;
+    any::<(bool, bool, bool, bool, bool)>()
+        .prop_map(|(staged, waiting, released, held, resumed)| LaneLocal { staged, waiting, released, held, resumed })
+}
+
+const HELD: LaneLocal = LaneLocal { staged: true, waiting: true, released: true, held: true, resumed: false };
+
+#[test]
+fn a_pod_is_committed_when_the_last_of_its_containers_is_held() {
+    let base = migration().attempt(1).phase(Phase::Freezing).build();
+    let duty = |lanes: &[LaneLocal]| target_duty(&base, "b", listening().of_pod(lanes, false));
+    let waits = LaneLocal { released: false, held: false, ..HELD };
+    assert_eq!(duty(&[waits, LaneLocal { waiting: false, ..waits }]), TargetDuty::None);
+    assert_eq!(duty(&[waits, LaneLocal { staged: false, ..waits }]), TargetDuty::None);
+    assert_eq!(duty(&[waits, waits]), TargetDuty::Release(1));
+    assert_eq!(duty(&[HELD, LaneLocal { held: false, ..HELD }]), TargetDuty::None);
+    assert_eq!(duty(&[HELD, HELD]), TargetDuty::Commit(1));
+}
+
+#[test]
+fn after_the_commit_each_container_goes_for_itself() {
+    let committed = migration().attempt(1).phase(Phase::Committing).owner("b", 1).build();
+    let duty = |lanes: &[LaneLocal]| target_duty(&committed, "b", listening().of_pod(lanes, true));
+    let runs = LaneLocal { held: false, resumed: true, ..HELD };
+    assert_eq!(duty(&[HELD, HELD]), TargetDuty::Resume(1));
+    assert_eq!(duty(&[runs, HELD]), TargetDuty::Resume(1));
+    let gone = LaneLocal { staged: true, ..LaneLocal::default() };
+    assert_eq!(duty(&[runs, gone]), TargetDuty::None, "its `create` comes again");
+    assert_eq!(duty(&[runs, LaneLocal { waiting: true, ..gone }]), TargetDuty::Release(1));
+    assert_eq!(duty(&[HELD, LaneLocal { waiting: true, ..gone }]), TargetDuty::Resume(1));
+    assert_eq!(duty(&[runs, runs]), TargetDuty::Clean(1));
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_committed_for_a_pod_of_which_anything_is_not_held(
+        lanes in prop::collection::vec(any_lane(), 0..5),
+    ) {
+        let base = migration().attempt(1).phase(Phase::Freezing).build();
+        let duty = target_duty(&base, "b", listening().of_pod(&lanes, false));
+        prop_assert!(duty != TargetDuty::Commit(1) || (!lanes.is_empty() && lanes.iter().all(|lane| lane.held)));
+        prop_assert!(duty != TargetDuty::Release(1) || lanes.iter().all(|lane| lane.staged && lane.waiting));
+    }
+
+    #[test]
+    fn one_container_is_to_its_pod_what_it_is_to_itself(lane in any_lane(), committed in any::<bool>()) {
+        let LaneLocal { staged, waiting, released, held, resumed } = lane;
+        // What has run is never waited for again, and what is held was released.
+        prop_assume!(!resumed && (released || !held) && (waiting || !released));
+        let pod = listening().of_pod(&[lane], committed);
+        prop_assert_eq!(pod, TargetLocal { staged, waiting, released, held, ..listening() });
+    }
 }

@@ -29,7 +29,7 @@ pub const PHASES: [Phase; 14] = [
 #[derive(Clone, Debug)]
 pub struct Fixture(Migration);
 
-/// The Migration `move` with nothing but its two nodes.
+/// The Migration `move` with nothing but its two nodes and the container `app`.
 pub fn migration() -> Fixture {
     let spec = MigrationSpec {
         pod: PodRef { name: "p".into(), uid: None },
@@ -44,6 +44,7 @@ pub fn migration() -> Fixture {
         source_pod: Some(ObjectRef { name: "p".into(), uid: "old".into(), node: Some("a".into()) }),
         target_node: Some("b".into()),
         strategy: Some(Strategy::ReplaceFirst),
+        containers: vec!["app".into()],
         ..MigrationStatus::default()
     });
     Fixture(migration)
@@ -87,9 +88,9 @@ impl Fixture {
         })
     }
 
-    /// Name of the container that moves.
-    pub fn container(self, name: &str) -> Self {
-        self.status(|status| status.container = Some(name.into()))
+    /// Names of the containers that move.
+    pub fn containers(self, names: &[&str]) -> Self {
+        self.status(|status| status.containers = names.iter().map(|name| (*name).to_owned()).collect())
     }
 
     /// Its state was given up after the commit.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Version of the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Largest journal file that is read, bytes.
 const MAX_BYTES: u64 = 64 << 10;
 
@@ -117,7 +117,15 @@ pub struct SourceEntry {
     pub pod_name: String,
     /// UID of the pod.
     pub pod_uid: String,
-    /// Container.
+    /// Its containers, all of which are frozen at one cut.
+    pub containers: Vec<FrozenEntry>,
+}
+
+/// One container of a pod that may be frozen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrozenEntry {
+    /// Id of the container.
     pub container_id: String,
     /// Its cgroup, as a path on the node.
     pub cgroup: PathBuf,
@@ -140,6 +148,16 @@ pub struct SlowedEntry {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetEntry {
+    /// The containers that come.
+    pub containers: Vec<LaneEntry>,
+}
+
+/// One container that comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LaneEntry {
+    /// Its name in the pod.
+    pub container: String,
     /// The restore that a shim was told to begin. From here on CRIU may rebuild the processes, and this node may commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreEntry>,

@@ -101,6 +101,25 @@ impl Hierarchy {
     }
 }
 
+/// The directories of all cgroups that process `pid` is in, below the mounts of the node at `node_root`. A hierarchy in which it is
+/// at the root is left out: nothing holds it there.
+///
+/// # Errors
+/// [`FreezerError::ProcessGone`], [`FreezerError::Read`], [`FreezerError::NotVisible`].
+pub fn directories(pid: i32, node_root: &Path) -> Result<Vec<PathBuf>, FreezerError> {
+    let mounts = read_hierarchies(node_root)?;
+    let mut found = Vec::new();
+    for member in read_memberships(pid)? {
+        let Some(mount) = mounts.iter().find(|mount| mount.controllers == member.controllers) else { continue };
+        match mount.directory(&member.path) {
+            Ok(directory) => found.push(node_root.join(directory.strip_prefix("/").unwrap_or(&directory))),
+            Err(FreezerError::NotOwn { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
 /// The node's hierarchies, from its init process.
 pub(super) fn read_hierarchies(node_root: &Path) -> Result<Vec<Hierarchy>, FreezerError> {
     let path = node_root.join("proc/1/mountinfo");

@@ -10,7 +10,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use cgroup::{Hierarchy, Membership, hierarchies, memberships};
+pub use cgroup::{Hierarchy, Membership, directories, hierarchies, memberships};
 pub use error::FreezerError;
 pub use state::FreezerState;
 

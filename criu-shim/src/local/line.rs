@@ -68,8 +68,8 @@ mod tests {
         );
         reads_back(ToShim::ColdStart, r#"{"type":"coldStart"}"#);
         reads_back(
-            ToShim::Restore { token: "t".into(), images_dir: "/i".into(), work_dir: "/w".into() },
-            r#"{"type":"restore","token":"t","imagesDir":"/i","workDir":"/w"}"#,
+            ToShim::Restore { token: "t".into(), images_dir: "/i".into(), work_dir: "/w".into(), stand_in: true },
+            r#"{"type":"restore","token":"t","imagesDir":"/i","workDir":"/w","standIn":true}"#,
         );
         reads_back(
             FromRelay::Relay { token: "t".into(), stage: RelayStage::Requested, criu: Some(7) },
@@ -102,10 +102,10 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let hello: Hello = decode(br#"{"version":4,"role":"relay"}"#).unwrap();
+        let hello: Hello = decode(br#"{"version":5,"role":"relay"}"#).unwrap();
         assert_eq!(
             hello.check().unwrap_err().to_string(),
-            "the client speaks version 4 of the local protocol, this agent version 3"
+            "the client speaks version 5 of the local protocol, this agent version 4"
         );
     }
 

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 /// Version of this protocol. Shim, relay and agent of one node are installed together; a shim that was started
 /// before an upgrade may still meet the agent that came with it.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The first line of every connection, from the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +118,9 @@ pub enum ToShim {
         images_dir: PathBuf,
         /// Directory for logs and for CRIU's sockets.
         work_dir: PathBuf,
+        /// Other containers of the pod are created only once this one's `create` and `start` have returned: a stand-in takes
+        /// its place until its processes are there.
+        stand_in: bool,
     },
     /// Do not start the container at all.
     Refuse {

@@ -30,6 +30,10 @@ pub const TOKEN_ENV: &str = "TIDEOVER_TOKEN";
 /// Environment variable by which the shim tells the relay which bundle is restored.
 pub const BUNDLE_ENV: &str = "TIDEOVER_BUNDLE";
 
+/// Environment variable by which the shim tells the relay, through runc, which process stands in the container's place. The
+/// relay sends it SIGUSR1 once runc has done its part and the images are waited for.
+pub const STAND_IN_ENV: &str = "TIDEOVER_STAND_IN";
+
 /// Directory of the agent's journal: while a pod's UID is in it, the pod may be frozen or moved.
 pub const JOURNAL: &str = "/var/lib/tideover/journal";
 

@@ -1,11 +1,12 @@
 //! Becoming CRIU: one process goes on as the real CRIU, another relays.
 
 use crate::criu::{CriuProgram, NO_BREAKPOINTS, own_cgroups};
-use crate::local::{BUNDLE_ENV, TOKEN_ENV};
+use crate::local::{BUNDLE_ENV, STAND_IN_ENV, TOKEN_ENV};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 use std::ffi::OsString;
 use std::io::{Error, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -23,6 +24,7 @@ pub(super) fn become_criu(program: &CriuProgram, arguments: &[OsString]) -> Erro
         .envs([NO_BREAKPOINTS])
         .env_remove(TOKEN_ENV)
         .env_remove(BUNDLE_ENV)
+        .env_remove(STAND_IN_ENV)
         .exec()
 }
 
@@ -36,6 +38,14 @@ pub(super) fn enter(network: Option<BorrowedFd<'_>>, joined: &[(CloneFlags, Path
         setns(std::fs::File::open(path)?, *kind)?;
     }
     Ok(())
+}
+
+/// Tells the process that stands in the container's place, where one does, that runc has done its part. It takes the cgroups of
+/// whoever says so: this process must be the one that runc has put into the container's.
+pub(super) fn tell_stand_in() -> std::io::Result<()> {
+    let Some(pid) = std::env::var(STAND_IN_ENV).ok() else { return Ok(()) };
+    let pid: i32 = pid.parse().map_err(Error::other)?;
+    Ok(kill(Pid::from_raw(pid), Signal::SIGUSR1)?)
 }
 
 /// Which of the two processes this is.

@@ -51,6 +51,8 @@ enum RelayError {
     Cgroups(#[source] std::io::Error),
     #[error("make mounts for CRIU")]
     Mounts(#[from] MountsError),
+    #[error("tell who stands in the container's place")]
+    StandIn(#[source] std::io::Error),
     #[error("execute CRIU")]
     Execute(#[source] std::io::Error),
 }
@@ -101,6 +103,7 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
         Side::Criu => {
             drop((runc, ours));
             place?;
+            handover::tell_stand_in().map_err(RelayError::StandIn)?;
             let socket = theirs.as_raw_fd().to_string();
             let arguments = ["--no-default-config".into(), "swrk".into(), socket.into()];
             Err(RelayError::Execute(handover::become_criu(program, &arguments)))

@@ -36,6 +36,8 @@ pub(super) struct Restore {
     pub images_dir: PathBuf,
     /// Directory of logs and sockets.
     pub work_dir: PathBuf,
+    /// Whether it is done below a stand-in, which `create` does not outlast.
+    pub stand_in: bool,
     line: Option<Client>,
     socket: PathBuf,
 }
@@ -101,9 +103,10 @@ fn converse(socket: &Path, create: &Create, waiting: &mut Waiting) -> Result<Ans
             }
             ToShim::ColdStart => return Ok(Answer::Cold),
             ToShim::Refuse { reason } => return Ok(Answer::Refuse(reason)),
-            ToShim::Restore { token, images_dir, work_dir } => {
+            ToShim::Restore { token, images_dir, work_dir, stand_in } => {
                 let socket = socket.to_owned();
-                return Ok(Answer::Restore(Restore { token, images_dir, work_dir, line: Some(line), socket }));
+                let line = Some(line);
+                return Ok(Answer::Restore(Restore { token, images_dir, work_dir, stand_in, line, socket }));
             }
         }
     }
@@ -117,6 +120,7 @@ impl Restore {
             token: token.into(),
             images_dir: images_dir.into(),
             work_dir: work_dir.into(),
+            stand_in: false,
             line: None,
             socket: "/nowhere/agent.sock".into(),
         }
@@ -202,7 +206,12 @@ mod tests {
     fn a_replacement_asks_again_after_a_lost_connection() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
-        let restore = ToShim::Restore { token: "t".into(), images_dir: "/i".into(), work_dir: "/w".into() };
+        let restore = ToShim::Restore {
+            token: "t".into(),
+            images_dir: "/i".into(),
+            work_dir: "/w".into(),
+            stand_in: false,
+        };
         let agent = agent(socket.clone(), vec![vec![ToShim::Wait], vec![ToShim::Wait, restore]]);
         let Answer::Restore(restore) = ask(&socket, NO_JOURNAL.as_ref(), &create(Some("mig"))) else {
             panic!("no restore")

@@ -1,5 +1,6 @@
 //! The bundle's `config.json`: who the container is, and what must be set right in it before any start.
 
+use super::marker::Markers;
 use crate::criu::bundle::{BundleError, read_config};
 use crate::local::{self, ContainerType};
 use serde_json::{Map, Value, json};
@@ -35,6 +36,12 @@ pub(super) enum PrepareError {
         #[source]
         source: serde_json::Error,
     },
+    /// What is known of restored containers can't be read.
+    #[error("read the marks of restored containers")]
+    Marks(#[source] std::io::Error),
+    /// It shall see the processes of a container that has none yet.
+    #[error("the container whose PID namespace is to be shared has not been restored yet")]
+    NotThere,
     /// The corrected one could not be put in place.
     #[error("write {path}")]
     Write {
@@ -51,10 +58,11 @@ pub(super) enum PrepareError {
 ///
 /// # Errors
 /// [`PrepareError`]; the file is as it was then, and must not be started.
-pub(super) fn prepare(bundle: &Path, id: &str) -> Result<Option<local::Create>, PrepareError> {
+pub(super) fn prepare(bundle: &Path, id: &str, markers: &Markers) -> Result<Option<local::Create>, PrepareError> {
     let mut config = read(bundle)?;
     let identity = identity(&config, bundle, id);
-    if set_right(&mut config, Path::new("/proc/self/ns/time").exists()) {
+    let redirected = see_the_container(&mut config, markers)?;
+    if set_right(&mut config, Path::new("/proc/self/ns/time").exists()) || redirected {
         replace(bundle, &config)?;
     }
     Ok(identity)
@@ -109,6 +117,23 @@ fn identity(config: &Value, bundle: &Path, id: &str) -> Option<local::Create> {
     })
 }
 
+/// Has a container that shall share the PID namespace of another (an ephemeral one with a target) share that one's, where
+/// containerd names the process that stands in its place: that is in the node's. Returns whether it did.
+fn see_the_container(config: &mut Value, markers: &Markers) -> Result<bool, PrepareError> {
+    let namespaces = config.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut);
+    for namespace in namespaces.into_iter().flatten() {
+        let path = namespace.get("path").and_then(Value::as_str);
+        let pid = path.and_then(|path| path.strip_prefix("/proc/")?.strip_suffix("/ns/pid")?.parse().ok());
+        let Some(pid) = pid else { continue };
+        if let Some(mark) = markers.of_stand_in(pid).map_err(PrepareError::Marks)? {
+            let container = mark.container.filter(|container| container.is_alive()).ok_or(PrepareError::NotThere)?;
+            namespace["path"] = json!(format!("/proc/{}/ns/pid", container.pid));
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Changes the configuration where that is needed, and says whether it was.
 fn set_right(config: &mut Value, kernel_has_time_namespaces: bool) -> bool {
     let wants_time = annotations(config).is_some_and(|annotations| {
@@ -148,6 +173,8 @@ fn write(path: &Path, config: &Value) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::criu::ProcessId;
+    use crate::shim::marker::Mark;
 
     fn config(annotations: Value) -> Value {
         json!({
@@ -209,12 +236,13 @@ mod tests {
         let path = bundle.path().join("config.json");
         let text = serde_json::to_string_pretty(&cri("container", &[])).unwrap();
         std::fs::write(&path, &text).unwrap();
-        prepare(bundle.path(), "c").unwrap();
+        let markers = Markers::at(bundle.path());
+        prepare(bundle.path(), "c", &markers).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
 
         std::fs::write(&path, cri("container", &[("org.criu.config", "/x")]).to_string()).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        prepare(bundle.path(), "c").unwrap();
+        prepare(bundle.path(), "c", &markers).unwrap();
         let config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(config["process"]["rlimits"][0]["hard"], json!(u64::MAX));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
@@ -224,6 +252,23 @@ mod tests {
     fn unreadable_json_is_refused_by_name() {
         let bundle = tempfile::tempdir().unwrap();
         std::fs::write(bundle.path().join("config.json"), "{").unwrap();
-        assert!(matches!(prepare(bundle.path(), "c"), Err(PrepareError::Parse { .. })));
+        let markers = Markers::at(bundle.path());
+        assert!(matches!(prepare(bundle.path(), "c", &markers), Err(PrepareError::Parse { .. })));
+    }
+
+    #[test]
+    fn who_is_to_see_a_container_sees_it_and_not_the_node_that_its_stand_in_is_in() {
+        let marks = tempfile::tempdir().unwrap();
+        let markers = Markers::at(marks.path());
+        let own = ProcessId::now(std::process::id() as i32).unwrap();
+        let path = |pid: i32| format!("/proc/{pid}/ns/pid");
+        let mut config = json!({ "linux": { "namespaces": [{ "type": "pid", "path": path(own.pid) }] } });
+        assert!(!see_the_container(&mut config, &markers).unwrap(), "it stands for nobody");
+        markers.set("c", &Mark { stand_in: Some(own), container: None }).unwrap();
+        assert!(matches!(see_the_container(&mut config, &markers), Err(PrepareError::NotThere)));
+        let container = ProcessId::now(1).unwrap();
+        markers.set("c", &Mark { stand_in: Some(own), container: Some(container) }).unwrap();
+        assert!(see_the_container(&mut config, &markers).unwrap());
+        assert_eq!(config["linux"]["namespaces"][0]["path"], json!(path(1)));
     }
 }

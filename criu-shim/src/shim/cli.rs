@@ -23,6 +23,8 @@ pub(super) enum Command {
     Start(String),
     /// Delete the container of this id.
     Delete(String),
+    /// Send a signal to the container of this id.
+    Kill(String),
     /// Anything else; runc's own affair.
     Other,
 }
@@ -55,6 +57,7 @@ pub(super) fn parse(arguments: &[OsString]) -> Command {
         "create" => create(arguments, &globals, rest).map_or(Command::Other, Command::Create),
         "start" => id(rest, &[]).map_or(Command::Other, Command::Start),
         "delete" => id(rest, &[]).map_or(Command::Other, Command::Delete),
+        "kill" => id(rest, &[]).map_or(Command::Other, Command::Kill),
         _ => Command::Other,
     }
 }
@@ -169,11 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn start_and_delete_name_their_container() {
+    fn start_delete_and_kill_name_their_container() {
         for (line, expected) in [
             ("--root /r --log /l --log-format json start x", Command::Start("x".to_owned())),
             ("--root /r delete --force x", Command::Delete("x".to_owned())),
             ("delete -f x", Command::Delete("x".to_owned())),
+            ("--root /r kill x 15", Command::Kill("x".to_owned())),
+            ("kill --all x KILL", Command::Kill("x".to_owned())),
         ] {
             assert_eq!(check(line), expected, "{line}");
         }
@@ -187,7 +192,6 @@ mod tests {
             "--root /r state x",
             "features",
             "--root create",
-            "kill x 9",
             "create",
             "start",
             "start ../etc",
@@ -206,7 +210,9 @@ mod tests {
             words in proptest::collection::vec("(create|start|delete|--?[a-z-]{0,8}(=[a-z/]*)?|[a-z./]{0,5})", 0..8),
         ) {
             let arguments: Vec<OsString> = words.iter().map(OsString::from).collect();
-            if let Command::Create(Create { id, .. }) | Command::Start(id) | Command::Delete(id) = parse(&arguments) {
+            if let Command::Create(Create { id, .. }) | Command::Start(id) | Command::Delete(id) | Command::Kill(id) =
+                parse(&arguments)
+            {
                 prop_assert!(!id.contains('/') && id != "." && id != "..");
             }
         }

@@ -3,8 +3,9 @@
 use super::ask::{Answer, Restore, ask};
 use super::bundle::{self, PrepareError};
 use super::cli::Create;
-use super::marker::Markers;
+use super::marker::{Mark, Markers};
 use super::runtime::{Runtime, exit_code};
+use super::stand_in;
 use super::supervise::{self, SuperviseError};
 use crate::local::{
     BUNDLE_ENV, ClientError, ContainerType, INSTALL_ROOT, JOURNAL, SILENCE, SOCKET, TOKEN_ENV, mark_ran,
@@ -12,7 +13,7 @@ use crate::local::{
 use crate::supervised::PLACES;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use thiserror::Error;
 
 /// Why a container was not created.
@@ -36,6 +37,9 @@ pub(super) enum CreateError {
     /// The marker could not be set: `start` would fail after the processes run.
     #[error("mark the container as restored")]
     Mark(#[source] std::io::Error),
+    /// Nobody can stand in the container's place.
+    #[error("have a process stand in the container's place")]
+    StandIn(#[source] std::io::Error),
     /// The runtime could not be executed.
     #[error("execute the container runtime")]
     Execute(#[source] std::io::Error),
@@ -46,14 +50,14 @@ pub(super) enum CreateError {
 pub(super) enum Created {
     /// Go on as the runtime.
     Cold,
-    /// `runc restore` has ended with this code.
+    /// `runc restore` has ended with this code, or waits below a stand-in: 0.
     Restored(i32),
 }
 
 /// Decides, and restores if that is the decision.
 pub(super) fn create(runtime: &Runtime, create: &Create) -> Result<Created, CreateError> {
     let bundle = std::path::absolute(&create.bundle).unwrap_or_else(|_| create.bundle.clone());
-    let identity = bundle::prepare(&bundle, &create.id)?;
+    let identity = bundle::prepare(&bundle, &create.id, &Markers::of_node())?;
     let Some(identity) = identity.filter(|identity| identity.container_type == ContainerType::Container) else {
         return Ok(Created::Cold);
     };
@@ -69,7 +73,11 @@ pub(super) fn create(runtime: &Runtime, create: &Create) -> Result<Created, Crea
                 restore.report(1);
                 return Err(error.into());
             }
-            self::restore(runtime, create, &bundle, restore).map(Created::Restored)
+            let restored = match restore.stand_in {
+                true => stand_in::begin(runtime, create, &bundle, restore),
+                false => self::restore(runtime, create, &bundle, restore),
+            };
+            restored.map(Created::Restored)
         }
     }
 }
@@ -77,13 +85,8 @@ pub(super) fn create(runtime: &Runtime, create: &Create) -> Result<Created, Crea
 fn restore(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore) -> Result<i32, CreateError> {
     let markers = Markers::of_node();
     // Before the restore: once the processes run there is no way back, and without the mark `start` would fail.
-    markers.set(&create.id).map_err(CreateError::Mark)?;
-    let status = runtime
-        .command(&restore_arguments(create, &restore))
-        .env("PATH", relay_first(std::env::var_os("PATH").as_deref()))
-        .env(TOKEN_ENV, &restore.token)
-        .env(BUNDLE_ENV, bundle)
-        .status();
+    markers.set(&create.id, &Mark::default()).map_err(CreateError::Mark)?;
+    let status = restore_command(runtime, create, bundle, &restore, create.pid_file.as_deref()).status();
     let code = match &status {
         Ok(status) => exit_code(*status),
         Err(_) => 1,
@@ -105,10 +108,26 @@ fn restore(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore) 
     status.map(|_| code).map_err(CreateError::Execute)
 }
 
+/// `runc restore`, which leaves the pid of the container's first process in `pid_file`.
+pub(super) fn restore_command(
+    runtime: &Runtime,
+    create: &Create,
+    bundle: &Path,
+    restore: &Restore,
+    pid_file: Option<&OsStr>,
+) -> Command {
+    let mut command = runtime.command(&restore_arguments(create, restore, pid_file));
+    command
+        .env("PATH", relay_first(std::env::var_os("PATH").as_deref()))
+        .env(TOKEN_ENV, &restore.token)
+        .env(BUNDLE_ENV, bundle);
+    command
+}
+
 /// Ends what a restore that failed has left. runc has done its part of post-restore by the time that CRIU may fail, and takes the
 /// container for a running one then, which it does not remove; containerd does not either, of a container that it could not
 /// create. Without it, processes that were rebuilt by a CRIU that was killed would stand there until the pod is gone.
-fn clear_away(runtime: &Runtime, create: &Create) {
+pub(super) fn clear_away(runtime: &Runtime, create: &Create) {
     let mut command = runtime.command(&delete_arguments(create));
     // What it says of a container that is not there, which is the rule, is nobody's business.
     let ended = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -124,7 +143,7 @@ fn delete_arguments(create: &Create) -> Vec<OsString> {
     arguments
 }
 
-fn restore_arguments(create: &Create, restore: &Restore) -> Vec<OsString> {
+fn restore_arguments(create: &Create, restore: &Restore, pid_file: Option<&OsStr>) -> Vec<OsString> {
     let mut arguments = create.globals.clone();
     arguments.extend(["restore", "--detach", "--image-path"].map(OsString::from));
     arguments.push(restore.images_dir.clone().into());
@@ -132,8 +151,8 @@ fn restore_arguments(create: &Create, restore: &Restore) -> Vec<OsString> {
     arguments.push(restore.work_dir.clone().into());
     arguments.push("--bundle".into());
     arguments.push(create.bundle.clone().into());
-    for (option, value) in [("--pid-file", &create.pid_file), ("--console-socket", &create.console_socket)] {
-        arguments.extend(value.iter().flat_map(|value| [OsString::from(option), value.clone()]));
+    for (option, value) in [("--pid-file", pid_file), ("--console-socket", create.console_socket.as_deref())] {
+        arguments.extend(value.into_iter().flat_map(|value| [OsString::from(option), value.to_owned()]));
     }
     arguments.extend(create.flags.iter().cloned());
     arguments.push(create.id.clone().into());
@@ -167,7 +186,7 @@ mod tests {
         };
         let restore = Restore::example("t", "/i", "/w");
         let line: Vec<String> =
-            restore_arguments(&create, &restore).iter().map(|part| part.to_string_lossy().into_owned()).collect();
+            restore_arguments(&create, &restore, create.pid_file.as_deref()).iter().map(|part| part.to_string_lossy().into_owned()).collect();
         assert_eq!(
             line.join(" "),
             "--root /r restore --detach --image-path /i --work-path /w --bundle /b --pid-file /p --no-pivot c"

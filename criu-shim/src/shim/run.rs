@@ -6,6 +6,7 @@ use super::delete::{self, Deleted};
 use super::log;
 use super::marker::Markers;
 use super::runtime::Runtime;
+use super::stand_in;
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::Path;
@@ -24,15 +25,28 @@ pub fn main() -> ExitCode {
             Ok(Created::Restored(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
             Err(error) => fail(command.log.as_deref(), &error),
         },
-        // The processes of a restored container run since `create`.
-        Command::Start(id) if Markers::of_node().is_set(&id) => ExitCode::SUCCESS,
+        Command::Start(id) => match Markers::of_node().get(&id) {
+            // The processes of a restored container run since `create`, or will without being started.
+            Ok(Some(mark)) => done(stand_in::start(&mark)),
+            Ok(None) => hand_over(&runtime, &arguments),
+            Err(error) => fail(None, &error),
+        },
+        Command::Kill(id) => match Markers::of_node().get(&id) {
+            Ok(Some(mark)) if stand_in::stands_alone(&mark) => done(stand_in::end(&mark)),
+            Ok(_) => hand_over(&runtime, &arguments),
+            Err(error) => fail(None, &error),
+        },
         Command::Delete(id) => match delete::delete(&runtime, &id, &arguments) {
-            Ok(Deleted::HandOver) => hand_over(&runtime, &arguments),
+            Ok(Deleted::HandOver(arguments)) => hand_over(&runtime, &arguments),
             Ok(Deleted::Done(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
             Err(error) => fail(None, &error),
         },
-        Command::Start(_) | Command::Other => hand_over(&runtime, &arguments),
+        Command::Other => hand_over(&runtime, &arguments),
     }
+}
+
+fn done(result: std::io::Result<()>) -> ExitCode {
+    result.map_or_else(|error| fail(None, &error), |()| ExitCode::SUCCESS)
 }
 
 fn hand_over(runtime: &Runtime, arguments: &[OsString]) -> ExitCode {

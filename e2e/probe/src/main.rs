@@ -1,5 +1,6 @@
 //! What the tests run inside pods.
 
+mod beside;
 mod crowd;
 mod fork;
 mod load;

@@ -10,6 +10,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::beside::Beside;
 use crate::pace::Pace;
 use crate::{mapping, noise, notify, work};
 
@@ -48,6 +49,12 @@ pub(crate) struct Args {
     /// Say READY=1 to a supervisor, and WATCHDOG=1 once a second, in which the ticker is seen to go on.
     #[arg(long)]
     notify: bool,
+    /// File in which it counts its ticks, beside a program that counts in `--theirs`.
+    #[arg(long, requires = "theirs")]
+    ours: Option<std::path::PathBuf>,
+    /// File in which that one counts. A count that goes back ends the program.
+    #[arg(long, requires = "ours")]
+    theirs: Option<std::path::PathBuf>,
     /// File that makes the program hang, ticks and all, as soon as it is there. It is removed first: the next run does not.
     #[arg(long)]
     hang: Option<std::path::PathBuf>,
@@ -88,6 +95,7 @@ pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) ->
         Some(path) => Some(std::fs::OpenOptions::new().create(true).append(true).open(path)?),
         None => None,
     };
+    let mut beside = args.ours.as_deref().zip(args.theirs.as_deref()).map(|(ours, theirs)| Beside::open(ours, theirs)).transpose()?;
     let start = now(libc::CLOCK_REALTIME);
     println!("start {start}");
     if args.notify {
@@ -113,6 +121,9 @@ pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) ->
         for _ in 0..args.check_pages.min(pages) {
             check(memory, checked)?;
             checked = (checked + 1) % pages;
+        }
+        if let Some(beside) = &mut beside {
+            beside.count(sequence)?;
         }
         if let Some(collector) = args.report {
             let work = work.as_ref().map_or(0, |done| done.load(Ordering::Relaxed));

@@ -94,12 +94,13 @@ fn flip_what_lands(images: &[PathBuf], stop: &AtomicBool) -> Result<Option<Flip>
     Ok(None)
 }
 
-/// The image with the pages of any attempt below `images`: `<migration>/<attempt>/images/pages-*.img`.
+/// The image with the pages of any attempt below `images`: `<migration>/<attempt>/<container>/images/pages-*.img`.
 fn pages(images: &Path) -> Option<PathBuf> {
     let inside = |path: PathBuf| path.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
     inside(images.to_owned())
         .flat_map(inside)
-        .flat_map(|attempt| inside(attempt.join("images")))
+        .flat_map(inside)
+        .flat_map(|container| inside(container.join("images")))
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pages-")))
 }
 
@@ -121,7 +122,7 @@ mod tests {
     fn what_lands_is_flipped_once_and_can_be_mended() {
         let directory = tempfile::tempdir().expect("dir");
         assert!(Flip::of_pages(directory.path()).expect("nothing there").is_none());
-        let attempt = directory.path().join("uid/1/images");
+        let attempt = directory.path().join("uid/1/app/images");
         std::fs::create_dir_all(&attempt).expect("dirs");
         let image = attempt.join("pages-1.img");
         std::fs::write(&image, [6, 7]).expect("image");

@@ -137,6 +137,56 @@ pub fn zoo(name: &str, collector: SocketAddr) -> String {
     lines.collect()
 }
 
+/// How the second of two tickers is in the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Second {
+    /// As a container like the first.
+    Container,
+    /// As an init container that goes on running.
+    Sidecar,
+}
+
+/// A Deployment `name` of pods with two containers, `beside` and `ticker`. Each ticks to a collector of its own, counts in a file of
+/// an emptyDir, and ends itself where the other's count goes back.
+pub fn pair(name: &str, ticker: Ticker, beside: Ticker, second: Second) -> String {
+    const MOUNTS: &str = "volumeMounts: [{name: shared, mountPath: /shared}]";
+    let one = |container: &str, ticker: Ticker, other: &str, more: &str| {
+        let words = ticker.words().into_iter().skip(1);
+        let counts = [format!("--ours=/shared/{container}"), format!("--theirs=/shared/{other}")];
+        let words: String = words.chain(counts).map(|word| format!(", '{word}'")).collect();
+        format!(
+            "        - {{name: {container}, image: 'lab/probe:1', imagePullPolicy: IfNotPresent, args: [tick{words}], \
+             securityContext: {{runAsUser: 1000}}, resources: {{requests: {{cpu: 10m, memory: {}Mi}}}}, {MOUNTS}{more}}}\n",
+            ticker.mib + 16
+        )
+    };
+    let first = one("ticker", ticker, "beside", "");
+    let containers = match second {
+        Second::Container => format!("      containers:\n{}{first}", one("beside", beside, "ticker", "")),
+        Second::Sidecar => format!(
+            "      initContainers:\n{}      containers:\n{first}",
+            one("beside", beside, "ticker", ", restartPolicy: Always")
+        ),
+    };
+    format!(
+        "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      securityContext: {{fsGroup: 1000}}
+      volumes: [{{name: shared, emptyDir: {{}}}}]
+{containers}---
+"
+    )
+}
+
 /// What a ticker holds and does.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticker {
@@ -231,6 +281,17 @@ mod tests {
             manifest.contains("resources: {limits: {cpu: 100m}, requests: {cpu: 10m, memory: 17Mi}}"),
             "{manifest}"
         );
+    }
+
+    #[test]
+    fn two_tickers_of_a_pod_count_in_each_others_sight() {
+        let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
+        let sidecar = pair("a", ticker, ticker, Second::Sidecar);
+        assert!(sidecar.contains("'--ours=/shared/ticker', '--theirs=/shared/beside']"), "{sidecar}");
+        assert!(sidecar.contains("'--ours=/shared/beside', '--theirs=/shared/ticker']"), "{sidecar}");
+        let init = sidecar.find("initContainers:").expect("a sidecar");
+        assert!(sidecar[init..].contains("restartPolicy: Always}\n      containers:\n"), "{sidecar}");
+        assert!(!pair("a", ticker, ticker, Second::Container).contains("initContainers"));
     }
 
     #[test]

@@ -142,7 +142,7 @@ pub struct Traces {
     pub serving: bool,
 }
 
-/// Where the first attempt of one Migration leaves its traces.
+/// Where the first attempt of one Migration leaves its traces, those of the first container that moves.
 #[derive(Debug, Clone)]
 pub struct Disks {
     journal: PathBuf,
@@ -160,7 +160,8 @@ impl Disks {
         let nodes = (object["status"]["sourcePod"]["node"].as_str(), object["status"]["targetNode"].as_str());
         let (Some(source), Some(target)) = nodes else { return Ok(None) };
         let of = |node: &str| Ok::<_, anyhow::Error>(cluster.node(node)?.path(STATE)?);
-        let attempt = Path::new("images").join(uid).join("1");
+        let Some(container) = object["status"]["containers"][0].as_str() else { return Ok(None) };
+        let attempt = Path::new("images").join(uid).join("1").join(container);
         Ok(Some(Self {
             journal: of(source)?.join("journal").join(format!("{uid}.json")),
             source: of(source)?.join(&attempt),

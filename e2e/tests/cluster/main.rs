@@ -20,5 +20,6 @@ mod restart;
 mod restart_causes;
 mod restart_moves;
 mod rolled_back;
+mod several;
 mod triggers;
 mod unprotected;

@@ -1,5 +1,6 @@
 //! Why a pod can't be moved, from its object alone: shown before any maintenance, and asked again before a move.
 
+use super::containers::{is_replaced_first, is_sidecar, moving};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use std::collections::BTreeMap;
 use tideover_crds::{Obstacle, ObstacleReason, names};
@@ -16,12 +17,13 @@ pub fn obstacles(pod: &Pod, claims: &ClaimModes) -> Vec<Obstacle> {
     let Some(spec) = &pod.spec else { return found };
     owner(pod, &mut found);
     host(spec, &mut found);
+    several(pod, spec, &mut found);
     containers(spec, &mut found);
     devices(spec, &mut found);
     for volume in spec.volumes.iter().flatten() {
         found.extend(unsupported_volume(volume, claims));
     }
-    running(pod, &mut found);
+    running(pod, spec, &mut found);
     found
 }
 
@@ -65,15 +67,55 @@ fn host(spec: &PodSpec, found: &mut Vec<Obstacle>) {
     }
 }
 
-fn containers(spec: &PodSpec, found: &mut Vec<Obstacle>) {
-    if spec.containers.len() > 1 {
-        let message = format!("the pod has {} containers; one is supported", spec.containers.len());
+/// What is in the way of moving several containers at one cut. On the target, kubelet creates each once it takes the one before it
+/// for started, and none of them works before the last was created.
+fn several(pod: &Pod, spec: &PodSpec, found: &mut Vec<Obstacle>) {
+    let moving: Vec<&Container> = moving(spec).collect();
+    let [early @ .., _] = moving.as_slice() else { return };
+    if early.is_empty() {
+        return;
+    }
+    if !is_replaced_first(pod) {
+        let message = format!(
+            "the pod has {} containers and no ReplicaSet: where the replacement needs the pod's name, one is supported",
+            moving.len()
+        );
         push(found, ObstacleReason::SeveralContainers, message);
     }
-    for sidecar in spec.init_containers.iter().flatten().filter(|one| one.restart_policy.as_deref() == Some("Always")) {
-        let message = format!("the init container {} goes on running beside the pod", sidecar.name);
-        push(found, ObstacleReason::Sidecar, message);
+    let has_hook = |container: &&&Container| {
+        container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some())
+    };
+    for container in early.iter().filter(has_hook) {
+        let message = format!(
+            "the container {} has a postStart hook, which would run on the target before its processes are there",
+            container.name
+        );
+        push(found, ObstacleReason::SeveralContainers, message);
     }
+    let mut sidecar: Option<&Container> = None;
+    for init in spec.init_containers.iter().flatten() {
+        if !is_sidecar(init) {
+            if let Some(sidecar) = sidecar {
+                let message = format!(
+                    "the init container {} follows the sidecar {}, and would run on the target before that is there",
+                    init.name, sidecar.name
+                );
+                push(found, ObstacleReason::Sidecar, message);
+            }
+            continue;
+        }
+        sidecar = Some(init);
+        if init.startup_probe.is_some() {
+            let message = format!(
+                "the sidecar {} has a startupProbe, which kubelet would wait for on the target before it is there",
+                init.name
+            );
+            push(found, ObstacleReason::Sidecar, message);
+        }
+    }
+}
+
+fn containers(spec: &PodSpec, found: &mut Vec<Obstacle>) {
     for (init, claim) in init_containers_with_claims(spec) {
         let message =
             format!("the init container {init} would run again on the claim {claim} while the application uses it");
@@ -83,7 +125,7 @@ fn containers(spec: &PodSpec, found: &mut Vec<Obstacle>) {
         let message = format!("the debug container {} is attached", one.name);
         push(found, ObstacleReason::EphemeralContainer, message);
     }
-    for container in &spec.containers {
+    for container in moving(spec) {
         if container.tty == Some(true) {
             let message = format!("tty is true for the container {}: its terminal does not move", container.name);
             push(found, ObstacleReason::Terminal, message);
@@ -96,13 +138,13 @@ fn containers(spec: &PodSpec, found: &mut Vec<Obstacle>) {
     }
 }
 
-/// Init containers that mount a PersistentVolumeClaim, each with the claim.
+/// Init containers that end and that mount a PersistentVolumeClaim, each with the claim.
 fn init_containers_with_claims(spec: &PodSpec) -> impl Iterator<Item = (&str, &str)> {
     let claim_of = |name: &str| {
         let volume = spec.volumes.iter().flatten().find(|volume| volume.name == name)?;
         Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str())
     };
-    spec.init_containers.iter().flatten().filter_map(move |init| {
+    spec.init_containers.iter().flatten().filter(|init| !is_sidecar(init)).filter_map(move |init| {
         let claim = init.volume_mounts.iter().flatten().find_map(|mount| claim_of(&mount.name))?;
         Some((init.name.as_str(), claim))
     })
@@ -163,16 +205,16 @@ fn volume_kind(volume: &Volume) -> String {
     fields.into_iter().map(|(key, _)| key).find(|key| key != "name").unwrap_or_else(|| "emptyDir".to_owned())
 }
 
-fn running(pod: &Pod, found: &mut Vec<Obstacle>) {
+fn running(pod: &Pod, spec: &PodSpec, found: &mut Vec<Obstacle>) {
     let status = pod.status.as_ref();
     let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or("Unknown");
     if phase != "Running" {
         return push(found, ObstacleReason::NotRunning, format!("the pod is not running: it is {phase}"));
     }
-    let stopped = status
-        .and_then(|status| status.container_statuses.as_ref())
-        .into_iter()
-        .flatten()
+    let statuses = status.into_iter().flat_map(|status| [&status.init_container_statuses, &status.container_statuses]);
+    let stopped = statuses
+        .flat_map(|statuses| statuses.iter().flatten())
+        .filter(|container| moving(spec).any(|moves| moves.name == container.name))
         .find(|container| container.state.as_ref().is_none_or(|state| state.running.is_none()));
     if let Some(container) = stopped {
         push(found, ObstacleReason::NotRunning, format!("the container {} does not run", container.name));
@@ -280,7 +322,6 @@ mod tests {
             (json!({ "runtimeClassName": "gvisor" }), ObstacleReason::RuntimeClass),
             (json!({ "resourceClaims": [{ "name": "gpu" }] }), ObstacleReason::Device),
             (json!({ "containers": [{ "name": "a" }, { "name": "b" }] }), ObstacleReason::SeveralContainers),
-            (json!({ "initContainers": [{ "name": "s", "restartPolicy": "Always" }] }), ObstacleReason::Sidecar),
             (json!({ "ephemeralContainers": [{ "name": "debug" }] }), ObstacleReason::EphemeralContainer),
             (
                 json!({ "containers": [{ "name": "c", "securityContext": { "privileged": true } }] }),
@@ -291,6 +332,80 @@ mod tests {
                 obstacles(&pod(spec.clone()), &ClaimModes::new()).into_iter().map(|o| o.reason).collect();
             assert_eq!(reasons, [reason], "{spec}");
         }
+    }
+
+    /// A pod of a ReplicaSet.
+    fn replica(spec: Value) -> Pod {
+        let mut pod = pod(spec);
+        let owner =
+            json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true });
+        pod.metadata.owner_references = Some(vec![serde_json::from_value(owner).expect("an owner")]);
+        pod.metadata.labels = Some([(names::POD_TEMPLATE_HASH.to_owned(), "h".to_owned())].into());
+        pod
+    }
+
+    #[test]
+    fn several_containers_and_sidecars_of_a_replica_set_are_no_obstacle() {
+        let hook = json!({ "postStart": { "exec": { "command": ["true"] } } });
+        let spec = json!({
+            "initContainers": [{ "name": "setup" }, { "name": "proxy", "restartPolicy": "Always" }],
+            "containers": [{ "name": "log" }, { "name": "app", "lifecycle": hook }],
+        });
+        assert_eq!(obstacles(&replica(spec.clone()), &ClaimModes::new()), []);
+        let message =
+            "the pod has 3 containers and no ReplicaSet: where the replacement needs the pod's name, one is supported";
+        check(spec, ObstacleReason::SeveralContainers, message);
+    }
+
+    #[test]
+    fn a_container_that_must_work_before_the_next_is_created_is_named() {
+        let hook = json!({ "postStart": { "exec": { "command": ["true"] } } });
+        let sidecar = |more: Value| {
+            let mut sidecar = json!({ "name": "proxy", "restartPolicy": "Always" });
+            json_patch::merge(&mut sidecar, &more);
+            sidecar
+        };
+        for (spec, reason, message) in [
+            (
+                json!({ "containers": [{ "name": "log", "lifecycle": hook }, { "name": "app" }] }),
+                ObstacleReason::SeveralContainers,
+                "the container log has a postStart hook, which would run on the target before its processes are there",
+            ),
+            (
+                json!({ "initContainers": [sidecar(json!({ "startupProbe": { "exec": { "command": ["true"] } } }))] }),
+                ObstacleReason::Sidecar,
+                "the sidecar proxy has a startupProbe, which kubelet would wait for on the target before it is there",
+            ),
+            (
+                json!({ "initContainers": [sidecar(json!({})), { "name": "setup" }] }),
+                ObstacleReason::Sidecar,
+                "the init container setup follows the sidecar proxy, and would run on the target before that is there",
+            ),
+            (
+                json!({ "initContainers": [sidecar(json!({ "tty": true }))] }),
+                ObstacleReason::Terminal,
+                "tty is true for the container proxy: its terminal does not move",
+            ),
+        ] {
+            let found = obstacles(&replica(spec), &ClaimModes::new());
+            assert_eq!(found, [Obstacle { reason, message: message.to_owned() }]);
+        }
+    }
+
+    #[test]
+    fn a_sidecar_that_has_ended_does_not_run_and_an_init_container_that_has_is_as_it_should_be() {
+        let mut one = replica(json!({ "initContainers": [
+            { "name": "setup" }, { "name": "proxy", "restartPolicy": "Always" },
+        ] }));
+        let ended = |name: &str| {
+            json!({ "name": name, "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "state": { "terminated": { "exitCode": 0 } } })
+        };
+        let statuses = serde_json::from_value(json!([ended("setup"), ended("proxy")])).expect("statuses");
+        one.status.as_mut().expect("a status").init_container_statuses = Some(statuses);
+        let found = obstacles(&one, &ClaimModes::new());
+        assert_eq!(found[0].message, "the container proxy does not run");
+        assert_eq!(found.len(), 1);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Comparing resource quantities (`250m`, `64Mi`, `1e3`). Quantities are kept as they were written; nothing is summed.
+//! Comparing and adding resource quantities (`250m`, `64Mi`, `1e3`). A quantity that is only compared is kept as it was written.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -44,6 +44,22 @@ pub fn larger(a: Quantity, b: Quantity) -> Quantity {
     if nanos(&b) > nanos(&a) { b } else { a }
 }
 
+/// Both quantities together. One that can't be read counts nothing.
+pub fn sum(a: Quantity, b: Quantity) -> Quantity {
+    match (nanos(&a), nanos(&b)) {
+        (Some(left), Some(right)) => left.checked_add(right).map_or(a, written),
+        (None, Some(_)) => b,
+        (_, None) => a,
+    }
+}
+
+/// In the largest decimal unit, of one, a thousandth and a thousand-millionth, in which it is whole.
+fn written(nanos: i128) -> Quantity {
+    const UNITS: [(i128, &str); 2] = [(1_000_000_000, ""), (1_000_000, "m")];
+    let unit = UNITS.into_iter().find(|(unit, _)| nanos % unit == 0);
+    Quantity(unit.map_or_else(|| format!("{nanos}n"), |(unit, suffix)| format!("{}{suffix}", nanos / unit)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +73,20 @@ mod tests {
         for (small, large) in [("250m", "1"), ("1000M", "1Gi"), ("0.5", "501m"), ("1e3", "1.1k"), ("0", "1n")] {
             assert_eq!(larger(q(small), q(large)), q(large));
             assert_eq!(larger(q(large), q(small)), q(large));
+        }
+    }
+
+    #[test]
+    fn quantities_of_any_unit_are_added() {
+        for (a, b, both) in [
+            ("250m", "1", "1250m"),
+            ("750m", "250m", "1"),
+            ("64Mi", "1Ki", "67109888"),
+            ("1n", "1", "1000000001n"),
+            ("lots", "1", "1"),
+            ("1", "lots", "1"),
+        ] {
+            assert_eq!(sum(q(a), q(b)), q(both), "{a} and {b}");
         }
     }
 

@@ -3,15 +3,20 @@
 //! It runs nothing of the application and carries none of its labels, so that no Service, ReplicaSet or
 //! PodDisruptionBudget ever takes it for one of theirs.
 
+use super::containers::is_sidecar;
 use super::{manifest, pin, quantity};
 use crate::transition::ReservationWish;
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, Container, Pod, PodAffinityTerm, PodSecurityContext, PodSpec, ResourceRequirements,
     SeccompProfile, SecurityContext,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use std::collections::BTreeMap;
 use tideover_crds::names;
+
+/// Requests or limits, by resource.
+type Quantities = Option<BTreeMap<String, Quantity>>;
 
 /// The id that is nobody on most systems.
 const NOBODY: i64 = 65_534;
@@ -79,24 +84,41 @@ fn pause(from: &PodSpec, image: &str) -> Container {
     }
 }
 
-/// What kube-scheduler counts: of each resource the most that one container asks for, since a pod that is moved has one
-/// container and its init containers run before it.
+/// What kube-scheduler counts: of each resource what all containers ask for together, or what an init container asks for beside the
+/// sidecars that are there before it, where that is more. Source: KEP-753, `podRequests` of `component-helpers/resource`.
 fn effective(from: &PodSpec) -> ResourceRequirements {
-    let mut total = ResourceRequirements::default();
-    for container in from.containers.iter().chain(from.init_containers.iter().flatten()) {
-        let Some(resources) = &container.resources else { continue };
-        for (into, quantities) in [(&mut total.requests, &resources.requests), (&mut total.limits, &resources.limits)] {
-            for (name, quantity) in quantities.iter().flatten() {
-                let into = into.get_or_insert_default();
-                let most = match into.remove(name) {
-                    Some(known) => quantity::larger(known, quantity.clone()),
-                    None => quantity.clone(),
-                };
-                into.insert(name.clone(), most);
-            }
+    let (mut beside, mut most) = (ResourceRequirements::default(), ResourceRequirements::default());
+    for init in from.init_containers.iter().flatten() {
+        let asked = init.resources.clone().unwrap_or_default();
+        if is_sidecar(init) {
+            beside = each(beside, asked, quantity::sum);
+        } else {
+            most = each(most, each(beside.clone(), asked, quantity::sum), quantity::larger);
         }
     }
-    total
+    let all = from.containers.iter().filter_map(|container| container.resources.clone());
+    let all = all.fold(beside, |all, one| each(all, one, quantity::sum));
+    each(most, all, quantity::larger)
+}
+
+/// Every request and limit of either; `both` makes one of two.
+fn each(
+    a: ResourceRequirements,
+    b: ResourceRequirements,
+    both: impl Fn(Quantity, Quantity) -> Quantity,
+) -> ResourceRequirements {
+    let join = |a: Quantities, b: Quantities| -> Quantities {
+        let mut joined = a.unwrap_or_default();
+        for (name, quantity) in b.into_iter().flatten() {
+            let quantity = match joined.remove(&name) {
+                Some(known) => both(known, quantity),
+                None => quantity,
+            };
+            joined.insert(name, quantity);
+        }
+        (!joined.is_empty()).then_some(joined)
+    };
+    ResourceRequirements { requests: join(a.requests, b.requests), limits: join(a.limits, b.limits), claims: None }
 }
 
 /// The API server has turned `matchLabelKeys` into selectors by the source's own labels already; the reservation does
@@ -156,6 +178,24 @@ mod tests {
         let requests: Vec<_> =
             requests.expect("requests").into_iter().map(|(name, quantity)| (name, quantity.0)).collect();
         assert_eq!(requests, [("cpu".to_owned(), "1".to_owned()), ("memory".to_owned(), "64Mi".to_owned())]);
+    }
+
+    #[test]
+    fn it_asks_for_what_containers_and_sidecars_ask_for_together() {
+        let resources = |cpu: &str| json!({ "requests": { "cpu": cpu } });
+        let asked = |setup: &str| {
+            let pod = made(json!({
+                "containers": [{ "name": "a", "resources": resources("250m") }, { "name": "b", "resources": resources("1") }],
+                "initContainers": [
+                    { "name": "s", "restartPolicy": "Always", "resources": resources("100m") },
+                    { "name": "i", "resources": resources(setup) },
+                ],
+            }));
+            let requests = pod.spec.expect("a spec").containers[0].resources.clone().expect("resources").requests;
+            requests.expect("requests")["cpu"].0.clone()
+        };
+        assert_eq!(asked("500m"), "1350m", "they run beside each other");
+        assert_eq!(asked("2"), "2100m", "the init container runs beside the sidecar");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A pod's object reduced to what a move depends on.
 
 use super::obstacles::{ClaimModes, obstacles};
-use super::{manifest, rehearsal};
+use super::{containers, manifest, rehearsal};
 use crate::transition::{Claim, Controller, PodSeen, RunState, SourceSeen};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -28,7 +28,7 @@ pub fn source_seen(pod: &Pod, claims: &ClaimModes, claim: Claim) -> SourceSeen {
     let label = |name: &str| pod.metadata.labels.as_ref().and_then(|labels| labels.get(name)).cloned();
     SourceSeen {
         pod: pod_seen(pod),
-        container: only_container(pod),
+        containers: moving_names(pod),
         obstacles: obstacles(pod, claims),
         rehearsal_obstacle: rehearsal::obstacle(pod),
         claim,
@@ -39,11 +39,8 @@ pub fn source_seen(pod: &Pod, claims: &ClaimModes, claim: Claim) -> SourceSeen {
     }
 }
 
-fn only_container(pod: &Pod) -> Option<String> {
-    match pod.spec.as_ref()?.containers.as_slice() {
-        [container] => Some(container.name.clone()),
-        _ => None,
-    }
+fn moving_names(pod: &Pod) -> Vec<String> {
+    pod.spec.iter().flat_map(containers::moving).map(|container| container.name.clone()).collect()
 }
 
 /// True of a pod that the operator made for a move and that runs nothing of an application: a reservation or a rehearsal.

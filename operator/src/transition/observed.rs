@@ -80,8 +80,8 @@ impl RunState {
 pub struct SourceSeen {
     /// As any pod.
     pub pod: PodSeen,
-    /// Name of its one container; none where it has several.
-    pub container: Option<String>,
+    /// Names of its containers that move, in the order in which kubelet starts them.
+    pub containers: Vec<String>,
     /// What stands in the way of moving it.
     pub obstacles: Vec<Obstacle>,
     /// Why its restore can't be rehearsed, if it can't.

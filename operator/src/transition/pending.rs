@@ -79,7 +79,7 @@ fn accept(step: &mut Step<'_>, source: &SourceSeen, node: String) {
     status.strategy = Some(strategy);
     status.source_pod =
         Some(ObjectRef { name: source.pod.name.clone(), uid: source.pod.uid.clone(), node: Some(node.clone()) });
-    status.container = source.container.clone();
+    status.containers = source.containers.clone();
     status.controller_uid = source.controller.as_ref().map(|controller| controller.uid.clone());
     if strategy == Strategy::DeleteFirst && source.controller.is_none() {
         status.pod_manifest = Some(source.manifest.clone());

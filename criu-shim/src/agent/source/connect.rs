@@ -28,16 +28,16 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Subdirectory of an attempt for what is sent before the dump.
 pub(super) const EARLY: &str = "early";
 
-/// Connected and warm: what the freeze needs is started and waits.
+/// Connected and warm, for one container: what the freeze needs is started and waits.
 #[derive(Debug)]
 pub struct Connected {
     /// Attempt that this is for.
     pub attempt: u32,
-    /// Where the attempt keeps its files, 0700.
+    /// Where the attempt keeps what is the container's, 0700.
     pub directory: PathBuf,
-    /// The pod and its container.
+    /// The pod and the container.
     pub inspected: Inspected,
-    /// The container's bundle.
+    /// Its bundle.
     pub bundle: Bundle,
     /// CRIU, started and waiting.
     pub criu: WarmCriu,
@@ -64,7 +64,16 @@ pub struct Peer {
     pub address: String,
 }
 
-/// Connects to the target, sends what can go early, and starts what the freeze will need.
+/// Whether what all containers of a pod have in common goes with one of them: the content of emptyDir volumes and of /dev/shm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodTrees {
+    /// It goes with another.
+    Elsewhere,
+    /// It goes with the one that is created last: no init container of the new pod writes anything once that is there.
+    Too,
+}
+
+/// Connects to the target for one container, sends what can go early, and starts what the freeze will need.
 ///
 /// # Errors
 /// With the failure to report. The pod was not touched; what was started ends by being dropped.
@@ -74,10 +83,11 @@ pub async fn connect(
     attempt: u32,
     peer: &Peer,
     inspected: Inspected,
+    pod_trees: PodTrees,
 ) -> Result<Connected, Failure> {
-    let (sender, mut receiver) = introduce(context, key, attempt, peer, inspected.memory_bytes).await?;
-    let directory = context.settings.attempt_directory(&key.uid, attempt);
-    let warm = warm(context, &directory, &inspected).await?;
+    let (sender, mut receiver) = introduce(context, key, attempt, peer, &inspected).await?;
+    let directory = context.settings.attempt_directory(&key.uid, attempt).join(&inspected.name);
+    let warm = warm(context, &directory, &inspected, pod_trees).await?;
     send_early(context, &sender, &mut receiver, &directory).await?;
     let cpu = SourceCpu::look(context, &inspected.container).await;
     Ok(Connected {
@@ -97,7 +107,13 @@ pub async fn connect(
 
 type Ends = (LinkSender<FromSource>, LinkReceiver<FromTarget>);
 
-async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer, bytes: u64) -> Result<Ends, Failure> {
+async fn introduce(
+    context: &Context,
+    key: &Key,
+    attempt: u32,
+    peer: &Peer,
+    inspected: &Inspected,
+) -> Result<Ends, Failure> {
     let unreachable = |what: String| {
         retryable(
             FailureReason::AgentUnreachable,
@@ -106,7 +122,8 @@ async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer, byte
     };
     let mut dial = Dial::new(context, key, attempt, peer).map_err(unreachable)?;
     let talk = async {
-        let stream = dial.begin(&context.settings.node_name, bytes).await.map_err(unreachable)?;
+        let (container, bytes) = (&inspected.name, inspected.memory_bytes);
+        let stream = dial.begin(&context.settings.node_name, container, bytes).await.map_err(unreachable)?;
         let (sender, mut receiver) = link::open_lasting::<_, FromSource, FromTarget>(stream, dial);
         match receiver.next().await.map_err(|error| unreachable(chain(&error)))? {
             Incoming::Message(FromTarget::Accepted) => Ok((sender, receiver)),
@@ -131,13 +148,23 @@ pub(super) struct Warm {
 ///
 /// # Errors
 /// With the failure to report. What was started ends by being dropped.
-pub(super) async fn warm(context: &Arc<Context>, directory: &Path, inspected: &Inspected) -> Result<Warm, Failure> {
+pub(super) async fn warm(
+    context: &Arc<Context>,
+    directory: &Path,
+    inspected: &Inspected,
+    pod_trees: PodTrees,
+) -> Result<Warm, Failure> {
     let (context, directory, inspected) = (context.clone(), directory.to_owned(), inspected.clone());
-    let warm = tokio::task::spawn_blocking(move || warm_up(&context, &directory, &inspected)).await;
+    let warm = tokio::task::spawn_blocking(move || warm_up(&context, &directory, &inspected, pod_trees)).await;
     warm.unwrap_or_else(|error| Err(retryable(FailureReason::DumpFailed, chain(&error))))
 }
 
-fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result<Warm, Failure> {
+fn warm_up(
+    context: &Context,
+    directory: &Path,
+    inspected: &Inspected,
+    pod_trees: PodTrees,
+) -> Result<Warm, Failure> {
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let container = &inspected.container;
     make_directories(directory).map_err(|error| failed(&error))?;
@@ -147,7 +174,7 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result
     if let Some(program) = Program::mounted(&bundle.spec.mounts) {
         program.write(&directory.join(EARLY)).map_err(|error| failed(&error))?;
     }
-    let trees = trees(context, inspected).map_err(|error| failed(&error))?;
+    let trees = trees(context, inspected, pod_trees).map_err(|error| failed(&error))?;
     let trees = Trees::new(container.freezer.clone(), trees);
     let place = Place { namespaces_of: container.pid, node_root: context.node.root().to_owned() };
     WarmCriu::examine(&context.criu, &place.node_root).map_err(|error| failed(&error))?;
@@ -166,10 +193,17 @@ fn make_directories(directory: &Path) -> std::io::Result<()> {
 }
 
 /// The trees that move, as this process sees them; their parts are of no round yet.
-fn trees(context: &Context, inspected: &Inspected) -> Result<Vec<(Part, PathBuf, TreeKind)>, places::PlaceError> {
+fn trees(
+    context: &Context,
+    inspected: &Inspected,
+    pod_trees: PodTrees,
+) -> Result<Vec<(Part, PathBuf, TreeKind)>, places::PlaceError> {
     let uid = inspected.pod.metadata.uid.as_deref().unwrap_or_default();
     let upper = places::upper_directory(inspected.container.pid)?;
     let mut trees = vec![(Part::Layer { round: 0 }, context.node.path(&upper), TreeKind::Layer)];
+    if pod_trees == PodTrees::Elsewhere {
+        return Ok(trees);
+    }
     for name in places::empty_dirs(&inspected.pod) {
         let path = context.node.path(&places::empty_dir(&context.settings.kubelet_root, uid, &name));
         trees.push((Part::Volume { name, round: 0 }, path, TreeKind::Volume));

@@ -1,4 +1,4 @@
-//! From the pod in a Migration to the container on this node: its id, first process, bundle and freezer.
+//! From the pod in a Migration to its containers on this node: their ids, first processes, bundles and freezers.
 
 use crate::agent::host::NodeRoot;
 use crate::freezer::{Freezer, FreezerError};
@@ -28,13 +28,21 @@ pub enum ContainerError {
         /// UID that was looked for.
         expected: String,
     },
-    /// Not exactly one container that runs.
-    #[error("the pod {name} has {running} running containers, one is needed")]
-    NotOneRunning {
+    /// One that is to move does not run.
+    #[error("the container {container} of the pod {name} does not run")]
+    NotRunning {
         /// Name of the pod.
         name: String,
-        /// How many run.
-        running: usize,
+        /// Name of the container.
+        container: String,
+    },
+    /// One runs that is not to move.
+    #[error("the container {container} of the pod {name} runs beside those that move")]
+    RunsBeside {
+        /// Name of the pod.
+        name: String,
+        /// Name of the container.
+        container: String,
     },
     /// Not containerd.
     #[error("container id {0:?} is not one of containerd's")]
@@ -66,10 +74,10 @@ impl ContainerError {
     /// Whether it means that no container of exactly this pod runs; any other error leaves that open.
     pub fn is_absence(&self) -> bool {
         match self {
-            Self::OtherPod { .. } | Self::NotOneRunning { running: 0, .. } => true,
+            Self::OtherPod { .. } => true,
             Self::State { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
             Self::Freezer(error) => matches!(error, FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }),
-            Self::NotOneRunning { .. } | Self::ForeignId(_) | Self::Parse { .. } => false,
+            Self::NotRunning { .. } | Self::RunsBeside { .. } | Self::ForeignId(_) | Self::Parse { .. } => false,
         }
     }
 }
@@ -87,24 +95,55 @@ pub struct Container {
     pub freezer: Freezer,
 }
 
-/// The id of the one container of `pod` that runs.
+/// A container as the API server knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its name in the pod.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+}
+
+/// The containers of `pod` that run, of whatever kind.
 ///
 /// # Errors
-/// Where it is another pod, or not exactly one container runs.
-pub fn container_id(pod: &Pod, uid: &str) -> Result<String, ContainerError> {
+/// Where it is another pod, or a container is not containerd's.
+pub fn running(pod: &Pod, uid: &str) -> Result<Vec<Named>, ContainerError> {
     let name = pod.metadata.name.clone().unwrap_or_default();
     let found = pod.metadata.uid.clone().unwrap_or_default();
     if found != uid {
         return Err(ContainerError::OtherPod { name, found, expected: uid.to_owned() });
     }
-    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-    let mut running: Vec<&str> = statuses
+    let statuses = pod.status.iter().flat_map(|status| {
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
+    });
+    statuses
+        .flat_map(|statuses| statuses.iter().flatten())
         .filter(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()))
-        .filter_map(|status| status.container_id.as_deref())
-        .collect();
-    match (running.pop(), running.len()) {
-        (Some(id), 0) => plain_id(id).map(str::to_owned).ok_or_else(|| ContainerError::ForeignId(id.to_owned())),
-        (last, others) => Err(ContainerError::NotOneRunning { name, running: others + usize::from(last.is_some()) }),
+        .filter_map(|status| Some((status.name.clone(), status.container_id.as_deref()?)))
+        .map(|(name, id)| match plain_id(id) {
+            Some(id) => Ok(Named { name, id: id.to_owned() }),
+            None => Err(ContainerError::ForeignId(id.to_owned())),
+        })
+        .collect()
+}
+
+/// The containers of `pod` named `containers`, in that order.
+///
+/// # Errors
+/// As [`running`], and where one of them does not run, or another one does.
+pub fn moving(pod: &Pod, uid: &str, containers: &[String]) -> Result<Vec<Named>, ContainerError> {
+    let mut running = running(pod, uid)?;
+    let name = || pod.metadata.name.clone().unwrap_or_default();
+    let mut moving = Vec::new();
+    for container in containers {
+        let at = running.iter().position(|one| one.name == *container);
+        let at = at.ok_or_else(|| ContainerError::NotRunning { name: name(), container: container.clone() })?;
+        moving.push(running.swap_remove(at));
+    }
+    match running.pop() {
+        Some(other) => Err(ContainerError::RunsBeside { name: name(), container: other.name }),
+        None => Ok(moving),
     }
 }
 
@@ -141,43 +180,61 @@ mod tests {
     #[test]
     fn only_what_says_that_nothing_runs_counts_as_absence() {
         let state = |kind: std::io::ErrorKind| ContainerError::State { path: "/x".into(), source: kind.into() };
-        let count = |running| ContainerError::NotOneRunning { name: "p".into(), running };
         assert!(state(std::io::ErrorKind::NotFound).is_absence());
-        assert!(count(0).is_absence());
         assert!(ContainerError::Freezer(FreezerError::ProcessGone { pid: 1 }).is_absence());
         assert!(!state(std::io::ErrorKind::PermissionDenied).is_absence());
-        assert!(!count(2).is_absence());
+        let beside = ContainerError::RunsBeside { name: "p".into(), container: "c".into() };
+        assert!(!beside.is_absence());
         assert!(!ContainerError::Freezer(FreezerError::NoFreezer).is_absence());
         assert!(!ContainerError::ForeignId("cri-o://a".into()).is_absence());
     }
 
-    fn pod(uid: &str, statuses: &[(&str, bool)]) -> Pod {
-        let statuses: Vec<_> = statuses
-            .iter()
-            .map(|(id, running)| {
+    /// A pod with containers of these names, ids and states: whether they run.
+    fn pod(uid: &str, sidecars: &[(&str, &str, bool)], containers: &[(&str, &str, bool)]) -> Pod {
+        let statuses = |containers: &[(&str, &str, bool)]| -> Vec<serde_json::Value> {
+            let status = |(name, id, running): &(&str, &str, bool)| {
                 let state = if *running { serde_json::json!({ "running": {} }) } else { serde_json::json!({}) };
-                serde_json::json!({ "name": "c", "containerID": id, "state": state, "ready": true, "image": "",
+                serde_json::json!({ "name": name, "containerID": id, "state": state, "ready": true, "image": "",
                                     "imageID": "", "restartCount": 0 })
-            })
-            .collect();
+            };
+            containers.iter().map(status).collect()
+        };
         serde_json::from_value(serde_json::json!({
             "metadata": { "name": "p", "uid": uid },
-            "status": { "containerStatuses": statuses },
+            "status": {
+                "initContainerStatuses": statuses(sidecars),
+                "containerStatuses": statuses(containers),
+            },
         }))
         .expect("pod")
     }
 
+    fn ids(pod: &Pod, containers: &[&str]) -> Result<Vec<String>, ContainerError> {
+        let containers: Vec<String> = containers.iter().map(|name| (*name).to_owned()).collect();
+        Ok(moving(pod, "u", &containers)?.into_iter().map(|one| one.id).collect())
+    }
+
     #[test]
-    fn the_container_is_the_one_that_runs_in_exactly_this_pod() {
-        let good = pod("u", &[("containerd://abc123", true)]);
-        assert_eq!(container_id(&good, "u").expect("found"), "abc123");
-        assert!(matches!(container_id(&good, "v"), Err(ContainerError::OtherPod { .. })));
-        let two = pod("u", &[("containerd://a", true), ("containerd://b", true)]);
-        assert!(matches!(container_id(&two, "u"), Err(ContainerError::NotOneRunning { running: 2, .. })));
-        let none = pod("u", &[("containerd://a", false)]);
-        assert!(matches!(container_id(&none, "u"), Err(ContainerError::NotOneRunning { running: 0, .. })));
+    fn the_containers_are_those_that_run_in_exactly_this_pod_in_the_order_in_which_they_are_named() {
+        let sidecars = [("setup", "containerd://1", false), ("proxy", "containerd://2", true)];
+        let containers = [("log", "containerd://4", true), ("app", "containerd://3", true)];
+        let good = pod("u", &sidecars, &containers);
+        assert_eq!(ids(&good, &["proxy", "app", "log"]).expect("found"), ["2", "3", "4"]);
+        assert!(matches!(running(&good, "v"), Err(ContainerError::OtherPod { .. })));
+        for (named, missing) in [(vec!["proxy", "setup"], "setup"), (vec!["app", "no"], "no")] {
+            let refused = ids(&good, &named).expect_err("it does not run");
+            assert!(matches!(refused, ContainerError::NotRunning { container, .. } if container == missing));
+        }
+        let beside = ids(&good, &["app", "log"]).expect_err("it would be left behind");
+        assert!(matches!(beside, ContainerError::RunsBeside { container, .. } if container == "proxy"));
+    }
+
+    #[test]
+    fn a_pod_of_which_nothing_runs_is_no_error_and_a_foreign_runtime_is() {
+        assert_eq!(running(&pod("u", &[], &[("app", "containerd://a", false)]), "u").expect("a pod"), []);
         for id in ["cri-o://abc", "containerd://../..", "containerd://"] {
-            assert!(matches!(container_id(&pod("u", &[(id, true)]), "u"), Err(ContainerError::ForeignId(_))));
+            let foreign = running(&pod("u", &[], &[("app", id, true)]), "u");
+            assert!(matches!(foreign, Err(ContainerError::ForeignId(_))));
         }
     }
 }

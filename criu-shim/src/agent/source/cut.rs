@@ -1,9 +1,10 @@
-//! The cut for the rehearsal: freeze, dump, thaw, send. The application goes on as soon as CRIU has seen it and its files are read.
+//! The cut for the rehearsal, of a pod of one container: freeze, dump, thaw, send. The application goes on as soon as CRIU has seen it and its files are read.
 
 use crate::agent::context::{Context, News};
 use crate::agent::failure::retryable;
-use crate::agent::source::connect::{self, Connected, EARLY};
+use crate::agent::source::connect::{self, Connected, EARLY, PodTrees};
 use crate::agent::source::cpu::SourceCpu;
+use crate::agent::source::frozen::FrozenContainer;
 use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
 use crate::agent::source::settle::{self, LiveCriu};
 use crate::agent::source::watching::Watching;
@@ -72,7 +73,8 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let mut watching = Watching::within(news, attempt, PAUSE_LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
     let since = Instant::now();
-    let (pod, froze) = round::freeze(inspected.container.freezer.clone(), cpu.limits).await;
+    let container = FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits };
+    let (pod, froze) = round::freeze(vec![container]).await;
     let dumped = match froze {
         Ok(_) => {
             let going = Going { trees, number: round, followed: &mut None };
@@ -88,7 +90,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Err(Undumped { failure, hung }) => (Err(failure), hung),
     };
     // Without a verdict: see OnlyCut.
-    settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)), proof).await;
+    settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)).into_iter().collect(), proof).await;
     let paused = since.elapsed();
     line.watching.extend();
     let sent = match dumped {
@@ -102,7 +104,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Err(failure) => Err(failure),
     };
     let warm = match sent {
-        Ok(()) => connect::warm(context, &directory, &inspected).await,
+        Ok(()) => connect::warm(context, &directory, &inspected, PodTrees::Too).await,
         Err(failure) => Err(failure),
     };
     let connected = match warm {
@@ -133,10 +135,10 @@ mod tests {
         let mut limits = pod.limits();
         limits.plan_lift().expect("plan");
         let freezer = Freezer::of_process(pod.pid(), Path::new("/")).expect("freezer");
-        let (frozen, froze) = round::freeze(freezer.clone(), limits).await;
+        let (frozen, froze) = round::freeze(vec![FrozenContainer { freezer: freezer.clone(), limits }]).await;
         froze.expect("frozen");
         assert_eq!(pod.quotas(), LIFTED);
-        settle::thaw(frozen, None, OnlyCut(())).await;
+        settle::thaw(frozen, Vec::new(), OnlyCut(())).await;
         assert_eq!(freezer.state().expect("state"), FreezerState::Thawed);
         assert_eq!(pod.quotas(), FOUND);
     }

@@ -58,14 +58,15 @@ impl Dial {
         Ok(Self { identity: context.identity.clone(), address, name, link })
     }
 
-    /// The first connection, of `source_node`, by which about `bytes` bytes will come.
+    /// The first connection, of `source_node` for `container`, by which about `bytes` bytes will come.
     ///
     /// # Errors
     /// With a sentence.
-    pub async fn begin(&mut self, source_node: &str, bytes: u64) -> Result<SourceStream, String> {
+    pub async fn begin(&mut self, source_node: &str, container: &str, bytes: u64) -> Result<SourceStream, String> {
         let mut stream = self.connect().await?;
         let GoOn { version, migration, attempt, session, .. } = self.link.clone();
-        let preamble = Preamble { version, migration, attempt, session, source_node: source_node.to_owned(), bytes };
+        let (source_node, container) = (source_node.to_owned(), container.to_owned());
+        let preamble = Preamble { version, migration, attempt, container, session, source_node, bytes };
         hello::say(&mut stream, &Hello::Begin(preamble)).await.map_err(|error| chain(&error))?;
         Ok(stream)
     }

@@ -8,19 +8,22 @@ use crate::agent::failure::retryable;
 use crate::agent::owner::{Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
-use crate::agent::source::frozen::FrozenPod;
-use crate::agent::source::precopy::Followed;
-use crate::agent::source::round::{self, Going, Line, Undumped};
+use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
+use crate::agent::source::precopy::{Followed, Trees};
+use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
 use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send;
 use crate::causes::chain;
 use crate::criu::{DumpRequest, Memory, RunningDump, WarmCriu};
-use std::sync::Arc;
+use futures::future::join_all;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, SourceReport, SourceStep, SourceTimings};
+use tokio_util::sync::CancellationToken;
 
 /// How long the target may take from "everything verified" to "held", and from there to the commit.
 const RESTORE_LIMIT: Duration = Duration::from_secs(90);
@@ -33,58 +36,101 @@ const REPORT_LIMIT: Duration = Duration::from_millis(300);
 pub struct Frozen {
     /// The guard.
     pub pod: FrozenPod,
-    /// What followed its memory. Not to be dropped while it is frozen.
-    pub followed: Option<Followed>,
-    /// A dump that hangs, if one does.
-    pub hung: Option<RunningDump>,
+    /// What followed the memory of its containers. Not to be dropped while it is frozen.
+    pub followed: Vec<Followed>,
+    /// Dumps that hang.
+    pub hung: Vec<RunningDump>,
     /// How the attempt was decided; none where the object is gone.
     pub decision: Result<Decision, OwnerError>,
     /// What went wrong, if something did.
     pub failure: Option<Failure>,
     /// From the target, for what follows a commit.
-    pub receiver: LinkReceiver<FromTarget>,
+    pub receiver: Option<LinkReceiver<FromTarget>>,
     /// When the first freezer write was.
     pub since: Instant,
     /// When the target said that it holds the processes.
     pub held: Option<Instant>,
 }
 
-/// Freezes the pod, dumps it, sends it, and waits until it is decided who owns it. The journal must have it already.
+/// One container on its way out.
+struct Leaving {
+    images: PathBuf,
+    round: u32,
+    /// What is dumped, until it is.
+    due: Option<Due>,
+    followed: Option<Followed>,
+    sender: LinkSender<FromSource>,
+    receiver: LinkReceiver<FromTarget>,
+    news: News,
+    dumped: Option<Dumped>,
+    hung: Option<RunningDump>,
+}
+
+/// What a dump needs.
+struct Due {
+    request: DumpRequest,
+    criu: WarmCriu,
+    trees: Trees,
+}
+
+/// The first thing that went wrong with any container; what it led to with the others is no news.
+#[derive(Default)]
+struct FirstFailure {
+    failure: OnceLock<Failure>,
+    token: CancellationToken,
+}
+
+impl FirstFailure {
+    fn note(&self, failure: Failure) {
+        // A second one has the first for its reason.
+        self.failure.set(failure).ok();
+        self.token.cancel();
+    }
+
+    fn taken(&self) -> Result<(), Failure> {
+        self.failure.get().map_or(Ok(()), |failure| Err(failure.clone()))
+    }
+}
+
+/// Freezes the pod, dumps its containers side by side, sends them, and waits until it is decided who owns it. The journal must have
+/// it already.
 ///
 /// `report` is kept up to date, and given to `reporter`, on the way.
 pub async fn freeze(
     context: &Arc<Context>,
     key: &Key,
-    (connected, mut followed): (Connected, Option<Followed>),
+    lanes: Vec<(Connected, Option<Followed>)>,
     news: &mut News,
     report: &mut SourceReport,
     reporter: &Reporter<SourceReport>,
 ) -> Frozen {
-    let Connected { attempt, directory, inspected, bundle, criu, trees, sender, mut receiver, round, cpu, .. } =
-        connected;
-    // Frozen, the application is better off with a roll-back than with a wait for another connection.
-    sender.renew_no_more();
-    let mut request = round::dump_request(&inspected, bundle, &directory, news);
-    if followed.is_some() {
-        request.options.memory = Memory::ButWithheld;
+    let attempt = lanes.first().map_or(0, |(connected, _)| connected.attempt);
+    let (mut leaving, mut containers) = (Vec::new(), Vec::new());
+    for (connected, followed) in lanes {
+        let Connected { directory, inspected, bundle, criu, trees, sender, receiver, round, cpu, .. } = connected;
+        // Frozen, the application is better off with a roll-back than with a wait for another connection.
+        sender.renew_no_more();
+        let mut request = round::dump_request(&inspected, bundle, &directory, news);
+        if followed.is_some() {
+            request.options.memory = Memory::ButWithheld;
+        }
+        let images = request.images_dir.clone();
+        let due = Some(Due { request, criu, trees });
+        let (news, dumped, hung) = (news.clone(), None, None);
+        leaving.push(Leaving { images, round, due, followed, sender, receiver, news, dumped, hung });
+        containers.push(FrozenContainer { freezer: inspected.container.freezer, limits: cpu.limits });
     }
     let since = Instant::now();
-    let (pod, froze) = round::freeze(inspected.container.freezer, cpu.limits).await;
-    let mut attempt_state = Attempt { held: None, hung: None, report, reporter };
+    let (pod, froze) = round::freeze(containers).await;
+    let mut attempt_state = Attempt { number: attempt, held: None, report, reporter };
     let outcome = match froze {
         Ok(took) => {
             attempt_state.frozen(took);
-            let mut watching = Watching::new(news, attempt);
-            let mut line = Line { receiver: &mut receiver, watching: &mut watching };
-            let going = Going { trees, number: round, followed: &mut followed };
-            attempt_state.send(request, criu, going, &sender, &mut line).await
+            attempt_state.send(&mut leaving).await
         }
-        Err(error) => {
-            drop(criu);
-            Err(retryable(FailureReason::FreezeFailed, chain(&error)))
-        }
+        Err(error) => Err(retryable(FailureReason::FreezeFailed, chain(&error))),
     };
-    let (held, hung) = (attempt_state.held, attempt_state.hung.take());
+    let held = attempt_state.held;
     // Whoever aborted it has said why; what that led to here is no news.
     let failure = outcome.err().filter(|_| !shows(news.borrow().as_deref(), attempt, Verdict::Aborted));
     if let Some(failure) = &failure {
@@ -93,17 +139,58 @@ pub async fn freeze(
         reporter.report_first(report.clone(), REPORT_LIMIT).await;
         let message = FromSource::Abort { message: failure.message.clone() };
         // A target that can't hear it sees the connection end.
-        tokio::time::timeout(Duration::from_millis(100), sender.say(&message)).await.ok();
+        let said = join_all(leaving.iter().map(|one| one.sender.say(&message)));
+        tokio::time::timeout(Duration::from_millis(100), said).await.ok();
     }
-    drop(sender);
+    let (mut followed, mut hung, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
+    for one in leaving {
+        followed.extend(one.followed);
+        hung.extend(one.hung);
+        receivers.push(one.receiver);
+    }
     // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
     let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await;
+    let receiver = receivers.into_iter().next();
     Frozen { pod, followed, hung, decision, failure, receiver, since, held }
 }
 
+impl Leaving {
+    /// Dumps, and sends archives meanwhile. Whatever becomes of the others, its CRIU is waited for.
+    async fn dump(&mut self, attempt: u32, first: &FirstFailure) {
+        let Some(Due { request, criu, trees }) = self.due.take() else { return };
+        let mut watching = Watching::new(&mut self.news, attempt).together(&first.token);
+        let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
+        let going = Going { trees, number: self.round, followed: &mut self.followed };
+        match line.dump(send::begin(&self.sender, self.round, true), request, criu, going).await {
+            Ok(dumped) => self.dumped = Some(dumped),
+            Err(Undumped { failure, hung }) => {
+                self.hung = hung.map(|hung| *hung);
+                first.note(failure);
+            }
+        }
+    }
+
+    /// Sends the images, and waits until the target has verified everything. Returns how many bytes the round had.
+    async fn finish(&mut self, attempt: u32, first: &FirstFailure) -> u64 {
+        let Some(dumped) = self.dumped.take() else { return 0 };
+        let mut watching = Watching::new(&mut self.news, attempt).together(&first.token);
+        let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
+        let images = vec![self.images.clone()];
+        let sent = async {
+            let manifest = line.images(dumped.round, images).await?;
+            line.verified(self.round, &manifest.digest()).await?;
+            Ok(manifest.bytes())
+        };
+        sent.await.unwrap_or_else(|failure| {
+            first.note(failure);
+            0
+        })
+    }
+}
+
 struct Attempt<'a> {
+    number: u32,
     held: Option<Instant>,
-    hung: Option<RunningDump>,
     report: &'a mut SourceReport,
     reporter: &'a Reporter<SourceReport>,
 }
@@ -124,32 +211,26 @@ impl Attempt<'_> {
     }
 
     /// Dump and send, then wait for the commit. `Ok` where the target says that it has committed or the object does.
-    async fn send(
-        &mut self,
-        request: DumpRequest,
-        criu: WarmCriu,
-        going: Going<'_>,
-        sender: &LinkSender<FromSource>,
-        line: &mut Line<'_>,
-    ) -> Result<(), Failure> {
-        let (images, round) = (request.images_dir.clone(), going.number);
-        let dumped = match line.dump(send::begin(sender, round, true), request, criu, going).await {
-            Ok(dumped) => dumped,
-            Err(Undumped { failure, hung }) => {
-                self.hung = hung.map(|hung| *hung);
-                return Err(failure);
-            }
-        };
+    async fn send(&mut self, leaving: &mut [Leaving]) -> Result<(), Failure> {
+        let (first, attempt) = (FirstFailure::default(), self.number);
+        join_all(leaving.iter_mut().map(|one| one.dump(attempt, &first))).await;
+        first.taken()?;
         let at = Instant::now();
-        self.timings().dump_millis = millis(dumped.took);
-        self.timings().shared_bytes = dumped.shared;
+        let dumped = || leaving.iter().filter_map(|one| one.dumped.as_ref());
+        let took = dumped().map(|dumped| dumped.took).max().unwrap_or_default();
+        let shared = dumped().map(|dumped| dumped.shared).sum();
+        self.timings().dump_millis = millis(took);
+        self.timings().shared_bytes = shared;
         self.step(SourceStep::Dumped);
-        let manifest = line.images(dumped.round, vec![images]).await?;
-        self.timings().bytes = manifest.bytes();
-        line.verified(round, &manifest.digest()).await?;
+        let bytes = join_all(leaving.iter_mut().map(|one| one.finish(attempt, &first))).await;
+        first.taken()?;
+        self.timings().bytes = bytes.into_iter().sum();
         self.timings().transfer_millis = millis(at.elapsed());
         self.step(SourceStep::Sent);
-        self.await_commit(line, Instant::now()).await
+        // The target says on every connection what it says of the pod.
+        let Some(Leaving { receiver, news, .. }) = leaving.first_mut() else { return Ok(()) };
+        let mut watching = Watching::new(news, attempt);
+        self.await_commit(&mut Line { receiver, watching: &mut watching }, Instant::now()).await
     }
 
     /// Waits for the commit: by the target's notice or by the object, whichever is first.

@@ -42,51 +42,62 @@ impl From<OnlyCut> for MayRun {
 #[derive(Debug)]
 #[must_use]
 pub struct FrozenPod {
-    freezer: Freezer,
-    /// Lifted while it is frozen, put back before it runs.
-    limits: CpuLimits,
-    ended: bool,
+    containers: Vec<FrozenContainer>,
+}
+
+/// One of its containers that may be frozen.
+#[derive(Debug)]
+pub struct FrozenContainer {
+    /// Its freezer.
+    pub freezer: Freezer,
+    /// Its cpu limits: lifted while it is frozen, put back before it runs.
+    pub limits: CpuLimits,
 }
 
 impl FrozenPod {
-    /// Freezes, and then does what was planned with the container's cpu limits: whoever was slowed down gets nothing to run
-    /// with before. On return the pod may be frozen whatever the result says, which is why there is a guard in any case.
-    /// Blocking, at most two seconds.
-    pub fn freeze(freezer: Freezer, mut limits: CpuLimits) -> (Self, Result<Duration, FreezerError>) {
-        let frozen = freezer.freeze(FREEZE_LIMIT);
-        if frozen.is_ok()
-            && let Err(error) = limits.carry_out()
-        {
-            warn!(error = %chain(&error), "the container is dumped under the cpu limits that it has");
+    /// Freezes all containers, and then does what was planned with their cpu limits: whoever was slowed down gets nothing to run
+    /// with before. A container that is frozen somewhat later than another is at the same cut: it is as if the other had been
+    /// slow, and what it wrote to it meanwhile is where that will find it. On return the pod may be frozen whatever the result
+    /// says, which is why there is a guard in any case. Returns how long it took. Blocking, at most two seconds a container.
+    pub fn freeze(mut containers: Vec<FrozenContainer>) -> (Self, Result<Duration, FreezerError>) {
+        let frozen = containers.iter().try_fold(Duration::ZERO, |before, container| {
+            container.freezer.freeze(FREEZE_LIMIT).map(|took| before + took)
+        });
+        if frozen.is_ok() {
+            for container in &mut containers {
+                if let Err(error) = container.limits.carry_out() {
+                    warn!(error = %chain(&error), "the container is dumped under the cpu limits that it has");
+                }
+            }
         }
-        (Self { freezer, limits, ended: false }, frozen)
+        (Self { containers }, frozen)
     }
 
     /// Takes over what an agent before this one froze, with the limits that it has changed.
-    pub fn adopt(freezer: Freezer, limits: CpuLimits) -> Self {
-        Self { freezer, limits, ended: false }
+    pub fn adopt(containers: Vec<FrozenContainer>) -> Self {
+        Self { containers }
     }
 
-    /// The container's freezer.
-    pub fn freezer(&self) -> &Freezer {
-        &self.freezer
+    /// The same containers, for whoever loses this guard. Their limits are put back by being dropped.
+    pub fn spare(&self) -> Vec<FrozenContainer> {
+        let spare = |container: &FrozenContainer| FrozenContainer {
+            freezer: container.freezer.clone(),
+            limits: CpuLimits::default(),
+        };
+        self.containers.iter().map(spare).collect()
     }
 
     /// Lets the application run again. Blocking.
     ///
     /// # Errors
     /// With the guard, so that it can be tried again. A container that has ended is no error.
-    pub fn thaw(mut self, _proof: &MayRun) -> Result<(), Box<(Self, FreezerError)>> {
-        if let Err(error) = self.limits.restore() {
-            warn!(error = %chain(&error), "a cpu limit is not as it was found, trying again");
-        }
-        match self.freezer.thaw(END_LIMIT) {
-            Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => {
-                self.ended = true;
-                Ok(())
+    pub fn thaw(self, _proof: &MayRun) -> Result<(), Box<(Self, FreezerError)>> {
+        self.settle(|container| {
+            if let Err(error) = container.limits.restore() {
+                warn!(error = %chain(&error), "a cpu limit is not as it was found, trying again");
             }
-            Err(error) => Err(Box::new((self, error))),
-        }
+            container.freezer.thaw(END_LIMIT)
+        })
     }
 
     /// Thaws for a moment, because the pod may run, a CRIU that hangs can only end in a pod that runs, and the guard is
@@ -95,7 +106,7 @@ impl FrozenPod {
     /// # Errors
     /// As [`FrozenPod::thaw`].
     pub fn thaw_under_criu(&self, _proof: &MayRun) -> Result<(), FreezerError> {
-        self.freezer.thaw(END_LIMIT)
+        self.containers.iter().try_for_each(|container| container.freezer.thaw(END_LIMIT))
     }
 
     /// Ends every process, because the attempt was committed elsewhere. None of them runs another instruction of its own:
@@ -103,21 +114,31 @@ impl FrozenPod {
     ///
     /// # Errors
     /// With the guard, so that it can be tried again. A container that has ended is no error.
-    pub fn retire(mut self, _proof: &Committed) -> Result<(), Box<(Self, FreezerError)>> {
-        match self.freezer.kill_all(END_LIMIT) {
-            Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => {
-                self.ended = true;
-                Ok(())
+    pub fn retire(self, _proof: &Committed) -> Result<(), Box<(Self, FreezerError)>> {
+        self.settle(|container| container.freezer.kill_all(END_LIMIT))
+    }
+
+    /// Does `what` to every container. Those with which that went wrong stay in the guard.
+    fn settle(
+        mut self,
+        mut what: impl FnMut(&mut FrozenContainer) -> Result<(), FreezerError>,
+    ) -> Result<(), Box<(Self, FreezerError)>> {
+        let mut failed = None;
+        self.containers.retain_mut(|container| match what(container) {
+            Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => false,
+            Err(error) => {
+                failed = Some(error);
+                true
             }
-            Err(error) => Err(Box::new((self, error))),
-        }
+        });
+        failed.map_or(Ok(()), |error| Err(Box::new((self, error))))
     }
 }
 
 impl Drop for FrozenPod {
     fn drop(&mut self) {
-        if !self.ended {
-            error!(cgroup = ?self.freezer.path_in_node(), "left frozen: the attempt is undecided, the journal has it");
+        for container in &self.containers {
+            error!(cgroup = ?container.freezer.path_in_node(), "left frozen: the attempt is undecided, the journal has it");
         }
     }
 }

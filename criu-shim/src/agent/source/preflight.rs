@@ -2,7 +2,7 @@
 
 use crate::agent::context::{Context, Key, answer};
 use crate::agent::failure::{permanent, retryable};
-use crate::agent::source::container::{self, Container};
+use crate::agent::source::container::{self, Container, Named};
 use crate::causes::chain;
 use crate::criu::{capability, preflight};
 use k8s_openapi::api::core::v1::Pod;
@@ -12,11 +12,13 @@ use tideover_crds::{Failure, FailureReason, ObjectRef};
 /// Room that must be left on the disk beyond the memory of the processes, bytes.
 const SPARE: u64 = 64 << 20;
 
-/// The pod, and the container in it that moves.
+/// The pod, and one container in it that moves.
 #[derive(Clone, Debug)]
 pub struct Inspected {
     /// The object as the API server has it.
     pub pod: Pod,
+    /// Name of the container.
+    pub name: String,
     /// The container.
     pub container: Container,
     /// What a person should know, a sentence each.
@@ -27,31 +29,46 @@ pub struct Inspected {
     pub memory_bytes: u64,
 }
 
-/// Finds the container of `pod` and looks at everything that is known to stand in the way of a dump.
+/// Finds the containers of `pod` with these names and looks at everything that is known to stand in the way of a dump. Returns them
+/// in the order of their names in `containers`.
 ///
 /// # Errors
 /// With the failure to report. Nothing was touched.
-pub async fn inspect(context: &Arc<Context>, key: &Key, pod: &ObjectRef) -> Result<Inspected, Failure> {
+pub async fn inspect(
+    context: &Arc<Context>,
+    key: &Key,
+    pod: &ObjectRef,
+    containers: &[String],
+) -> Result<Vec<Inspected>, Failure> {
     let object = answer(context.pods(&key.namespace).get(&pod.name))
         .await
         .map_err(|error| retryable(FailureReason::NotMovable, format!("the pod can't be read: {}", chain(&error))))?;
-    let id = container::container_id(&object, &pod.uid)
+    let named = container::moving(&object, &pod.uid, containers)
         .map_err(|error| retryable(FailureReason::NotMovable, chain(&error)))?;
     let context = context.clone();
-    let looked = tokio::task::spawn_blocking(move || look(&context, &id)).await;
-    let looked = looked.unwrap_or_else(|error| Err(retryable(FailureReason::NotDumpable, chain(&error))))?;
-    let Looked { container, notes, inotify_paths, memory_bytes } = looked;
-    Ok(Inspected { pod: object, container, notes, inotify_paths, memory_bytes })
+    let looked = tokio::task::spawn_blocking(move || {
+        let several = named.len() > 1;
+        let looked = named.into_iter().map(|named| look(&context, &object, named, several));
+        let mut looked: Vec<Inspected> = looked.collect::<Result<_, _>>()?;
+        if let Some(first) = looked.first_mut().filter(|_| capability::missing_sys_resource()) {
+            // Of the node, and not of any container.
+            first.notes.push(capability::NOTE.to_owned());
+        }
+        has_room(&context, looked.iter().map(|one| one.memory_bytes).sum()).map(|()| looked)
+    });
+    looked.await.unwrap_or_else(|error| Err(retryable(FailureReason::NotDumpable, chain(&error))))
 }
 
-struct Looked {
-    container: Container,
-    notes: Vec<String>,
-    inotify_paths: Vec<String>,
-    memory_bytes: u64,
+/// `several` containers move: what is said of one names it.
+fn look(context: &Context, pod: &Pod, Named { name, id }: Named, several: bool) -> Result<Inspected, Failure> {
+    let of_it = |what: String| if several { format!("container {name}: {what}") } else { what };
+    let inspected = inspect_one(context, pod, &name, &id);
+    let mut inspected = inspected.map_err(|failure| Failure { message: of_it(failure.message), ..failure })?;
+    inspected.notes = inspected.notes.into_iter().map(of_it).collect();
+    Ok(inspected)
 }
 
-fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
+fn inspect_one(context: &Context, pod: &Pod, name: &str, id: &str) -> Result<Inspected, Failure> {
     let container =
         container::find(&context.node, id).map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
     let pids = container.freezer.pids().map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
@@ -61,18 +78,19 @@ fn look(context: &Context, id: &str) -> Result<Looked, Failure> {
         return Err(permanent(FailureReason::NotDumpable, refusal));
     }
     let memory_bytes = memory_bytes(&pids);
-    let needed = memory_bytes + SPARE;
-    let free = free_bytes(&context.settings.state);
+    let notes: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    let inotify_paths = preflight::inotify_paths(container.pid, &findings);
+    Ok(Inspected { pod: pod.clone(), name: name.to_owned(), container, notes, inotify_paths, memory_bytes })
+}
+
+/// Whether there is room for the images of processes with this much memory, bytes.
+fn has_room(context: &Context, memory_bytes: u64) -> Result<(), Failure> {
+    let (needed, free) = (memory_bytes + SPARE, free_bytes(&context.settings.state));
     if free < needed {
         let message = format!("the images need {needed} bytes on the source's disk, {free} are free");
         return Err(retryable(FailureReason::NotDumpable, message));
     }
-    let mut notes: Vec<String> = findings.iter().map(ToString::to_string).collect();
-    if capability::missing_sys_resource() {
-        notes.push(capability::NOTE.to_owned());
-    }
-    let inotify_paths = preflight::inotify_paths(container.pid, &findings);
-    Ok(Looked { container, notes, inotify_paths, memory_bytes })
+    Ok(())
 }
 
 /// Memory of the processes that an image holds, bytes: resident and swapped out. A process that has ended counts nothing.

@@ -2,7 +2,7 @@
 
 use crate::agent::context::News;
 use crate::agent::failure::{permanent, retryable};
-use crate::agent::source::frozen::FrozenPod;
+use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
 use crate::agent::source::images::{self, Content, Image};
 use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared, Trees};
 use crate::agent::source::preflight::Inspected;
@@ -29,14 +29,15 @@ use tideover_crds::{Failure, FailureReason};
 const DUMP_LIMIT: Duration = Duration::from_secs(90);
 
 /// Freezes on a thread that may block.
-pub(super) async fn freeze(freezer: Freezer, limits: CpuLimits) -> (FrozenPod, Result<Duration, FreezerError>) {
-    let spare = freezer.clone();
-    match tokio::task::spawn_blocking(move || FrozenPod::freeze(freezer, limits)).await {
+pub(super) async fn freeze(containers: Vec<FrozenContainer>) -> (FrozenPod, Result<Duration, FreezerError>) {
+    let spare: Vec<Freezer> = containers.iter().map(|container| container.freezer.clone()).collect();
+    match tokio::task::spawn_blocking(move || FrozenPod::freeze(containers)).await {
         Ok(frozen) => frozen,
         // The thread panicked after it may have written: the pod counts as frozen.
         Err(_) => {
-            let path = spare.path_in_node().to_owned();
-            (FrozenPod::adopt(spare, CpuLimits::default()), Err(FreezerError::Gone { path }))
+            let path = spare.first().map(|freezer| freezer.path_in_node().to_owned()).unwrap_or_default();
+            let adopted = |freezer| FrozenContainer { freezer, limits: CpuLimits::default() };
+            (FrozenPod::adopt(spare.into_iter().map(adopted).collect()), Err(FreezerError::Gone { path }))
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::agent::context::{Context, Key, answer};
 use crate::agent::journal::SourceEntry;
 use crate::agent::owner::{Committed, Decision, OwnerError};
-use crate::agent::source::frozen::{FrozenPod, MayRun};
+use crate::agent::source::frozen::{FrozenContainer, FrozenPod, MayRun};
 use crate::causes::chain;
 use crate::criu::{ProcessId, RunningDump, Waited};
 use crate::freezer::{Freezer, FreezerError};
@@ -61,10 +61,10 @@ impl LiveCriu {
 /// What was taken over from an agent before this one.
 #[derive(Debug)]
 pub struct TakenOver {
-    /// The pod, unless its container has ended.
-    pub pod: Option<FrozenPod>,
-    /// The CRIU in it, if it has not ended yet.
-    pub criu: Option<LiveCriu>,
+    /// The pod, without containers that have ended.
+    pub pod: FrozenPod,
+    /// Those CRIUs in it that have not ended yet.
+    pub criu: Vec<LiveCriu>,
     /// How the attempt was decided.
     pub decision: Decision,
 }
@@ -81,22 +81,28 @@ pub async fn take_over(
     entry: &SourceEntry,
 ) -> Result<TakenOver, OwnerError> {
     let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await?;
-    let pod = loop {
-        match Freezer::at(&entry.cgroup, context.node.root()) {
-            Ok(freezer) => {
-                let limits = CpuLimits::adopt(&entry.cpu, context.node.root());
-                break Some(FrozenPod::adopt(freezer, limits));
+    let (mut containers, mut criu) = (Vec::new(), Vec::new());
+    for container in &entry.containers {
+        loop {
+            match Freezer::at(&container.cgroup, context.node.root()) {
+                Ok(freezer) => {
+                    let limits = CpuLimits::adopt(&container.cpu, context.node.root());
+                    containers.push(FrozenContainer { freezer, limits });
+                    break;
+                }
+                Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => break,
+                Err(error) => {
+                    warn!(cgroup = ?container.cgroup, error = %chain(&error), "looking for what may be frozen");
+                }
             }
-            Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => break None,
-            Err(error) => warn!(cgroup = ?entry.cgroup, error = %chain(&error), "looking for what may be frozen"),
+            tokio::time::sleep(AGAIN).await;
         }
-        tokio::time::sleep(AGAIN).await;
-    };
-    let criu = is_at_work(entry.criu).then_some(LiveCriu::Left(entry.criu));
-    if criu.is_some() {
-        info!(migration = key.name, pid = entry.criu.pid, "a CRIU of the agent before this one is at work");
+        if is_at_work(container.criu) {
+            info!(migration = key.name, pid = container.criu.pid, "a CRIU of the agent before this one is at work");
+            criu.push(LiveCriu::Left(container.criu));
+        }
     }
-    Ok(TakenOver { pod, criu, decision })
+    Ok(TakenOver { pod: FrozenPod::adopt(containers), criu, decision })
 }
 
 fn is_at_work(process: ProcessId) -> bool {
@@ -111,13 +117,13 @@ fn is_zombie(stat: &str) -> bool {
 
 /// Thaws, however often it takes. CRIU, where one is at work, freezes again what it found frozen when it ends: it has
 /// ended before this does.
-pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<MayRun>) {
+pub async fn thaw(mut pod: FrozenPod, criu: Vec<LiveCriu>, proof: impl Into<MayRun>) {
     let proof = Arc::new(proof.into());
-    if let Some(criu) = criu {
+    for criu in criu {
         pod = outlast(pod, criu, &proof).await;
     }
     loop {
-        let freezer = pod.freezer().clone();
+        let spare = pod.spare();
         let (thawing, proof) = (pod, proof.clone());
         pod = match tokio::task::spawn_blocking(move || thawing.thaw(&proof)).await {
             Ok(Ok(())) => return,
@@ -128,7 +134,7 @@ pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<M
             }
             Err(error) => {
                 error!(%error, "thawing ended unexpectedly, trying again");
-                FrozenPod::adopt(freezer, CpuLimits::default())
+                FrozenPod::adopt(spare)
             }
         };
         tokio::time::sleep(AGAIN).await;
@@ -138,7 +144,7 @@ pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<M
 /// Waits for the end of `criu`, with the pod thawed as soon as patience is over. In a pod that runs, CRIU gets on, finds
 /// it changed or does not, and ends by itself.
 async fn outlast(pod: FrozenPod, mut criu: LiveCriu, proof: &Arc<MayRun>) -> FrozenPod {
-    let (freezer, proof) = (pod.freezer().clone(), proof.clone());
+    let (spare, proof) = (pod.spare(), proof.clone());
     let outlasting = tokio::task::spawn_blocking(move || {
         if criu.ends_within(criu.patience()) {
             return pod;
@@ -156,7 +162,7 @@ async fn outlast(pod: FrozenPod, mut criu: LiveCriu, proof: &Arc<MayRun>) -> Fro
     });
     outlasting.await.unwrap_or_else(|error| {
         error!(%error, "waiting for CRIU ended unexpectedly");
-        FrozenPod::adopt(freezer, CpuLimits::default())
+        FrozenPod::adopt(spare)
     })
 }
 
@@ -175,18 +181,17 @@ async fn outwait(mut criu: LiveCriu) {
 pub async fn retire(
     context: &Arc<Context>,
     entry: &SourceEntry,
-    pod: Option<FrozenPod>,
-    criu: Option<LiveCriu>,
+    mut pod: FrozenPod,
+    criu: Vec<LiveCriu>,
     proof: Committed,
 ) {
     object_gone(context, entry).await;
-    if let Some(criu) = criu {
+    for criu in criu {
         outwait(criu).await;
     }
-    let Some(mut pod) = pod else { return };
     let proof = Arc::new(proof);
     loop {
-        let freezer = pod.freezer().clone();
+        let spare = pod.spare();
         let (retiring, proof) = (pod, proof.clone());
         pod = match tokio::task::spawn_blocking(move || retiring.retire(&proof)).await {
             Ok(Ok(())) => return,
@@ -197,7 +202,7 @@ pub async fn retire(
             }
             Err(error) => {
                 error!(%error, "retiring ended unexpectedly, trying again");
-                FrozenPod::adopt(freezer, CpuLimits::default())
+                FrozenPod::adopt(spare)
             }
         };
         tokio::time::sleep(AGAIN).await;

@@ -6,6 +6,7 @@ use crate::agent::failure::retryable;
 use std::time::Duration;
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration};
+use tokio_util::sync::CancellationToken;
 
 /// How long dump and transfer may take together, until everything is verified. The operator gives up soon after.
 const SEND_LIMIT: Duration = Duration::from_secs(95);
@@ -18,6 +19,8 @@ pub(super) struct Watching<'a> {
     limit: Duration,
     /// When everything must be verified.
     deadline: tokio::time::Instant,
+    /// Another container of the pod has failed.
+    others: CancellationToken,
 }
 
 impl<'a> Watching<'a> {
@@ -28,7 +31,12 @@ impl<'a> Watching<'a> {
 
     /// For attempt `attempt`, with `limit` for what has to be sent first.
     pub(super) fn within(news: &'a mut News, attempt: u32, limit: Duration) -> Self {
-        Self { news, attempt, limit, deadline: tokio::time::Instant::now() + limit }
+        Self { news, attempt, limit, deadline: tokio::time::Instant::now() + limit, others: CancellationToken::new() }
+    }
+
+    /// Also stops where another container of the pod has `failed`: none is moved without the others.
+    pub(super) fn together(self, failed: &CancellationToken) -> Self {
+        Self { others: failed.clone(), ..self }
     }
 
     /// Gives what is left to send the time that a whole attempt has.
@@ -55,7 +63,9 @@ impl<'a> Watching<'a> {
     /// Ends only with a reason to stop before everything is verified: an abort, or the time.
     pub(super) async fn called_off(&mut self) -> Failure {
         let (deadline, limit) = (self.deadline, self.limit);
+        let others = self.others.clone();
         tokio::select! {
+            () = others.cancelled() => retryable(FailureReason::TransferFailed, "another container of the pod could not be sent"),
             () = self.shown(&[Verdict::Aborted]) => retryable(FailureReason::TransferFailed, "aborted before all was sent"),
             () = tokio::time::sleep_until(deadline) => {
                 let message = format!("not everything was sent and verified within {} s", limit.as_secs());
@@ -95,6 +105,16 @@ mod tests {
         sender.send_replace(None);
         drop(sender);
         assert!(tokio::time::timeout(SOON, watching.decided()).await.is_err(), "an object that is gone says nothing");
+    }
+
+    #[tokio::test]
+    async fn no_container_is_sent_on_where_another_has_failed() {
+        let (_sender, mut news) = watch::channel(None);
+        let failed = CancellationToken::new();
+        let mut watching = Watching::new(&mut news, 1).together(&failed);
+        assert!(tokio::time::timeout(SOON, watching.called_off()).await.is_err());
+        failed.cancel();
+        assert!(tokio::time::timeout(SOON, watching.called_off()).await.is_ok());
     }
 
     #[tokio::test]

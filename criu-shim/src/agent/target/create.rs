@@ -41,12 +41,14 @@ pub fn start_stray(reason: String, has_run: bool) -> Start {
     if has_run { Start::Cold } else { Start::Refuse(reason) }
 }
 
-/// Whether the container `name` of `pod` has run at some time. One that could not be started has no time of its start.
-pub fn has_run(pod: &Pod, name: &str) -> bool {
-    let Some(status) = &pod.status else { return false };
-    let containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+/// Whether `pod` has run at some time: its last container has, which is created when those before it are. Of those kubelet also says so
+/// where only their stand-ins have been there. One that could not be started has no time of its start.
+pub fn has_run(pod: &Pod) -> bool {
+    let last = pod.spec.as_ref().and_then(|spec| spec.containers.last());
+    let Some((status, last)) = pod.status.as_ref().zip(last) else { return false };
+    let containers = status.container_statuses.iter().flatten();
     containers
-        .filter(|container| container.name == name)
+        .filter(|container| container.name == last.name)
         .flat_map(|container| [&container.state, &container.last_state])
         .flatten()
         .flat_map(|state| {
@@ -118,7 +120,7 @@ pub fn start(create: &Create, migration: &Migration, node: &str) -> Start {
         _ if status.phase.is_terminal() => Start::Refuse(format!("the Migration {name} is over")),
         // An init container: its processes ended long ago on the source, and kubelet wants to see it end here before it
         // creates the one that moves.
-        _ if status.container.as_ref().is_some_and(|moves| *moves != create.container_name) => Start::Cold,
+        _ if !status.containers.contains(&create.container_name) => Start::Cold,
         Verdict::Open | Verdict::Committed => {
             Start::Restore { uid: migration.metadata.uid.clone().unwrap_or_default() }
         }
@@ -162,14 +164,14 @@ mod tests {
     #[test]
     fn the_state_goes_into_the_container_it_came_from_and_into_no_other() {
         let init = Create { container_name: "init".into(), ..stamped("new") };
-        let open = migration().attempt(1).phase(Phase::Handover).replacement("new").container("app");
+        let open = migration().attempt(1).phase(Phase::Handover).replacement("new").containers(&["app"]);
         let committed = open.clone().phase(Phase::Committing).owner("b", 1);
         for fixture in [open, committed] {
             assert_eq!(start(&stamped("new"), &fixture.build(), "b"), Start::Restore { uid: "u".into() });
             assert_eq!(start(&init, &fixture.build(), "b"), Start::Cold);
         }
         let aborted =
-            migration().attempt(1).phase(Phase::RollingBack).owner("a", 1).replacement("new").container("app");
+            migration().attempt(1).phase(Phase::RollingBack).owner("a", 1).replacement("new").containers(&["app"]);
         assert!(matches!(start(&init, &aborted.build(), "b"), Start::Refuse(_)), "nothing of it is wanted any more");
     }
 
@@ -196,16 +198,18 @@ mod tests {
 
     #[test]
     fn a_stray_starts_only_if_it_has_run_before() {
-        let pod = |state: serde_json::Value| -> Pod {
-            let status = serde_json::json!({ "name": "app", "image": "", "imageID": "", "ready": false,
+        let pod = |container: &str, state: serde_json::Value| -> Pod {
+            let status = serde_json::json!({ "name": container, "image": "", "imageID": "", "ready": false,
                 "restartCount": 1, "state": { "waiting": {} }, "lastState": state });
-            serde_json::from_value(serde_json::json!({ "status": { "containerStatuses": [status] } })).expect("pod")
+            let spec = serde_json::json!({ "containers": [{ "name": "first" }, { "name": "app" }] });
+            let pod = serde_json::json!({ "spec": spec, "status": { "containerStatuses": [status] } });
+            serde_json::from_value(pod).expect("pod")
         };
         let ended = |at: &str| serde_json::json!({ "terminated": { "exitCode": 1, "startedAt": at } });
-        assert!(has_run(&pod(ended("2026-01-01T00:00:00Z")), "app"));
-        assert!(!has_run(&pod(ended("2026-01-01T00:00:00Z")), "other"));
-        assert!(!has_run(&pod(ended("1970-01-01T00:00:00Z")), "app"), "it could not be started");
-        assert!(!has_run(&pod(serde_json::json!({})), "app"));
+        assert!(has_run(&pod("app", ended("2026-01-01T00:00:00Z"))));
+        assert!(!has_run(&pod("first", ended("2026-01-01T00:00:00Z"))), "that may have been a stand-in");
+        assert!(!has_run(&pod("app", ended("1970-01-01T00:00:00Z"))), "it could not be started");
+        assert!(!has_run(&pod("app", serde_json::json!({}))));
         assert_eq!(start_stray("why".into(), true), Start::Cold);
         assert_eq!(start_stray("why".into(), false), Start::Refuse("why".into()));
     }

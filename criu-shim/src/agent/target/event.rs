@@ -21,6 +21,8 @@ pub enum Event {
     Round {
         /// Attempt whose connection it came by.
         attempt: u32,
+        /// Name of the container whose connection that is.
+        container: String,
         /// What came of it.
         round: Result<Round, ReceiveError>,
     },
@@ -58,6 +60,8 @@ pub enum Event {
     },
     /// What had landed of files is in place, or can't be put there.
     Placed {
+        /// Name of the container that it was done for.
+        container: String,
         /// Which time it was begun.
         number: u64,
         /// What came of it.

@@ -131,7 +131,8 @@ fn answer_name(answer: &ToShim) -> &'static str {
     match answer {
         ToShim::Wait => "wait",
         ToShim::ColdStart => "cold start",
-        ToShim::Restore { .. } => "restore",
+        ToShim::Restore { stand_in: false, .. } => "restore",
+        ToShim::Restore { stand_in: true, .. } => "restore below a stand-in",
         ToShim::Refuse { .. } => "refuse",
     }
 }
@@ -270,7 +271,7 @@ async fn stray(context: &Context, create: &Create, reason: String) -> Start {
     match crate::agent::context::answer(pods.get_opt(&create.pod_name)).await {
         Ok(pod) => {
             let pod = pod.filter(|pod| pod.metadata.uid.as_deref() == Some(&create.pod_uid));
-            start_stray(reason, pod.is_some_and(|pod| has_run(&pod, &create.container_name)))
+            start_stray(reason, pod.is_some_and(|pod| has_run(&pod)))
         }
         Err(error) => {
             warn!(pod = create.pod_name, error = %chain(&error), "whether the pod has run before is unknown");

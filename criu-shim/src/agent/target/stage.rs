@@ -61,7 +61,16 @@ impl Placed {
     }
 }
 
-/// Puts every archive of the attempt in `directory` in place that is not there yet. Once the container is `gone`, only those of
+/// Which trees are put in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trees {
+    /// The container's layer, and the pod's volumes if they came with it.
+    All,
+    /// The volumes are in use by a container that runs.
+    LayerOnly,
+}
+
+/// Puts every archive of one container's `directory` in place that is not there yet. Once the container is `gone`, only those of
 /// the pod's volumes. Blocking.
 ///
 /// # Errors
@@ -71,15 +80,17 @@ pub fn place_files(
     context: &Context,
     directory: &Path,
     restore: &RestoreEntry,
+    trees: Trees,
     placed: &mut Placed,
     gone: &AtomicBool,
 ) -> Result<(), Failure> {
-    place_with(directory, placed, gone, |tree| place(context, restore, tree))
+    place_with(directory, trees, placed, gone, |tree| place(context, restore, tree))
 }
 
 /// The same, with the places of trees as `place_of` says them.
 fn place_with(
     directory: &Path,
+    trees: Trees,
     placed: &mut Placed,
     gone: &AtomicBool,
     place_of: impl Fn(&str) -> Result<(PathBuf, TreeKind), Failure>,
@@ -90,7 +101,7 @@ fn place_with(
     for (name, landed) in stored::archives(directory).map_err(corrupted)? {
         let tree = tree_of(&name);
         let gone = if tree == LAYER { gone } else { &goes_on };
-        if gone.load(Ordering::Relaxed) {
+        if gone.load(Ordering::Relaxed) || (tree != LAYER && trees == Trees::LayerOnly) {
             continue;
         }
         let (spot, kind) = match spots.get(tree) {
@@ -264,17 +275,32 @@ mod tests {
         let there = |path: &str| pod.path().join(path).exists();
         let mut placed = Placed::default();
         let gone = AtomicBool::new(true);
-        place_with(attempt.path(), &mut placed, &gone, |tree| Ok(of(tree, "first"))).expect("placed");
+        place_with(attempt.path(), Trees::All, &mut placed, &gone, |tree| Ok(of(tree, "first"))).expect("placed");
         assert!(there("volume/file") && !there("first/file"), "nothing goes into a container that is gone");
         // The archive of all of a volume would remove it.
         std::fs::write(pod.path().join("volume/mark"), "").expect("write");
         let gone = AtomicBool::new(false);
-        place_with(attempt.path(), &mut placed, &gone, |tree| Ok(of(tree, "second"))).expect("placed");
+        place_with(attempt.path(), Trees::All, &mut placed, &gone, |tree| Ok(of(tree, "second"))).expect("placed");
         assert!(there("second/file") && there("volume/mark"), "the volume is not filled again");
         std::fs::rename(pod.path().join("volume"), pod.path().join("before")).expect("rename");
         std::fs::create_dir(pod.path().join("volume")).expect("dir");
-        place_with(attempt.path(), &mut placed, &gone, |tree| Ok(of(tree, "second"))).expect("placed");
+        place_with(attempt.path(), Trees::All, &mut placed, &gone, |tree| Ok(of(tree, "second"))).expect("placed");
         assert!(there("volume/file"), "another directory is there");
+    }
+
+    #[test]
+    fn volumes_that_a_container_of_the_pod_uses_are_left_alone() {
+        let (attempt, pod) = (attempt(), tempfile::tempdir().expect("dir"));
+        let of = |tree: &str| match tree {
+            "volume-data" => (pod.path().join("volume"), TreeKind::Volume),
+            _ => (pod.path().join("layer"), TreeKind::Layer),
+        };
+        for name in ["volume", "layer"] {
+            std::fs::create_dir(pod.path().join(name)).expect("dir");
+        }
+        let (mut placed, gone) = (Placed::default(), AtomicBool::new(false));
+        place_with(attempt.path(), Trees::LayerOnly, &mut placed, &gone, |tree| Ok(of(tree))).expect("placed");
+        assert!(pod.path().join("layer/file").exists() && !pod.path().join("volume/file").exists());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use thiserror::Error;
 use tideover_crds::Failure;
 
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Which move a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub struct Preamble {
     pub migration: String,
     /// Attempt of it.
     pub attempt: u32,
+    /// Name of the container in the pod: each has a connection of its own.
+    pub container: String,
     /// Drawn for this connection and those that go on with it, so that nothing else does.
     pub session: String,
     /// Node that sends; the certificate must say the same.

@@ -61,7 +61,7 @@ impl Scene {
         .expect("a Migration");
         let source = SourceSeen {
             pod: pod("p", "pu", Some("a")),
-            container: Some("app".into()),
+            containers: vec!["app".into()],
             obstacles: Vec::new(),
             rehearsal_obstacle: None,
             claim: Claim::Free,

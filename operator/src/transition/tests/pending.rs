@@ -22,7 +22,7 @@ fn a_claimed_pod_is_accepted_and_a_node_is_looked_for() {
     assert_eq!(told.status().owner, Some(Owner { node: "a".into(), attempt: 0 }));
     assert_eq!(told.status().strategy, Some(Strategy::ReplaceFirst));
     assert_eq!(told.status().controller_uid.as_deref(), Some("ru"));
-    assert_eq!(told.status().container.as_deref(), Some("app"));
+    assert_eq!(told.status().containers, ["app"]);
     assert_eq!(told.status().pod_manifest, None);
     told.phase(Phase::Preparing).does(&["reserve m-reservation-1"]);
 }

@@ -1,12 +1,12 @@
 //! Before the freeze: connecting, and rounds of memory and files for as long as they are worth it.
 
-use super::SourceDriver;
+use super::{SourceDriver, together};
 use crate::agent::beside::Size;
 use crate::agent::context::News;
 use crate::agent::duty::SourceAt;
 use crate::agent::failure::retryable;
 use crate::agent::journal::{Side, SlowedEntry};
-use crate::agent::source::connect::{self, Connected, Peer};
+use crate::agent::source::connect::{self, Connected, Peer, PodTrees};
 use crate::agent::source::freeze::millis;
 use crate::agent::source::precopy::converge::{self, Decision, Progress, Refusal, RoundSeen, Stage};
 use crate::agent::source::precopy::estimate::estimate;
@@ -15,6 +15,8 @@ use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::Incoming;
 use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
+use futures::future::try_join_all;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 use tideover_crds::{
     Convergence, Failure, FailureReason, MemoryEngine, Migration, PreCopied, Round, SourceStep, Strategy,
@@ -34,89 +36,108 @@ impl SourceDriver {
         let status = migration.status.as_ref();
         let address = status.and_then(|status| status.target_now()?.address.clone());
         let node = status.and_then(|status| status.target_node.clone());
-        let (Some(address), Some(node), Some(inspected)) = (address, node, self.inspected.clone()) else { return };
+        let (Some(address), Some(node)) = (address, node) else { return };
         let replace_first = status.is_some_and(|status| status.strategy == Some(Strategy::ReplaceFirst));
         self.pace = self.pace.under(status.and_then(|status| status.policy.as_ref()));
         let peer = Peer { node, address };
-        let mut connected = match connect::connect(&self.context, &self.key, attempt, &peer, inspected).await {
-            Ok(connected) => connected,
+        let last = self.inspected.len().saturating_sub(1);
+        let connecting = self.inspected.iter().enumerate().map(|(at, inspected)| {
+            let pod_trees = if at == last { PodTrees::Too } else { PodTrees::Elsewhere };
+            connect::connect(&self.context, &self.key, attempt, &peer, inspected.clone(), pod_trees)
+        });
+        let mut lanes = match try_join_all(connecting).await {
+            Ok(lanes) => lanes,
             Err(failure) => return self.fail(failure).await,
         };
-        let freezer = connected.inspected.container.freezer.clone();
-        let following = if replace_first { precopy::follow(freezer).await } else { Err(ON_DISK.to_owned()) };
-        let (trees, round) = (connected.trees.clone(), connected.round);
-        if replace_first {
-            connected.sender.set_limit(self.pace.bandwidth_limit);
-        }
-        match following {
-            Ok(followed) => {
-                let compared = followed.compared();
-                let all_protected = compared.is_empty();
-                let engine = if all_protected { MemoryEngine::WriteProtect } else { MemoryEngine::ReadAndCompare };
-                self.report.engine = Some(engine);
-                self.report.notes.extend(compared);
-                connected.precopy = Some(PreCopy::new(Some(followed), trees, round));
-                self.connected = Some(connected);
-                self.reach(SourceAt::Connected, SourceStep::PreCopying);
+        let limit = share_of(self.pace.bandwidth_limit, lanes.len());
+        for lane in &mut lanes {
+            let following = match replace_first {
+                true => precopy::follow(lane.inspected.container.freezer.clone()).await,
+                false => Err(ON_DISK.to_owned()),
+            };
+            if replace_first {
+                lane.sender.set_limit(limit);
             }
-            Err(reason) => {
-                self.report.notes.push(reason);
-                self.report.engine = Some(MemoryEngine::StopAndCopy);
-                connected.precopy = replace_first.then(|| PreCopy::new(None, trees, round));
-                self.connected = Some(connected);
-                self.reach(SourceAt::Connected, SourceStep::PreCopying);
-                if !replace_first {
-                    // Without a round before the freeze, it has converged as soon as it is connected.
-                    self.reach(SourceAt::Connected, SourceStep::Converged);
+            let engine = match &following {
+                Ok(followed) => {
+                    let compared = followed.compared();
+                    let engine = if compared.is_empty() { MemoryEngine::WriteProtect } else { MemoryEngine::ReadAndCompare };
+                    self.report.notes.extend(compared);
+                    engine
                 }
-            }
+                Err(reason) => {
+                    self.report.notes.push(reason.clone());
+                    MemoryEngine::StopAndCopy
+                }
+            };
+            self.report.engine = Some(self.report.engine.map_or(engine, |before| slower(before, engine)));
+            lane.precopy = replace_first.then(|| PreCopy::new(following.ok(), lane.trees.clone(), lane.round));
+        }
+        self.lanes = lanes;
+        self.reach(SourceAt::Connected, SourceStep::PreCopying);
+        if !replace_first {
+            // Without a round before the freeze, it has converged as soon as it is connected.
+            self.reach(SourceAt::Connected, SourceStep::Converged);
         }
     }
 
     /// Waits for news of the object, or from the target. Meanwhile memory and files are copied.
     pub(super) async fn wait(&mut self, news: &mut News) -> Result<(), RecvError> {
-        let Some(connected) = &mut self.connected else { return news.changed().await };
-        let Connected { sender, receiver, precopy, .. } = connected;
-        let copied = match precopy {
-            Some(precopy) => tokio::select! {
-                changed = news.changed() => return changed,
-                copied = precopy.next(sender, receiver) => copied,
-            },
-            None => tokio::select! {
-                changed = news.changed() => return changed,
-                said = receiver.next() => Err(match said {
-                    Ok(Incoming::Message(FromTarget::Failed { failure })) => failure,
-                    Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
-                    Err(error) => retryable(FailureReason::TransferFailed, chain(&error)),
-                }),
-            },
+        if self.lanes.is_empty() {
+            return news.changed().await;
+        }
+        let copied = tokio::select! {
+            changed = news.changed() => return changed,
+            copied = try_join_all(self.lanes.iter_mut().map(round)) => copied,
         };
         match copied {
-            Ok(round) => self.copied(round).await,
+            Ok(rounds) => self.copied(&rounds).await,
             Err(failure) => self.fail(failure).await,
         }
         Ok(())
     }
 
-    /// Another round has landed.
-    async fn copied(&mut self, round: RoundSeen) {
+    /// How the rounds of all containers have come, each for itself, and what is next for each.
+    fn decide(&mut self, stage: Stage, left: Duration) -> Vec<Decision> {
+        let progress: Vec<_> = (self.lanes.iter())
+            .filter_map(|lane| {
+                let precopy = lane.precopy.as_ref()?;
+                let beside = self.context.beside.predict(precopy.size(lane.inspected.memory_bytes));
+                Some((precopy.follows_memory(), precopy.progress(stage, beside, left)))
+            })
+            .collect();
+        let of_memory = progress.iter().filter(|(follows_memory, _)| *follows_memory);
+        self.report.convergence = together::convergence(of_memory.filter_map(|(_, progress)| convergence(progress)));
+        self.report.pre_copied = together::pre_copied(progress.iter().map(|(_, progress)| pre_copied(progress.rounds)));
+        if stage == Stage::AtTheGo {
+            let placing = |(_, progress): &(bool, Progress<'_>)| {
+                estimate(progress.rounds, progress.since, progress.beside).map(|estimate| estimate.placing)
+            };
+            self.placing = progress.iter().filter_map(placing).max().unwrap_or_default();
+        }
+        progress.iter().map(|(_, progress)| converge::next(&self.pace.aims, progress)).collect()
+    }
+
+    fn each_precopy(&mut self, what: impl FnMut(&mut PreCopy)) {
+        self.lanes.iter_mut().filter_map(|lane| lane.precopy.as_mut()).for_each(what);
+    }
+
+    /// Another round of each container has landed.
+    async fn copied(&mut self, rounds: &[RoundSeen]) {
         let (left, converged) = (self.pace.left_before(Instant::now()), self.report.step >= SourceStep::Converged);
-        let Some(connected) = &mut self.connected else { return };
-        let Some(precopy) = &mut connected.precopy else { return };
-        let beside = self.context.beside.predict(precopy.size(connected.inspected.memory_bytes));
-        let progress = precopy.progress(Stage::Before, beside, left);
-        let decision = converge::next(&self.pace.aims, &progress);
-        self.report.convergence = convergence(&progress).filter(|_| precopy.follows_memory());
-        self.report.pre_copied = Some(pre_copied(progress.rounds));
+        let decisions = self.decide(Stage::Before, left);
+        let decision = together::decision(&decisions);
         if decision != Decision::Again {
-            precopy.rest();
+            self.each_precopy(PreCopy::rest);
         }
         if converged {
             // What rounds come to until the go is looked at then.
             return;
         }
         if self.report.rounds.len() < LISTED {
-            self.report.rounds.push(Round { bytes: round.bytes, millis: millis(round.took) });
+            let took = rounds.iter().map(|round| round.took).max().unwrap_or_default();
+            let bytes = rounds.iter().map(|round| round.bytes).sum();
+            self.report.rounds.push(Round { bytes, millis: millis(took) });
         }
         match decision {
             Decision::Again => self.reporter.report(self.report.clone()),
@@ -124,7 +145,7 @@ impl SourceDriver {
                 self.note("memory is written too fast: waiting for the application to be quieter".to_owned());
                 self.reporter.report(self.report.clone());
             }
-            Decision::Throttle { percent } => self.slow_down(percent).await,
+            Decision::Throttle { .. } => self.slow_down(&decisions).await,
             Decision::Freeze { predicted } => {
                 let aim = self.pace.aims.max_downtime;
                 if predicted > aim {
@@ -147,18 +168,19 @@ impl SourceDriver {
         }
     }
 
-    /// Leaves the container `percent` of the cpu time that it used. Where that can't be done, the policy is asked without it.
-    async fn slow_down(&mut self, percent: u32) {
-        let Some(mut connected) = self.connected.take() else { return };
-        let slowed = self.take_cpu_time(&mut connected, percent).await;
-        if let Some(precopy) = &mut connected.precopy {
-            match &slowed {
-                Ok(()) => precopy.slowed_down(percent),
-                Err(_) => self.pace.aims.auto_converge = false,
+    /// Leaves each container for which that was decided the percent of the cpu time that it used which the decision says. Where that
+    /// can't be done, the policy is asked without it.
+    async fn slow_down(&mut self, decisions: &[Decision]) {
+        let slowed = self.take_cpu_time(decisions).await;
+        for (lane, decision) in self.lanes.iter_mut().zip(decisions) {
+            let Some(precopy) = &mut lane.precopy else { continue };
+            match (&slowed, decision) {
+                (Ok(()), Decision::Throttle { percent }) => precopy.slowed_down(*percent),
+                (Ok(()), _) => {}
+                (Err(_), _) => self.pace.aims.auto_converge = false,
             }
             precopy.hurry();
         }
-        self.connected = Some(connected);
         match slowed {
             Ok(()) => self.note("the container was slowed down to make its memory converge".to_owned()),
             Err(why) => self.note(format!("the container can't be slowed down: {why}")),
@@ -166,20 +188,29 @@ impl SourceDriver {
         self.reporter.report(self.report.clone());
     }
 
-    async fn take_cpu_time(&self, connected: &mut Connected, percent: u32) -> Result<(), String> {
-        let planned = connected.cpu.plan_share(percent, Instant::now()).map_err(|error| chain(&error))?;
+    async fn take_cpu_time(&mut self, decisions: &[Decision]) -> Result<(), String> {
+        let now = Instant::now();
+        for (lane, decision) in self.lanes.iter_mut().zip(decisions) {
+            if let Decision::Throttle { percent } = decision {
+                let planned = lane.cpu.plan_share(*percent, now).map_err(|error| chain(&error))?;
+                info!(migration = self.key.name, container = lane.inspected.name, percent, ?planned, "to be slowed down");
+            }
+        }
         // Whoever comes after a kill must know what to put back.
-        let slowed = SlowedEntry { cpu: connected.cpu.limits.records() };
-        self.write_journal(connected.attempt, Side::Slowed(slowed)).await.map_err(|failure| failure.message)?;
-        connected.cpu.carry_out().await.map_err(|error| chain(&error))?;
-        info!(migration = self.key.name, attempt = connected.attempt, percent, ?planned, "slowed down");
+        let slowed = SlowedEntry { cpu: self.lanes.iter().flat_map(|lane| lane.cpu.limits.records()).collect() };
+        self.write_journal(self.local.attempt, Side::Slowed(slowed)).await.map_err(|failure| failure.message)?;
+        for lane in &mut self.lanes {
+            lane.cpu.carry_out().await.map_err(|error| chain(&error))?;
+        }
         Ok(())
     }
 
-    /// What is expected of the freeze to come, to learn from what it will have been.
-    pub(super) fn expected(&self, connected: &Connected) -> Option<(Size, f64)> {
-        let precopy = connected.precopy.as_ref().filter(|precopy| precopy.follows_memory())?;
-        let size = precopy.size(connected.inspected.memory_bytes);
+    /// What is expected of the freeze to come, to learn from what it will have been. Of several containers one can't be told from
+    /// the other afterwards, so that nothing is learned.
+    pub(super) fn expected(&self) -> Option<(Size, f64)> {
+        let [lane] = self.lanes.as_slice() else { return None };
+        let precopy = lane.precopy.as_ref().filter(|precopy| precopy.follows_memory())?;
+        let size = precopy.size(lane.inspected.memory_bytes);
         Some((size, self.report.convergence.as_ref()?.sent_per_second))
     }
 
@@ -193,54 +224,85 @@ impl SourceDriver {
         }
     }
 
-    /// The last rounds before the freeze, at least one. Returns what has followed the memory, if anything has.
+    /// The last rounds before the freeze, at least one of each container, side by side: none of them is done before all are. Returns
+    /// what has followed their memory, where something has.
     ///
     /// # Errors
     /// With the failure to report, also where the attempt is called off meanwhile. Nothing is frozen.
     pub(super) async fn last_rounds(
         &mut self,
-        connected: &mut Connected,
+        attempt: u32,
         news: &mut News,
-    ) -> Result<Option<Followed>, Failure> {
-        let Some(mut precopy) = connected.precopy.take() else { return Ok(None) };
-        let (go, mut watching) = (Instant::now(), Watching::new(news, connected.attempt));
-        // A container's `create` waits, and the application is about to stand still for what is sent from here on.
-        connected.sender.set_limit(None);
-        if precopy.is_sending() {
-            // What it sends was looked at before the go.
-            round_at_the_go(&mut precopy, connected, &mut watching).await?;
+    ) -> Result<Vec<Option<Followed>>, Failure> {
+        if self.lanes.iter().any(|lane| lane.precopy.is_none()) {
+            return Ok(self.lanes.iter().map(|_| None).collect());
         }
-        precopy.at_the_go();
+        let (go, mut watching) = (Instant::now(), Watching::new(news, attempt));
+        // Containers' `create`s wait, and the application is about to stand still for what is sent from here on.
+        self.lanes.iter().for_each(|lane| lane.sender.set_limit(None));
+        // What is being sent was looked at before the go.
+        let is_sending = |lane: &&mut Connected| lane.precopy.as_ref().is_some_and(PreCopy::is_sending);
+        at_the_go(self.lanes.iter_mut().filter(is_sending), &mut watching).await?;
+        self.each_precopy(PreCopy::at_the_go);
         loop {
-            round_at_the_go(&mut precopy, connected, &mut watching).await?;
-            let beside = self.context.beside.predict(precopy.size(connected.inspected.memory_bytes));
+            at_the_go(self.lanes.iter_mut(), &mut watching).await?;
             let left = self.pace.left_at_the_go(go, Instant::now());
-            let progress = precopy.progress(Stage::AtTheGo, beside, left);
-            self.report.convergence = convergence(&progress).filter(|_| precopy.follows_memory());
-            self.report.pre_copied = Some(pre_copied(progress.rounds));
-            self.placing = estimate(progress.rounds, progress.since, beside).map_or(Duration::ZERO, |one| one.placing);
-            match converge::next(&self.pace.aims, &progress) {
+            match together::decision(&self.decide(Stage::AtTheGo, left)) {
                 Decision::Again | Decision::Throttle { .. } => {}
-                Decision::Wait => precopy.rest(),
+                Decision::Wait => self.each_precopy(PreCopy::rest),
                 Decision::Freeze { .. } => break,
                 Decision::GiveUp(refusal) => return Err(not_converging(&refusal)),
             }
         }
-        let (followed, round) = precopy.finish()?;
-        connected.round = round;
-        Ok(followed)
+        let mut all = Vec::new();
+        for lane in &mut self.lanes {
+            let Some(precopy) = lane.precopy.take() else { continue };
+            let (followed, round) = precopy.finish()?;
+            lane.round = round;
+            all.push(followed);
+        }
+        Ok(all)
     }
 }
 
-async fn round_at_the_go(
-    precopy: &mut PreCopy,
-    connected: &mut Connected,
+/// One more round of one container; without rounds, what the target says that ends the attempt.
+async fn round(lane: &mut Connected) -> Result<RoundSeen, Failure> {
+    let Connected { sender, receiver, precopy, .. } = lane;
+    match precopy {
+        Some(precopy) => precopy.next(sender, receiver).await,
+        None => Err(match receiver.next().await {
+            Ok(Incoming::Message(FromTarget::Failed { failure })) => failure,
+            Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
+            Err(error) => retryable(FailureReason::TransferFailed, chain(&error)),
+        }),
+    }
+}
+
+/// A round of each of these containers, unless the attempt is called off.
+async fn at_the_go(
+    lanes: impl Iterator<Item = &mut Connected>,
     watching: &mut Watching<'_>,
-) -> Result<RoundSeen, Failure> {
+) -> Result<(), Failure> {
     tokio::select! {
-        round = precopy.next(&connected.sender, &mut connected.receiver) => round,
+        rounds = try_join_all(lanes.map(round)) => rounds.map(drop),
         failure = watching.called_off() => Err(failure),
     }
+}
+
+/// Of two ways to copy memory, that by which more of it is copied in the freeze.
+fn slower(one: MemoryEngine, other: MemoryEngine) -> MemoryEngine {
+    let rank = |engine: MemoryEngine| match engine {
+        MemoryEngine::WriteProtect => 0,
+        MemoryEngine::ReadAndCompare => 1,
+        MemoryEngine::StopAndCopy => 2,
+    };
+    if rank(other) > rank(one) { other } else { one }
+}
+
+/// What each of `lanes` connections may send in a second, bytes, where all together have a limit.
+fn share_of(limit: Option<NonZeroU64>, lanes: usize) -> Option<NonZeroU64> {
+    let limit = limit?.get() / u64::try_from(lanes.max(1)).unwrap_or(1);
+    NonZeroU64::new(limit.max(1))
 }
 
 /// What is reported of the rounds so far.

@@ -1,18 +1,19 @@
 //! One Migration on its source node: does the source's duties, one after the other, and reports.
 
 mod copying;
+mod together;
 
 use crate::agent::context::{Context, Key, News, RequestError, answer};
 use crate::agent::duty::{SourceAt, SourceDuty, SourceLocal, source_duty};
-use crate::agent::failure::retryable;
-use crate::agent::journal::{Entry, Side, SourceEntry};
+use crate::agent::failure::{permanent, retryable};
+use crate::agent::journal::{Entry, FrozenEntry, Side, SourceEntry};
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::container::{self, ContainerError};
 use crate::agent::source::cut::{self, Cut};
 use crate::agent::source::freeze::{self, millis};
-use crate::agent::source::frozen::FrozenPod;
+use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
 use crate::agent::source::precopy;
 use crate::agent::source::precopy::pace::Pace;
 use crate::agent::source::preflight::{self, Inspected};
@@ -20,10 +21,8 @@ use crate::agent::source::settle::{self, LiveCriu, TakenOver};
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
 use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
-use crate::criu::ProcessId;
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,8 +61,10 @@ pub struct SourceDriver {
     reporter: Reporter<SourceReport>,
     report: SourceReport,
     local: SourceLocal,
-    inspected: Option<Inspected>,
-    connected: Option<Connected>,
+    /// The pod's containers that move, in the order in which they are started.
+    inspected: Vec<Inspected>,
+    /// The same, connected: all of them, or none.
+    lanes: Vec<Connected>,
     entry: Option<SourceEntry>,
     /// What the rounds of this attempt have to keep to.
     pace: Pace,
@@ -82,7 +83,8 @@ impl SourceDriver {
         let report = SourceReport::new(local.attempt);
         let pace = Pace::new(None, Instant::now());
         let placing = Duration::ZERO;
-        Self { context, key, reporter, report, local, inspected: None, connected: None, entry, pace, placing }
+        let (inspected, lanes) = (Vec::new(), Vec::new());
+        Self { context, key, reporter, report, local, inspected, lanes, entry, pace, placing }
     }
 
     /// Does duties until the Migration is gone.
@@ -142,7 +144,7 @@ impl SourceDriver {
         }
         self.local = SourceLocal { attempt, at: SourceAt::Idle };
         self.report = SourceReport::new(attempt);
-        self.inspected = None;
+        self.inspected.clear();
         self.pace = Pace::new(None, Instant::now());
         self.placing = Duration::ZERO;
     }
@@ -166,22 +168,24 @@ impl SourceDriver {
 
     /// Lets go of what was started for the attempt.
     async fn disconnect(&mut self) {
-        if let Some(connected) = self.connected.take() {
+        let lanes = std::mem::take(&mut self.lanes);
+        if !lanes.is_empty() {
             // Ending a warm CRIU waits for it.
-            tokio::task::spawn_blocking(move || drop(connected)).await.ok();
+            tokio::task::spawn_blocking(move || drop(lanes)).await.ok();
         }
     }
 
     async fn preflight(&mut self, migration: &Migration) {
-        let Some(pod) = migration.status.as_ref().and_then(|status| status.source_pod.clone()) else { return };
+        let Some(status) = &migration.status else { return };
+        let Some(pod) = status.source_pod.clone() else { return };
         match self.context.facts().await {
             Ok(facts) => self.report.host = Some(facts),
             Err(failure) => return self.fail(failure).await,
         }
-        match preflight::inspect(&self.context, &self.key, &pod).await {
+        match preflight::inspect(&self.context, &self.key, &pod, &status.containers).await {
             Ok(inspected) => {
-                self.report.notes = inspected.notes.clone();
-                self.inspected = Some(inspected);
+                self.report.notes = inspected.iter().flat_map(|one| one.notes.clone()).collect();
+                self.inspected = inspected;
                 self.reach(SourceAt::Ready, SourceStep::Ready);
             }
             Err(failure) => self.fail(failure).await,
@@ -191,12 +195,14 @@ impl SourceDriver {
     /// Freezes for a moment, for the rehearsal. Should this agent be restarted meanwhile, the next one finds the freeze in the
     /// journal and takes the abort.
     async fn cut(&mut self, attempt: u32, news: &mut News) {
-        let Some(mut connected) = self.connected.take() else { return };
-        connected.cpu.plan_lift();
-        if let Err(failure) = self.write_down(attempt, &connected).await {
-            self.connected = Some(connected);
+        if self.lanes.len() != 1 {
+            let message = "the restore of several containers can't be rehearsed".to_owned();
+            return self.fail(permanent(FailureReason::NotMovable, message)).await;
+        }
+        if let Err(failure) = self.write_down(attempt).await {
             return self.fail(failure).await;
         }
+        let Some(connected) = self.lanes.pop() else { return };
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "taking a cut for the rehearsal");
         let Cut { paused, connected } = cut::cut(&self.context, connected, news).await;
@@ -204,16 +210,17 @@ impl SourceDriver {
         self.forget_freeze().await;
         match connected {
             Ok(connected) => {
-                self.connected = Some(connected);
+                self.lanes.push(connected);
                 self.reach(SourceAt::Cut, SourceStep::Converged);
             }
             Err(failure) => self.fail(failure).await,
         }
     }
 
-    /// Writes down that the pod is about to be frozen.
-    async fn write_down(&self, attempt: u32, connected: &Connected) -> Result<SourceEntry, Failure> {
-        let entry = source_entry(&self.key, connected);
+    /// Writes down that the pod is about to be frozen, with its cpu limits lifted.
+    async fn write_down(&mut self, attempt: u32) -> Result<SourceEntry, Failure> {
+        self.lanes.iter_mut().for_each(|lane| lane.cpu.plan_lift());
+        let entry = source_entry(&self.key, &self.lanes);
         self.write_journal(attempt, Side::Source(entry.clone())).await?;
         Ok(entry)
     }
@@ -228,34 +235,28 @@ impl SourceDriver {
     }
 
     async fn freeze(&mut self, attempt: u32, news: &mut News) {
-        let Some(mut connected) = self.connected.take() else { return };
-        connected.cpu.plan_lift();
-        let entry = match self.write_down(attempt, &connected).await {
+        let entry = match self.write_down(attempt).await {
             Ok(entry) => entry,
-            Err(failure) => {
-                self.connected = Some(connected);
-                return self.fail(failure).await;
-            }
+            Err(failure) => return self.fail(failure).await,
         };
-        let expected = self.expected(&connected);
-        let followed = match self.last_rounds(&mut connected, news).await {
+        let expected = self.expected();
+        let followed = match self.last_rounds(attempt, news).await {
             Ok(followed) => followed,
             Err(failure) => {
-                self.connected = Some(connected);
                 self.fail(failure).await;
-                // Not before the container has its cpu time back.
+                // Not before the containers have their cpu time back.
                 return self.forget_freeze().await;
             }
         };
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
+        let lanes = std::mem::take(&mut self.lanes).into_iter().zip(followed).collect();
         let frozen =
-            freeze::freeze(&self.context, &self.key, (connected, followed), news, &mut self.report, &self.reporter)
-                .await;
+            freeze::freeze(&self.context, &self.key, lanes, news, &mut self.report, &self.reporter).await;
         let followed = frozen.followed;
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
-                settle::thaw(frozen.pod, frozen.hung.map(LiveCriu::Hung), proof).await;
+                settle::thaw(frozen.pod, frozen.hung.into_iter().map(LiveCriu::Hung).collect(), proof).await;
                 precopy::let_go(followed).await;
                 self.timed(frozen.since);
                 if let Some(failure) = &frozen.failure {
@@ -270,7 +271,7 @@ impl SourceDriver {
             }
             Err(error) => {
                 drop(frozen.pod);
-                self.undecidable(attempt, &entry.cgroup, &error).await;
+                self.undecidable(attempt, &entry, &error).await;
             }
         }
     }
@@ -280,12 +281,13 @@ impl SourceDriver {
         entry: SourceEntry,
         pod: FrozenPod,
         proof: Committed,
-        mut receiver: LinkReceiver<FromTarget>,
+        receiver: Option<LinkReceiver<FromTarget>>,
         since: Instant,
         held: Option<Instant>,
     ) {
         info!(migration = self.key.name, attempt = proof.attempt(), node = proof.node(), "committed elsewhere");
         let mut resumed = pin!(async {
+            let mut receiver = receiver?;
             loop {
                 match receiver.next().await {
                     Ok(Incoming::Message(FromTarget::Resumed)) => return Some(Instant::now()),
@@ -302,7 +304,7 @@ impl SourceDriver {
             }
         };
         let context = self.context.clone();
-        let (resumed, ()) = tokio::join!(resumed, settle::retire(&context, &entry, Some(pod), None, proof));
+        let (resumed, ()) = tokio::join!(resumed, settle::retire(&context, &entry, pod, Vec::new(), proof));
         if let Some(resumed) = resumed {
             let timings = self.report.timings.get_or_insert_default();
             timings.freeze_millis = millis(resumed - since);
@@ -313,13 +315,15 @@ impl SourceDriver {
 
     /// Nobody will ever know: the pod stays frozen, and so does its journal entry, until somebody ends the container. Then
     /// nothing is left that could be wrong.
-    async fn undecidable(&mut self, attempt: u32, cgroup: &Path, error: &OwnerError) {
+    async fn undecidable(&mut self, attempt: u32, entry: &SourceEntry, error: &OwnerError) {
         let mut told = false;
-        while !is_gone(&Freezer::at(cgroup, self.context.node.root())) {
+        let is_there =
+            |container: &FrozenEntry| !is_gone(&Freezer::at(&container.cgroup, self.context.node.root()));
+        while let Some(container) = entry.containers.iter().find(|container| is_there(container)) {
             if !told {
                 error!(
                     migration = self.key.name,
-                    ?cgroup,
+                    cgroup = ?container.cgroup,
                     error = %chain(error),
                     "the pod stays frozen: whether its state runs elsewhere can't be known; delete the pod to end it"
                 );
@@ -327,7 +331,7 @@ impl SourceDriver {
             }
             tokio::time::sleep(LOOK).await;
         }
-        info!(migration = self.key.name, attempt, ?cgroup, "the undecided container has ended");
+        info!(migration = self.key.name, attempt, "the undecided pod has ended");
         self.clean(attempt).await;
         self.local.at = SourceAt::Retired;
     }
@@ -342,9 +346,7 @@ impl SourceDriver {
         info!(migration = self.key.name, attempt, "the journal says that the pod may be frozen");
         match settle::take_over(&self.context, &self.key, attempt, &entry).await {
             Ok(TakenOver { pod, criu, decision: Decision::Aborted(proof) }) => {
-                if let Some(pod) = pod {
-                    settle::thaw(pod, criu, proof).await;
-                }
+                settle::thaw(pod, criu, proof).await;
                 let message = "the source's agent was restarted during the freeze and took the abort";
                 self.report.failure = Some(retryable(FailureReason::AgentRestarted, message));
                 self.thawed().await;
@@ -353,7 +355,7 @@ impl SourceDriver {
                 settle::retire(&self.context, &entry, pod, criu, proof).await;
                 self.retired().await;
             }
-            Err(error) => self.undecidable(attempt, &entry.cgroup, &error).await,
+            Err(error) => self.undecidable(attempt, &entry, &error).await,
         }
     }
 
@@ -373,10 +375,10 @@ impl SourceDriver {
         let decision = self.context.ownership(&self.key).decision(attempt).await;
         match (pod, decision) {
             (Some(pod), Ok(Some(Decision::Committed(proof)))) => {
-                let found = match self.running_container(&pod).await {
+                let freezers = match self.running_containers(&pod).await {
                     Ok(found) => found,
                     Err(error) => {
-                        warn!(migration = self.key.name, error = %chain(&error), "whether the source's container runs is unknown");
+                        warn!(migration = self.key.name, error = %chain(&error), "whether a container of the source runs is unknown");
                         return tokio::time::sleep(AGAIN).await;
                     }
                 };
@@ -384,13 +386,11 @@ impl SourceDriver {
                     pod_namespace: self.key.namespace.clone(),
                     pod_name: pod.name,
                     pod_uid: pod.uid,
-                    container_id: String::new(),
-                    cgroup: Default::default(),
-                    criu: ProcessId { pid: 0, start_time: 0 },
-                    cpu: Vec::new(),
+                    containers: Vec::new(),
                 };
-                let pod = found.map(|freezer| FrozenPod::adopt(freezer, CpuLimits::default()));
-                settle::retire(&self.context, &entry, pod, None, proof).await;
+                let found = |freezer| FrozenContainer { freezer, limits: CpuLimits::default() };
+                let pod = FrozenPod::adopt(freezers.into_iter().map(found).collect());
+                settle::retire(&self.context, &entry, pod, Vec::new(), proof).await;
                 self.retired().await;
             }
             (_, Err(error)) => {
@@ -401,19 +401,21 @@ impl SourceDriver {
         }
     }
 
-    /// The freezer of the pod's container, if the pod is still there and one runs; an error where that can't be told.
-    async fn running_container(&self, pod: &ObjectRef) -> Result<Option<Freezer>, LookError> {
+    /// The freezers of the pod's containers that run, if the pod is still there; an error where that can't be told.
+    async fn running_containers(&self, pod: &ObjectRef) -> Result<Vec<Freezer>, LookError> {
         let object = answer(self.context.pods(&self.key.namespace).get_opt(&pod.name)).await;
-        let Some(object) = object? else { return Ok(None) };
+        let Some(object) = object? else { return Ok(Vec::new()) };
         let (node, uid) = (self.context.node.clone(), pod.uid.clone());
         let finding = tokio::task::spawn_blocking(move || {
-            container::container_id(&object, &uid).and_then(|id| container::find(&node, &id))
+            let running = match container::running(&object, &uid) {
+                Err(absent) if absent.is_absence() => Vec::new(),
+                running => running?,
+            };
+            let found = running.iter().map(|named| container::find(&node, &named.id).map(|found| found.freezer));
+            found.filter(|found| !found.as_ref().is_err_and(ContainerError::is_absence)).collect()
         });
-        match finding.await? {
-            Ok(found) => Ok(Some(found.freezer)),
-            Err(absent) if absent.is_absence() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let found: Result<Vec<Freezer>, ContainerError> = finding.await?;
+        Ok(found?)
     }
 
     async fn thawed(&mut self) {
@@ -461,17 +463,19 @@ fn is_gone(found: &Result<Freezer, FreezerError>) -> bool {
     matches!(found, Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }))
 }
 
-fn source_entry(key: &Key, connected: &Connected) -> SourceEntry {
-    let metadata = &connected.inspected.pod.metadata;
-    let container = &connected.inspected.container;
+fn source_entry(key: &Key, lanes: &[Connected]) -> SourceEntry {
+    let metadata = lanes.first().map(|lane| &lane.inspected.pod.metadata);
+    let container = |lane: &Connected| FrozenEntry {
+        container_id: lane.inspected.container.id.clone(),
+        cgroup: lane.inspected.container.freezer.path_in_node().to_owned(),
+        criu: lane.criu.process(),
+        cpu: lane.cpu.limits.records(),
+    };
     SourceEntry {
         pod_namespace: key.namespace.clone(),
-        pod_name: metadata.name.clone().unwrap_or_default(),
-        pod_uid: metadata.uid.clone().unwrap_or_default(),
-        container_id: container.id.clone(),
-        cgroup: container.freezer.path_in_node().to_owned(),
-        criu: connected.criu.process(),
-        cpu: connected.cpu.limits.records(),
+        pod_name: metadata.and_then(|metadata| metadata.name.clone()).unwrap_or_default(),
+        pod_uid: metadata.and_then(|metadata| metadata.uid.clone()).unwrap_or_default(),
+        containers: lanes.iter().map(container).collect(),
     }
 }
 

@@ -322,7 +322,7 @@ pub async fn last_look(
 }
 
 /// Takes out what was put into processes that run again, or are gone.
-pub async fn let_go(followed: Option<Followed>) {
+pub async fn let_go(followed: Vec<Followed>) {
     // A failure to wait for it changes nothing about that.
     tokio::task::spawn_blocking(move || drop(followed)).await.ok();
 }

@@ -2,7 +2,6 @@
 //! nothing of the application runs in it until the restore has ended.
 
 use super::TargetDriver;
-use crate::agent::journal::TargetEntry;
 use crate::causes::chain;
 use crate::throttle::{CpuLimits, ThrottleError};
 use tracing::warn;
@@ -10,16 +9,16 @@ use tracing::warn;
 impl TargetDriver {
     /// Lifts the limits of the cgroups that process `criu` is in: runc has put it into the container's, limits and all, before
     /// it sends the request that the relay has. What was found is in the journal before anything is changed.
-    pub(super) async fn lift_limits(&mut self, criu: Option<i32>) {
+    pub(super) async fn lift_limits(&mut self, lane: usize, criu: Option<i32>) {
         let Some(criu) = criu else { return };
-        self.restore_limits();
+        self.lanes[lane].restore_limits();
         let root = self.context.node.root().to_owned();
         let planning = tokio::task::spawn_blocking(move || {
             let mut limits = CpuLimits::of_process(criu, &root)?;
             let planned = limits.plan_lift()?;
             Ok::<_, ThrottleError>((limits, planned))
         });
-        let (mut limits, planned) = match planning.await {
+        let (limits, planned) = match planning.await {
             Ok(Ok(planned)) => planned,
             Ok(Err(error)) => return self.not_lifted(&chain(&error)),
             Err(error) => return self.not_lifted(&chain(&error)),
@@ -27,12 +26,14 @@ impl TargetDriver {
         if !planned {
             return;
         }
-        let entry = TargetEntry { restore: self.restore.clone(), resumed: false, cpu: limits.records() };
-        if let Err(failure) = self.write_journal(entry).await {
+        self.lanes[lane].limits = limits;
+        if let Err(failure) = self.write_journal().await {
+            self.lanes[lane].restore_limits();
             return self.not_lifted(&failure.message);
         }
+        let mut limits = std::mem::take(&mut self.lanes[lane].limits);
         match tokio::task::spawn_blocking(move || limits.carry_out().map(|()| limits)).await {
-            Ok(Ok(limits)) => self.limits = limits,
+            Ok(Ok(limits)) => self.lanes[lane].limits = limits,
             Ok(Err(error)) => self.not_lifted(&chain(&error)),
             Err(error) => self.not_lifted(&chain(&error)),
         }
@@ -40,11 +41,5 @@ impl TargetDriver {
 
     fn not_lifted(&self, why: &str) {
         warn!(migration = self.key.name, why, "the restore runs under the container's cpu limits");
-    }
-
-    /// Puts back what was found: the restore has ended. A few writes to files of the kernel.
-    pub(super) fn restore_limits(&mut self) {
-        // Dropping the guard does it, and says so where it can't.
-        self.limits = CpuLimits::default();
     }
 }

@@ -1,6 +1,7 @@
 //! The end of an attempt on its target: given up, called off, or done.
 
 use super::TargetDriver;
+use super::lane::Lane;
 use crate::agent::source::container::find;
 use crate::agent::target::event::Event;
 use crate::agent::transfer::message::FromTarget;
@@ -25,8 +26,8 @@ impl TargetDriver {
         self.tell_source(FromTarget::Failed { failure: failure.clone() }).await;
         self.report.failure = Some(failure);
         self.reporter.report(self.report.clone());
-        self.placing.call_off();
-        self.tell_relay(ToRelay::Abandon).await;
+        self.lanes.iter_mut().for_each(|lane| lane.placing.call_off());
+        self.tell_relays(&ToRelay::Abandon).await;
         self.call_rehearsal_off().await;
     }
 
@@ -34,16 +35,20 @@ impl TargetDriver {
     pub(super) async fn destroy(&mut self, attempt: u32) {
         self.local.attempt = attempt;
         self.local.failed = true;
-        self.landing = None;
-        // First of all: a source that still sends into an attempt that is over stays frozen as long as it is listened to.
-        self.hang_up().await;
-        // What is still put in place would keep the container's files from being taken down.
-        self.stop_placing().await;
+        for lane in &mut self.lanes {
+            lane.landing = None;
+            // First of all: a source that still sends into an attempt that is over stays frozen as long as it is listened to.
+            lane.hang_up().await;
+        }
+        for lane in &mut self.lanes {
+            // What is still put in place would keep the container's files from being taken down.
+            lane.placing.stop().await;
+        }
         let deadline = tokio::time::Instant::now() + CALL_OFF_LIMIT;
-        self.tell_relay(ToRelay::Abandon).await;
+        self.tell_relays(&ToRelay::Abandon).await;
         self.answer(None).await;
         self.call_rehearsal_off().await;
-        while self.running || self.rehearsal.is_running() {
+        while self.lanes.iter().any(|lane| lane.running) || self.rehearsal.is_running() {
             let event = match tokio::time::timeout(LOOK, self.events.recv()).await {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
@@ -60,29 +65,41 @@ impl TargetDriver {
                     self.rehearsal.ask(create, answer);
                     self.answer_rehearsal().await;
                 }
-                Event::Relay { line, .. } => {
+                Event::Relay { token, line, .. } => {
                     line.send(ToRelay::Abandon).await.ok();
-                    self.relay = Some(line);
+                    if let Some(lane) = self.lane_of_token(&token) {
+                        self.lanes[lane].relay = Some(line);
+                    }
                 }
-                Event::Held { .. } => self.tell_relay(ToRelay::Abandon).await,
+                Event::Held { .. } => self.tell_relays(&ToRelay::Abandon).await,
                 Event::Ended { token, success, heard, .. } => {
                     self.ended(&token, success).await;
                     heard.send(()).ok();
                 }
                 Event::Restored { token, exit_code } => self.ended(&token, exit_code == 0).await,
                 Event::Create { create, answer } => {
-                    self.asked = Some((create, answer));
+                    self.ask(create, answer).await;
                     self.answer(None).await;
                 }
                 _ => {}
             }
         }
-        self.relay = None;
-        self.restore_limits();
-        self.look_for_mark().await;
-        if self.local.resumed {
+        for lane in 0..self.lanes.len() {
+            self.lanes[lane].relay = None;
+            self.lanes[lane].restore_limits();
+            self.look_for_mark(lane).await;
+        }
+        if self.pod().resumed {
             // Given up just after it was let go: it runs, and that is what is reported.
             return;
+        }
+        // Of a pod whose other containers will never come, none may stay.
+        for lane in 0..self.lanes.len() {
+            if self.lanes[lane].local.resumed
+                && let Err(error) = self.end_container(lane).await
+            {
+                warn!(migration = self.key.name, error, "a container of a pod that was given up can't be ended");
+            }
         }
         self.remove_everything().await;
         self.local.destroyed = true;
@@ -91,38 +108,40 @@ impl TargetDriver {
 
     /// The restore of this token has ended while it was being called off.
     async fn ended(&mut self, token: &str, success: bool) {
-        if self.is_current(token) {
-            self.running = false;
+        if let Some(lane) = self.lane_of_token(token) {
+            self.lanes[lane].running = false;
             if success {
-                self.resumed().await;
+                self.resumed(lane).await;
             }
         }
     }
 
-    /// Whether the restore that was begun last has ended well, unheard: runc knows the container's first process only once
+    /// Whether the restore of a container that was begun last has ended well, unheard: runc knows the container's first process only once
     /// CRIU was let go on, and nothing of the restore is there any more that could still say how it ended.
-    pub(super) async fn runs_already(&self) -> bool {
-        let Some(restore) = &self.restore else { return false };
-        if self.local.resumed || self.restore_is_there().await {
+    pub(super) async fn runs_already(&self, lane: usize) -> bool {
+        let Lane { restore: Some(restore), local, .. } = &self.lanes[lane] else { return false };
+        if local.resumed || is_there(vec![restore.token.clone()]).await {
             return false;
         }
         let (context, id) = (self.context.clone(), restore.container_id.clone());
         tokio::task::spawn_blocking(move || find(&context.node, &id).is_ok()).await.unwrap_or(false)
     }
 
-    /// Whether any process of the restore that was begun last, or of the rehearsal, exists, whoever it talks to.
+    /// Whether any process of the restores that were begun last, or of the rehearsal, exists, whoever it talks to.
     async fn restore_is_there(&self) -> bool {
-        let restore = self.restore.as_ref().map(|restore| restore.token.clone());
-        let tokens: Vec<String> = restore.into_iter().chain(self.rehearsal.token().map(str::to_owned)).collect();
-        tokio::task::spawn_blocking(move || tokens.iter().any(|token| has_process_of(token))).await.unwrap_or(true)
+        let restores = self.lanes.iter().filter_map(|lane| lane.restore.as_ref());
+        let tokens = restores.map(|restore| restore.token.as_str()).chain(self.rehearsal.token());
+        is_there(tokens.map(str::to_owned).collect()).await
     }
 
     /// The processes run: images are of no further use, once all of their memory is there.
     pub(super) async fn clean(&mut self) {
-        self.filled().await;
+        for lane in 0..self.lanes.len() {
+            self.filled(lane).await;
+        }
         self.remove_everything().await;
         self.local.listening = false;
-        self.source = None;
+        self.lanes.iter_mut().for_each(|lane| lane.source = None);
     }
 
     async fn remove_everything(&self) {
@@ -139,6 +158,11 @@ impl TargetDriver {
             Err(error) => warn!(%error, "cleaning ended unexpectedly"),
         }
     }
+}
+
+/// Whether any process of the restores with these tokens exists.
+async fn is_there(tokens: Vec<String>) -> bool {
+    tokio::task::spawn_blocking(move || tokens.iter().any(|token| has_process_of(token))).await.unwrap_or(true)
 }
 
 /// Whether a process has the token of a restore in its environment: runc, the relay and CRIU have. The processes

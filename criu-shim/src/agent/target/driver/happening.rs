@@ -10,7 +10,9 @@ use crate::agent::transfer::message::{FromTarget, Preamble, VERSION};
 use crate::agent::transfer::receive::{ReceiveError, Round, RoundKind};
 use crate::agent::transfer::session::Renewed;
 use crate::causes::chain;
+use crate::local::{Create, ToShim};
 use tideover_crds::{FailureReason, Migration, TargetStep, names};
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::warn;
 
@@ -22,82 +24,113 @@ impl TargetDriver {
             Event::Rehearse { create, answer } => self.rehearsal.ask(create, answer),
             Event::Source(arrival) => self.source_arrived(arrival, migration).await,
             Event::Again(returned) => self.source_returned(*returned, migration).await,
-            Event::Round { attempt, round } if attempt == self.local.attempt => self.landed(round, migration).await,
+            Event::Round { attempt, container, round } if attempt == self.local.attempt => {
+                if let Some(lane) = self.lane_of(&container) {
+                    self.landed(lane, round, migration).await;
+                }
+            }
             Event::Round { .. } => {}
-            Event::Create { create, answer } => self.asked = Some((create, answer)),
+            Event::Create { create, answer } => self.ask(create, answer).await,
             Event::Relay { token, stage, line, criu } => self.relay_came(&token, stage, line, criu).await,
-            Event::Placed { number, result } => self.were_placed(number, result).await,
-            Event::Held { token } if self.is_current(&token) => self.held().await,
-            Event::Held { .. } => {}
-            Event::Ended { token, success, message, heard } if self.is_current(&token) => {
-                self.running = false;
-                self.relay = None;
-                if success {
-                    self.resumed().await
-                } else {
-                    self.restore_failed(message, migration).await
+            Event::Placed { container, number, result } => {
+                if let Some(lane) = self.lane_of(&container) {
+                    self.were_placed(lane, number, result).await;
+                }
+            }
+            Event::Held { token } => {
+                if let Some(lane) = self.lane_of_token(&token) {
+                    self.held(lane).await;
+                }
+            }
+            Event::Ended { token, success, message, heard } => {
+                // Of a restore before this one nothing follows.
+                if let Some(lane) = self.lane_of_token(&token) {
+                    self.lanes[lane].running = false;
+                    self.lanes[lane].relay = None;
+                    if success {
+                        self.resumed(lane).await
+                    } else {
+                        self.restore_failed(lane, message, migration).await
+                    }
                 }
                 // A relay that is gone has been heard before.
                 heard.send(()).ok();
             }
-            Event::Restored { token, exit_code } if self.is_current(&token) => {
-                let ended_unheard = std::mem::take(&mut self.running);
-                let restored = exit_code == 0;
-                if restored && self.committed_here() {
-                    // Nothing lets CRIU go on but the word after the commit. The relay may be gone before it could say so.
-                    self.resumed().await;
-                } else if !restored && ended_unheard {
-                    self.restore_failed(format!("runc restore ended with {exit_code}"), migration).await;
+            Event::Restored { token, exit_code } => {
+                if let Some(lane) = self.lane_of_token(&token) {
+                    self.runc_ended(lane, exit_code, migration).await;
                 }
             }
-            // Of a restore before this one: nothing follows from it.
-            Event::Ended { heard, .. } => {
-                heard.send(()).ok();
+            Event::RelayLost { token } => {
+                if let Some(lane) = self.lane_of_token(&token) {
+                    let lane = &mut self.lanes[lane];
+                    lane.relay = None;
+                    lane.in_place = false;
+                    lane.local.waiting = false;
+                    lane.local.held = false;
+                    lane.placing.leave_container();
+                }
             }
-            Event::Restored { .. } => {}
-            Event::RelayLost { token } if self.is_current(&token) => {
-                self.relay = None;
-                self.local.waiting = false;
-                self.local.held = false;
-                self.placing.leave_container();
-            }
-            Event::RelayLost { .. } => {}
         }
         self.answer(migration).await;
         self.answer_rehearsal().await;
     }
 
-    pub(super) fn is_current(&self, token: &str) -> bool {
-        self.restore.as_ref().is_some_and(|restore| restore.token == token)
+    /// Keeps a shim's question.
+    pub(super) async fn ask(&mut self, create: Create, answer: mpsc::Sender<ToShim>) {
+        match self.lane_of(&create.container_name) {
+            Some(lane) => self.lanes[lane].asked = Some((create, answer)),
+            // A shim that is gone has been answered by that.
+            None => {
+                let reason = format!("nothing is to be restored as {}", create.container_name);
+                answer.send(ToShim::Refuse { reason }).await.ok();
+            }
+        }
+    }
+
+    async fn runc_ended(&mut self, lane: usize, exit_code: i32, migration: Option<&Migration>) {
+        let ended_unheard = std::mem::take(&mut self.lanes[lane].running);
+        let restored = exit_code == 0;
+        if restored && self.committed_here() {
+            // Nothing lets CRIU go on but the word after the commit. The relay may be gone before it could say so.
+            self.resumed(lane).await;
+        } else if !restored && ended_unheard {
+            self.restore_failed(lane, format!("runc restore ended with {exit_code}"), migration).await;
+        }
     }
 
     async fn source_arrived(&mut self, arrival: Arrival, migration: Option<&Migration>) {
-        let Preamble { version, attempt, .. } = arrival.preamble;
-        let refusal = match self.refusal(&arrival.names, version, attempt, migration) {
-            None if self.local.failed || self.source.is_some() => {
+        let Preamble { version, attempt, container, session, bytes, .. } = arrival.preamble;
+        let lane = self.lane_of(&container);
+        let refusal = match (self.refusal(&arrival.names, version, attempt, migration), lane) {
+            (Some(refusal), _) => Some(refusal),
+            (None, None) => Some(format!("no container {container} is expected here")),
+            (None, Some(lane)) if self.local.failed || self.lanes[lane].source.is_some() => {
                 Some("this attempt has had its connection".to_owned())
             }
-            refusal => refusal,
+            (None, Some(_)) => None,
         };
-        let landing = if refusal.is_none() { self.landing.take() } else { None };
-        let Some(mut landing) = landing else {
+        let lane = lane.filter(|_| refusal.is_none());
+        let landing = lane.and_then(|lane| Some((lane, self.lanes[lane].landing.take()?)));
+        let Some((lane, mut landing)) = landing else {
             let message = refusal.unwrap_or_else(|| "nothing is expected here".to_owned());
             warn!(migration = self.key.name, message, "source refused");
             arrival.sender.say(&FromTarget::Refused { message }).await.ok();
             return;
         };
-        self.source = Some(arrival.sender);
-        self.again = Some((arrival.preamble.session, arrival.again));
-        if let Err(error) = landing.expect(arrival.preamble.bytes) {
+        self.lanes[lane].source = Some(arrival.sender);
+        self.lanes[lane].again = Some((session, arrival.again));
+        if let Err(error) = landing.expect(bytes) {
             return self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await;
         }
-        self.tell_source(FromTarget::Accepted).await;
-        let (events, attempt, mut receiver) = (self.own_events.clone(), self.local.attempt, arrival.receiver);
-        self.receiving = Some(tokio::spawn(async move {
+        self.tell_source_of(lane, FromTarget::Accepted).await;
+        let (events, mut receiver) = (self.own_events.clone(), arrival.receiver);
+        self.lanes[lane].receiving = Some(tokio::spawn(async move {
             loop {
                 let round = landing.round(&mut receiver).await;
                 let last = round.as_ref().map_or(true, |round| round.kind == RoundKind::Last);
-                if events.send(Event::Round { attempt, round }).await.is_err() || last {
+                let container = container.clone();
+                if events.send(Event::Round { attempt, container, round }).await.is_err() || last {
                     return;
                 }
             }
@@ -108,7 +141,8 @@ impl TargetDriver {
     async fn source_returned(&mut self, returned: Return, migration: Option<&Migration>) {
         let Return { names, link, mut stream } = returned;
         let refusal = self.refusal(&names, link.version, link.attempt, migration);
-        let again = self.again.as_ref().filter(|(session, _)| *session == link.session && !self.local.failed);
+        let mut links = self.lanes.iter().filter_map(|lane| lane.again.as_ref());
+        let again = links.find(|(session, _)| *session == link.session).filter(|_| !self.local.failed);
         let message = match (refusal, again) {
             (Some(refusal), _) => refusal,
             (None, None) => "there is nothing to go on with".to_owned(),
@@ -140,30 +174,38 @@ impl TargetDriver {
         }
     }
 
-    async fn landed(&mut self, round: Result<Round, ReceiveError>, migration: Option<&Migration>) {
+    async fn landed(
+        &mut self,
+        lane: usize,
+        round: Result<Round, ReceiveError>,
+        migration: Option<&Migration>,
+    ) {
         let strategy = migration.and_then(|migration| migration.status.as_ref()?.strategy);
         let settled = match round {
-            Ok(round) => self.settle(&round, strategy).await.map(|()| round),
+            Ok(round) => self.settle(lane, &round, strategy).await.map(|()| round),
             Err(error) => Err(not_received(&error)),
         };
         match settled {
             Ok(round) => {
                 let digest = round.manifest.digest();
-                self.tell_source(FromTarget::Verified { round: round.number, digest }).await;
+                self.tell_source_of(lane, FromTarget::Verified { round: round.number, digest }).await;
                 match round.kind {
                     RoundKind::Early => {
-                        self.early = true;
-                        self.placing.landed(round.number);
-                        if self.local.waiting {
-                            self.place_what_landed();
+                        self.lanes[lane].early = true;
+                        self.lanes[lane].placing.landed(round.number);
+                        if self.lanes[lane].local.waiting {
+                            self.place_what_landed(lane);
                         }
                     }
                     RoundKind::Rehearsal => self.rehearsal.land(),
                     RoundKind::Last => {
-                        self.early = true;
-                        self.local.staged = true;
-                        self.timings().receive_millis = millis(round.took);
-                        self.reach(TargetStep::Staged);
+                        self.lanes[lane].early = true;
+                        self.lanes[lane].local.staged = true;
+                        let timings = self.timings();
+                        timings.receive_millis = timings.receive_millis.max(millis(round.took));
+                        if self.pod().staged {
+                            self.reach(TargetStep::Staged);
+                        }
                     }
                 }
             }

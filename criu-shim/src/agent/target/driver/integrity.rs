@@ -15,8 +15,13 @@ use tideover_crds::{Failure, FailureReason, Strategy};
 
 impl TargetDriver {
     /// Sees to it that a round that has landed can be relied on, as far as that is not seen to later.
-    pub(super) async fn settle(&self, round: &Round, strategy: Option<Strategy>) -> Result<(), Failure> {
-        let (directory, only) = (self.directory(), is_the_only_one(strategy, round.kind));
+    pub(super) async fn settle(
+        &self,
+        lane: usize,
+        round: &Round,
+        strategy: Option<Strategy>,
+    ) -> Result<(), Failure> {
+        let (directory, only) = (self.lane_directory(lane), is_the_only_one(strategy, round.kind));
         let node = self.context.node.clone();
         // The images that go early are small, nothing is frozen yet, and runc reads them before CRIU is released. Archives are
         // compared while they are put in place.
@@ -35,7 +40,7 @@ impl TargetDriver {
     }
 }
 
-/// Compares the images that lie in an attempt's directory with what was sent. Blocking.
+/// Compares the images that lie in a container's directory with what was sent. Blocking.
 ///
 /// # Errors
 /// With the failure to report, which names the file.

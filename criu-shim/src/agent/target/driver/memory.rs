@@ -24,18 +24,18 @@ const SERVES_LOOK: Duration = Duration::from_millis(1);
 /// How long the processes of a container that can't go on may take to end, before it is tried again.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 
-/// Where memory that comes after the restore is, in an attempt's directory.
+/// Where memory that comes after the restore is, in a container's directory.
 pub(super) fn pages_at(directory: &Path) -> PagesAt {
     PagesAt { store: directory.join(MEMORY), work: directory.join(WORK) }
 }
 
-/// Whether pages of processes have landed in an attempt's directory. Shared memory is CRIU's own business. Blocking.
+/// Whether pages of processes have landed in a container's directory. Shared memory is CRIU's own business. Blocking.
 fn has_begun(directory: &Path) -> bool {
     let entries = directory.join(MEMORY).read_dir().into_iter().flatten().flatten();
     entries.into_iter().any(|entry| !store::is_shared_name(&entry.file_name()))
 }
 
-/// The memory in an attempt's directory that comes after the restore, if any does. Blocking.
+/// The memory in a container's directory that comes after the restore, if any does. Blocking.
 ///
 /// # Errors
 /// With the failure to report, where the images wait for memory that is not there.
@@ -57,19 +57,19 @@ pub(super) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
 
 impl TargetDriver {
     /// Has the page daemon started where it will be needed, so that the freeze does not wait for that.
-    pub(super) async fn prepare_pages(&self) {
-        let directory = self.directory();
+    pub(super) async fn prepare_pages(&self, lane: usize) {
+        let directory = self.lane_directory(lane);
         if has_begun(&directory) {
-            self.tell_relay(ToRelay::Prepare { pages: pages_at(&directory) }).await;
+            self.tell_relay(lane, ToRelay::Prepare { pages: pages_at(&directory) }).await;
         }
     }
 
-    /// Sees to it that the memory which is still to come will come, before anything relies on it.
+    /// Sees to it that the memory which is still to come for a container will come, before anything relies on it.
     ///
     /// # Errors
     /// With the failure to report.
-    pub(super) async fn is_served(&self) -> Result<(), Failure> {
-        let (directory, begun) = (self.directory(), Instant::now());
+    pub(super) async fn is_served(&self, lane: usize) -> Result<(), Failure> {
+        let (directory, begun) = (self.lane_directory(lane), Instant::now());
         // That nothing else is waited for was seen before the release.
         if store::pids(&directory.join(MEMORY)).is_ok_and(|pids| pids.is_empty()) {
             return Ok(());
@@ -86,11 +86,12 @@ impl TargetDriver {
         }
     }
 
-    /// Waits until the page daemon has brought everything. Where it can't any more, the container is ended: kubelet starts it
-    /// again, cold.
-    pub(super) async fn filled(&self) {
-        let work = self.directory().join(WORK);
-        match store::pids(&self.directory().join(MEMORY)) {
+    /// Waits until the page daemon has brought everything into a container. Where it can't any more, the container is ended: kubelet
+    /// starts it again, cold.
+    pub(super) async fn filled(&self, lane: usize) {
+        let directory = self.lane_directory(lane);
+        let work = directory.join(WORK);
+        match store::pids(&directory.join(MEMORY)) {
             Ok(pids) if pids.is_empty() => return,
             Ok(_) => {}
             Err(error) => warn!(migration = self.key.name, %error, "whether memory is to come is unknown"),
@@ -106,14 +107,15 @@ impl TargetDriver {
             }
         };
         error!(migration = self.key.name, why, "memory of the restored processes is missing: they are ended");
-        while let Err(error) = self.end_container().await {
+        while let Err(error) = self.end_container(lane).await {
             error!(migration = self.key.name, error, "a container that lacks memory can't be ended");
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    async fn end_container(&self) -> Result<(), String> {
-        let Some(restore) = &self.restore else { return Ok(()) };
+    /// Ends the processes of a container that was restored.
+    pub(super) async fn end_container(&self, lane: usize) -> Result<(), String> {
+        let Some(restore) = &self.lanes[lane].restore else { return Ok(()) };
         let (context, id) = (self.context.clone(), restore.container_id.clone());
         let ended = tokio::task::spawn_blocking(move || match find(&context.node, &id) {
             Ok(found) => found.freezer.kill_all(KILL_LIMIT).map_err(|error| chain(&error)),

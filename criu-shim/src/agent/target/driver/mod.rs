@@ -4,6 +4,7 @@ mod cpu;
 mod ending;
 mod happening;
 mod integrity;
+mod lane;
 mod memory;
 mod placing;
 mod rehearsal;
@@ -12,29 +13,26 @@ mod restore;
 mod verdict;
 
 use crate::agent::context::{Context, Key, News};
-use crate::agent::duty::{TargetDuty, TargetLocal, target_duty, verdict_of};
-use crate::agent::failure::retryable;
-use crate::agent::journal::{Entry, RestoreEntry, Side, TargetEntry};
+use crate::agent::duty::{LaneLocal, TargetDuty, TargetLocal, target_duty, verdict_of};
+use crate::agent::failure::{permanent, retryable};
+use crate::agent::journal::{Entry, LaneEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
-use crate::agent::target::driver::placing::Placing;
+use crate::agent::target::driver::lane::Lane;
 use crate::agent::target::driver::rehearsal::Rehearsal;
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
-use crate::agent::transfer::link::LinkSender;
 use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::{Landing, WORK};
-use crate::agent::transfer::session::Renewed;
-use crate::agent::transfer::wire::TargetStream;
 use crate::causes::chain;
-use crate::local::{Create, ToRelay, ToShim, has_ran_mark};
+use crate::local::{ToRelay, has_ran_mark};
 use crate::throttle::CpuLimits;
+use futures::future::join_all;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, TargetReport, TargetStep, TargetTimings};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tracing::info;
 
 /// Room without which a target does not wait for a source, bytes: every image has some files besides memory.
@@ -52,31 +50,11 @@ pub struct TargetDriver {
     events: mpsc::Receiver<Event>,
     own_events: mpsc::Sender<Event>,
     report: TargetReport,
-    local: TargetLocal,
-    landing: Option<Landing>,
-    /// To the source, while it is connected.
-    source: Option<LinkSender<FromTarget>>,
-    /// The session of that connection, and what takes those that follow on it.
-    again: Option<(String, mpsc::Sender<Renewed<TargetStream>>)>,
-    /// The task that writes what the source sends.
-    receiving: Option<JoinHandle<()>>,
-    /// What `runc restore` needs from the start is here.
-    early: bool,
-    /// A shim's question that is not answered yet.
-    asked: Option<(Create, mpsc::Sender<ToShim>)>,
-    /// The restore that a shim was told to begin last.
-    restore: Option<RestoreEntry>,
-    /// Whether that has not been heard to have ended.
-    running: bool,
-    relay: Option<mpsc::Sender<ToRelay>>,
-    /// Cpu limits of the container that is being restored.
-    limits: CpuLimits,
-    /// Files that are put in place for that restore.
-    placing: Placing,
-    /// CRIU was not given its request, and why is reported: that this restore ends is no news.
-    refused: bool,
+    /// What was done for the attempt as a whole; what was done for each container is in its lane.
+    local: AttemptLocal,
+    /// The pod's containers that come, in the order in which they are started.
+    lanes: Vec<Lane>,
     rehearsal: Rehearsal,
-    released: Option<Instant>,
     /// A left-over of an agent before this one that has not been judged yet.
     left_over: bool,
     /// The watch has shown that the attempt was committed to this node.
@@ -91,7 +69,7 @@ impl TargetDriver {
         registry.add_target(&key.uid, own_events.clone());
         let mut driver = Self {
             report: TargetReport::new(0),
-            local: TargetLocal::default(),
+            local: AttemptLocal::default(),
             left_over: entry.is_some(),
             committed: false,
             context,
@@ -100,20 +78,8 @@ impl TargetDriver {
             reporter,
             events,
             own_events,
-            landing: None,
-            source: None,
-            again: None,
-            receiving: None,
-            early: false,
-            asked: None,
-            restore: None,
-            running: false,
-            relay: None,
-            limits: CpuLimits::default(),
-            placing: Placing::default(),
-            refused: false,
+            lanes: Vec::new(),
             rehearsal: Rehearsal::default(),
-            released: None,
         };
         if let Some((attempt, entry)) = entry {
             driver.adopt(attempt, entry);
@@ -123,20 +89,24 @@ impl TargetDriver {
 
     /// Takes over what the journal says. Whether what had landed is still there is seen when CRIU is about to read it.
     fn adopt(&mut self, attempt: u32, entry: TargetEntry) {
-        self.local.attempt = attempt;
-        let has_ran = has_ran_mark(&self.directory().join(WORK));
-        self.local = reply::adopted(attempt, &entry, has_ran);
-        self.early = true;
+        self.local = AttemptLocal { attempt, listening: true, failed: true, destroyed: false };
         self.report = TargetReport::new(attempt);
-        // Dropped, and so put back, where the restore has ended.
-        let limits = CpuLimits::adopt(&entry.cpu, self.context.node.root());
-        if !self.local.resumed {
-            self.limits = limits;
-        }
-        if let Some(restore) = entry.restore {
-            self.registry.add_token(&restore.token, &self.key.uid);
-            self.running = !self.local.resumed;
-            self.restore = Some(restore);
+        for LaneEntry { container, restore, resumed, cpu } in entry.containers {
+            let mut lane = Lane::new(&container);
+            let has_ran = has_ran_mark(&self.directory().join(&container).join(WORK));
+            lane.local = reply::adopted(resumed, has_ran);
+            lane.early = true;
+            // Dropped, and so put back, where the restore has ended.
+            let limits = CpuLimits::adopt(&cpu, self.context.node.root());
+            if !lane.local.resumed {
+                lane.limits = limits;
+            }
+            if let Some(restore) = restore {
+                self.registry.add_token(&restore.token, &self.key.uid);
+                lane.running = !lane.local.resumed;
+                lane.restore = Some(restore);
+            }
+            self.lanes.push(lane);
         }
     }
 
@@ -152,7 +122,7 @@ impl TargetDriver {
             };
             self.see(&migration);
             self.judge_left_over(&migration).await;
-            let duty = match target_duty(&migration, &self.context.settings.node_name, self.local) {
+            let duty = match target_duty(&migration, &self.context.settings.node_name, self.pod()) {
                 // The watch has not shown the commit yet that this task has made.
                 TargetDuty::Commit(_) if self.committed_here() => TargetDuty::None,
                 TargetDuty::Listen(_) if self.context.is_leaving() => TargetDuty::None,
@@ -165,7 +135,7 @@ impl TargetDriver {
                         Some(event) = self.events.recv() => self.take(event, Some(&migration)).await,
                     }
                 }
-                TargetDuty::Listen(attempt) => self.listen(attempt).await,
+                TargetDuty::Listen(attempt) => self.listen(&migration, attempt).await,
                 TargetDuty::Release(_) => self.release(&migration).await,
                 TargetDuty::Commit(attempt) => self.commit(&migration, attempt).await,
                 TargetDuty::Resume(attempt) => self.resume_decided(attempt).await,
@@ -174,12 +144,30 @@ impl TargetDriver {
             }
         }
         // The object is gone. Nobody can commit any more, so nothing that was rebuilt here may ever run.
-        if self.local.listening && !self.local.resumed && !self.local.destroyed && !self.committed_here() {
+        if self.local.listening && !self.pod().resumed && !self.local.destroyed && !self.committed_here() {
             self.destroy(self.local.attempt).await;
-        } else if self.local.listening && self.local.resumed {
+        } else if self.local.listening && self.pod().resumed {
             self.clean().await;
         }
         self.registry.remove(&self.key.uid);
+    }
+
+    /// What was done for the pod: for all of its containers.
+    fn pod(&self) -> TargetLocal {
+        let AttemptLocal { attempt, listening, failed, destroyed } = self.local;
+        let lanes: Vec<LaneLocal> = self.lanes.iter().map(|lane| lane.local).collect();
+        let local = TargetLocal { attempt, listening, failed, destroyed, ..TargetLocal::default() };
+        local.of_pod(&lanes, self.committed_here())
+    }
+
+    /// The lane of the container with this name.
+    fn lane_of(&self, container: &str) -> Option<usize> {
+        self.lanes.iter().position(|lane| lane.container == container)
+    }
+
+    /// The lane whose restore was begun last with this token.
+    fn lane_of_token(&self, token: &str) -> Option<usize> {
+        self.lanes.iter().position(|lane| lane.has_token(token))
     }
 
     fn committed_here(&self) -> bool {
@@ -206,16 +194,22 @@ impl TargetDriver {
             Some(Verdict::Committed) => {
                 self.report.step = TargetStep::Committed;
                 info!(migration = self.key.name, "found committed, going on");
-                // The agent before this one may have ended before it could say so.
-                let written = std::mem::take(&mut self.local.resumed);
                 if has_reported_resumed(migration, attempt) {
                     self.report.step = TargetStep::Resumed;
-                    self.local.resumed = true;
-                    self.running = false;
-                } else if written || self.runs_already().await {
-                    info!(migration = self.key.name, "found that the restored container has run");
-                    self.running = false;
-                    self.resumed().await;
+                    for lane in &mut self.lanes {
+                        (lane.local.resumed, lane.running) = (true, false);
+                    }
+                    return;
+                }
+                for lane in 0..self.lanes.len() {
+                    // The agent before this one may have ended before it could say so.
+                    let written = std::mem::take(&mut self.lanes[lane].local.resumed);
+                    if written || self.runs_already(lane).await {
+                        let container = &self.lanes[lane].container;
+                        info!(migration = self.key.name, container, "found that the restored container has run");
+                        self.lanes[lane].running = false;
+                        self.resumed(lane).await;
+                    }
                 }
             }
             Some(Verdict::Open) => {
@@ -243,21 +237,34 @@ impl TargetDriver {
         self.report.timings.get_or_insert_default()
     }
 
-    /// Tells the source, if it is there. What it does not hear it reads from the object.
+    /// Tells the source what is of the pod, if it is there. What it does not hear it reads from the object.
     async fn tell_source(&self, message: FromTarget) {
-        if let Some(source) = &self.source {
+        let telling = self.lanes.iter().filter_map(|lane| lane.source.as_ref()).map(|source| source.say(&message));
+        tokio::time::timeout(WORD_LIMIT, join_all(telling)).await.ok();
+    }
+
+    /// Tells the source what is of one container.
+    async fn tell_source_of(&self, lane: usize, message: FromTarget) {
+        if let Some(source) = &self.lanes[lane].source {
             tokio::time::timeout(WORD_LIMIT, source.say(&message)).await.ok();
         }
     }
 
-    async fn tell_relay(&self, word: ToRelay) {
-        if let Some(relay) = &self.relay {
+    async fn tell_relay(&self, lane: usize, word: ToRelay) {
+        if let Some(relay) = &self.lanes[lane].relay {
             tokio::time::timeout(WORD_LIMIT, relay.send(word)).await.ok();
         }
     }
 
-    async fn write_journal(&self, entry: TargetEntry) -> Result<(), Failure> {
+    async fn tell_relays(&self, word: &ToRelay) {
+        let telling = self.lanes.iter().filter_map(|lane| lane.relay.as_ref()).map(|relay| relay.send(word.clone()));
+        tokio::time::timeout(WORD_LIMIT, join_all(telling)).await.ok();
+    }
+
+    /// Writes down what was done so far, and what is about to be.
+    async fn write_journal(&self) -> Result<(), Failure> {
         let Key { namespace, name, uid } = &self.key;
+        let entry = TargetEntry { containers: self.lanes.iter().map(Lane::entry).collect() };
         let entry = Entry::new(namespace, name, uid, self.local.attempt, Side::Target(entry));
         let journal = self.context.journal.clone();
         let written = tokio::task::spawn_blocking(move || journal.write(&entry)).await;
@@ -265,58 +272,67 @@ impl TargetDriver {
         written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
     }
 
-    /// Lets the source go, and ends the writing of what it sends.
-    async fn hang_up(&mut self) {
-        (self.source, self.again) = (None, None);
-        if let Some(receiving) = self.receiving.take() {
-            receiving.abort();
-            // It ends at its next pause, by having been told to.
-            receiving.await.ok();
-        }
-    }
-
     fn directory(&self) -> PathBuf {
         self.context.settings.attempt_directory(&self.key.uid, self.local.attempt)
     }
 
-    async fn listen(&mut self, attempt: u32) {
-        self.local = TargetLocal { attempt, listening: true, ..TargetLocal::default() };
+    /// Where the attempt keeps what is one container's.
+    fn lane_directory(&self, lane: usize) -> PathBuf {
+        self.directory().join(&self.lanes[lane].container)
+    }
+
+    async fn listen(&mut self, migration: &Migration, attempt: u32) {
+        self.local = AttemptLocal { attempt, listening: true, failed: false, destroyed: false };
         self.report = TargetReport::new(attempt);
         self.report.address = Some(self.context.settings.address().to_string());
-        self.hang_up().await;
-        self.stop_placing().await;
-        self.early = false;
-        self.restore = None;
-        self.released = None;
-        self.relay = None;
-        self.restore_limits();
+        for mut lane in std::mem::take(&mut self.lanes) {
+            lane.hang_up().await;
+            lane.placing.stop().await;
+        }
+        let containers = migration.status.as_ref().map(|status| status.containers.clone()).unwrap_or_default();
+        self.lanes = containers.iter().map(|container| Lane::new(container)).collect();
         self.rehearsal = Rehearsal::default();
-        self.running = false;
-        self.refused = false;
         self.committed = false;
+        if self.lanes.is_empty() {
+            let message = "the Migration names no container that moves".to_owned();
+            return self.fail(permanent(FailureReason::NotMovable, message)).await;
+        }
         match self.context.facts().await {
             Ok(facts) => self.report.host = Some(facts),
             Err(failure) => return self.fail(failure).await,
         }
-        if let Err(failure) = self.write_journal(TargetEntry::default()).await {
+        if let Err(failure) = self.write_journal().await {
             return self.fail(failure).await;
         }
-        // How much comes is said by the source. Where there is no room for anything, it need not come.
-        let share = match self.context.room.promise(LEAST) {
-            Ok(share) => share,
-            Err(error) => return self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await,
-        };
-        let directory = self.directory();
-        let created = tokio::task::spawn_blocking(move || Landing::create(&directory, share)).await;
-        match created.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))) {
-            Ok(Ok(landing)) => {
-                self.landing = Some(landing);
-                self.reach(TargetStep::Listening);
+        for lane in 0..self.lanes.len() {
+            match self.land_in(self.lane_directory(lane)).await {
+                Ok(landing) => self.lanes[lane].landing = Some(landing),
+                Err(failure) => return self.fail(failure).await,
             }
-            Ok(Err(error)) => self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await,
-            Err(failure) => self.fail(failure).await,
         }
+        self.reach(TargetStep::Listening);
     }
+
+    async fn land_in(&self, directory: PathBuf) -> Result<Landing, Failure> {
+        let failed = |error: &dyn std::error::Error| retryable(FailureReason::TransferFailed, chain(error));
+        // How much comes is said by the source. Where there is no room for anything, it need not come.
+        let share = self.context.room.promise(LEAST).map_err(|error| failed(&error))?;
+        let created = tokio::task::spawn_blocking(move || Landing::create(&directory, share)).await;
+        created.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    }
+}
+
+/// What was done for one attempt, whatever its containers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AttemptLocal {
+    /// The attempt that the rest speaks of.
+    attempt: u32,
+    /// Ready to receive.
+    listening: bool,
+    /// This side said that it can't go on.
+    failed: bool,
+    /// Nothing of the attempt is left here.
+    destroyed: bool,
 }
 
 /// Whether this side has reported before that attempt `attempt` runs here.

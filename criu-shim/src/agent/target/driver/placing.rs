@@ -2,9 +2,11 @@
 //! source hears what is in place, and freezes when nothing but its last round is left to be put there.
 
 use super::TargetDriver;
+use super::lane::Lane;
+use crate::agent::duty::LaneLocal;
 use crate::agent::failure::retryable;
 use crate::agent::target::event::Event;
-use crate::agent::target::stage::{self, Placed};
+use crate::agent::target::stage::{self, Placed, Trees};
 use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +50,13 @@ impl Placing {
         *self = Self { number: self.number, landed: self.landed, ..Self::default() };
     }
 
+    /// Ends what is under way, and forgets what is in place.
+    pub(super) async fn stop(&mut self) {
+        self.call_off();
+        self.settle().await;
+        self.forget();
+    }
+
     /// Nobody wants it any more. It ends soon.
     pub(super) fn call_off(&mut self) {
         self.off.iter().for_each(|off| off.store(true, Ordering::Relaxed));
@@ -76,62 +85,67 @@ impl Placing {
 
 impl TargetDriver {
     /// Begins to put in place what has landed, for the restore that waits; what is under way goes on.
-    pub(super) fn place_what_landed(&mut self) {
-        let Some(restore) = self.restore.clone() else { return };
-        self.placing.more = self.placing.task.is_some();
-        if self.placing.more {
+    pub(super) fn place_what_landed(&mut self, lane: usize) {
+        let (context, directory, which) = (self.context.clone(), self.lane_directory(lane), self.trees());
+        let (events, container) = (self.own_events.clone(), self.lanes[lane].container.clone());
+        let Lane { restore, placing, .. } = &mut self.lanes[lane];
+        let Some(restore) = restore.clone() else { return };
+        placing.more = placing.task.is_some();
+        if placing.more {
             return;
         }
-        let (context, directory) = (self.context.clone(), self.directory());
-        let (placed, events) = (self.placing.placed(), self.own_events.clone());
-        self.placing.off = Some(placed.lock().unwrap_or_else(PoisonError::into_inner).off_switch());
+        let placed = placing.placed();
+        placing.off = Some(placed.lock().unwrap_or_else(PoisonError::into_inner).off_switch());
         let gone = Arc::new(AtomicBool::new(false));
-        self.placing.gone = gone.clone();
-        self.placing.up_to = self.placing.landed;
-        self.placing.number += 1;
-        let number = self.placing.number;
-        self.placing.task = Some(tokio::spawn(async move {
+        placing.gone = gone.clone();
+        placing.up_to = placing.landed;
+        placing.number += 1;
+        let number = placing.number;
+        placing.task = Some(tokio::spawn(async move {
             let placing = tokio::task::spawn_blocking(move || {
                 let mut placed = placed.lock().unwrap_or_else(PoisonError::into_inner);
-                stage::place_files(&context, &directory, &restore, &mut placed, &gone)
+                stage::place_files(&context, &directory, &restore, which, &mut placed, &gone)
             });
             let result =
                 placing.await.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));
             // Told by another task, because the driver may be waiting for this one and not for events.
-            tokio::spawn(async move { events.send(Event::Placed { number, result }).await.ok() });
+            tokio::spawn(async move { events.send(Event::Placed { container, number, result }).await.ok() });
         }));
     }
 
-    /// Ends what is under way, and forgets what is in place.
-    pub(super) async fn stop_placing(&mut self) {
-        self.placing.call_off();
-        self.placing.settle().await;
-        self.placing.forget();
+    /// Which trees may still be put in place. Once a container of the pod runs, the volumes are in use.
+    pub(super) fn trees(&self) -> Trees {
+        if self.lanes.iter().any(|lane| lane.local.resumed) { Trees::LayerOnly } else { Trees::All }
     }
 
-    /// What had landed when it was begun for the `number`th time is in place.
-    pub(super) async fn were_placed(&mut self, number: u64, result: Result<(), Failure>) {
-        if number != self.placing.number {
+    /// What had landed for a container when it was begun for the `number`th time is in place.
+    pub(super) async fn were_placed(&mut self, lane: usize, number: u64, result: Result<(), Failure>) {
+        let placing = &mut self.lanes[lane].placing;
+        if number != placing.number {
             return;
         }
-        let (up_to, in_container) = (self.placing.up_to, !self.placing.gone.load(Ordering::Relaxed));
-        self.placing.settle().await;
+        let (up_to, in_container) = (placing.up_to, !placing.gone.load(Ordering::Relaxed));
+        placing.settle().await;
+        let LaneLocal { released, waiting, .. } = self.lanes[lane].local;
         match result {
             // What was released has been put in place anew since.
-            Err(_) if self.local.released => {}
+            Err(_) if released => {}
             Err(failure) if in_container => self.fail(failure).await,
             // Its files went with the container. What else there is to it is met again for the next one.
             Err(_) => {}
-            Ok(()) if in_container && self.local.waiting => {
-                if self.report.step < TargetStep::Waiting && !self.local.failed && !self.local.staged {
+            Ok(()) if in_container && waiting => {
+                self.lanes[lane].in_place = true;
+                let all = self.lanes.iter().all(|lane| lane.in_place);
+                if all && self.report.step < TargetStep::Waiting && !self.local.failed && !self.pod().staged {
                     self.reach(TargetStep::Waiting);
                 }
-                self.tell_source(FromTarget::Placed { round: up_to }).await;
+                self.tell_source_of(lane, FromTarget::Placed { round: up_to }).await;
             }
             Ok(()) => {}
         }
-        if std::mem::take(&mut self.placing.more) && self.local.waiting {
-            self.place_what_landed();
+        let lane_again = &mut self.lanes[lane];
+        if std::mem::take(&mut lane_again.placing.more) && lane_again.local.waiting {
+            self.place_what_landed(lane);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::agent::target::driver::integrity::verify_images;
 use crate::agent::target::driver::restore::{new_token, release_options};
 use crate::agent::target::driver::verdict::criu_failed;
 use crate::agent::target::event::Event;
-use crate::agent::target::stage::{self, Placed};
+use crate::agent::target::stage::{self, Placed, Trees};
 use crate::agent::transfer::message::{IMAGES, REHEARSAL};
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
@@ -199,7 +199,8 @@ impl TargetDriver {
         let answer = match (answer, self.rehearsal.token()) {
             (Answer::Restore, Some(token)) => {
                 let (token, directory) = (token.to_owned(), self.rehearsal_directory());
-                ToShim::Restore { token, images_dir: directory.join(IMAGES), work_dir: directory.join(WORK) }
+                let (images_dir, work_dir) = (directory.join(IMAGES), directory.join(WORK));
+                ToShim::Restore { token, images_dir, work_dir, stand_in: false }
             }
             _ => refusal(),
         };
@@ -267,7 +268,8 @@ impl TargetDriver {
         let (context, directory) = (self.context.clone(), self.rehearsal_directory());
         let placed = tokio::task::spawn_blocking(move || {
             verify_images(&directory)?;
-            stage::place_files(&context, &directory, &restore, &mut Placed::default(), &AtomicBool::new(false))
+            let (mut placed, gone) = (Placed::default(), AtomicBool::new(false));
+            stage::place_files(&context, &directory, &restore, Trees::All, &mut placed, &gone)
         });
         match placed.await.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error)))) {
             Ok(()) => {
@@ -305,7 +307,9 @@ impl TargetDriver {
     }
 
     fn rehearsal_directory(&self) -> PathBuf {
-        self.directory().join(REHEARSAL)
+        // Only a pod of one container is rehearsed.
+        let container = self.lanes.first().map(|lane| lane.container.as_str()).unwrap_or_default();
+        self.directory().join(container).join(REHEARSAL)
     }
 }
 

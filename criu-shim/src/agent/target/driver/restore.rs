@@ -2,11 +2,12 @@
 
 use super::TargetDriver;
 use super::integrity::verify_images;
+use super::lane::Lane;
 use super::memory;
 use super::reply::{Known, Reply, reply};
 use crate::agent::duty::verdict_of;
 use crate::agent::failure::retryable;
-use crate::agent::journal::{RestoreEntry, TargetEntry};
+use crate::agent::journal::RestoreEntry;
 use crate::agent::source::freeze::millis;
 use crate::agent::target::stage;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
@@ -21,17 +22,26 @@ use tideover_crds::{Failure, FailureReason, Migration, Strategy, TargetStep};
 use tokio::sync::mpsc;
 
 impl TargetDriver {
-    /// Answers the shim's question, once it can be answered.
+    /// Answers the shims' questions, once they can be answered.
     pub(super) async fn answer(&mut self, migration: Option<&Migration>) {
-        let Some((create, _)) = self.asked.clone() else { return };
-        self.look_for_mark().await;
+        for lane in 0..self.lanes.len() {
+            self.answer_of(lane, migration).await;
+        }
+    }
+
+    async fn answer_of(&mut self, lane: usize, migration: Option<&Migration>) {
+        let Some((create, _)) = self.lanes[lane].asked.clone() else { return };
+        self.look_for_mark(lane).await;
         let status = migration.and_then(|migration| migration.status.as_ref());
+        let Lane { local, restore, early, .. } = &self.lanes[lane];
         let known = Known {
             verdict: status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt)),
-            local: self.local,
+            resumed: local.resumed,
+            failed: self.local.failed,
+            destroyed: self.local.destroyed,
             replace_first: status.is_some_and(|status| status.strategy == Some(Strategy::ReplaceFirst)),
-            same: self.restore.as_ref().is_some_and(|restore| restore.container_id == create.container_id),
-            early: self.early,
+            same: restore.as_ref().is_some_and(|restore| restore.container_id == create.container_id),
+            early: *early,
         };
         let answer = match reply(known) {
             Reply::Cold => ToShim::ColdStart,
@@ -40,9 +50,9 @@ impl TargetDriver {
                     self.report.failure.as_ref().map_or("the attempt is over", |failure| failure.message.as_str());
                 ToShim::Refuse { reason: format!("the restore is off: {why}") }
             }
-            Reply::Again => self.restore_answer(),
-            Reply::Begin => match self.begin_restore(create).await {
-                Ok(()) => self.restore_answer(),
+            Reply::Again => self.restore_answer(lane),
+            Reply::Begin => match self.begin_restore(lane, create).await {
+                Ok(()) => self.restore_answer(lane),
                 Err(failure) => {
                     let reason = failure.message.clone();
                     self.fail(failure).await;
@@ -51,52 +61,54 @@ impl TargetDriver {
             },
             Reply::Later => return,
         };
-        if let Some((_, shim)) = self.asked.take() {
+        if let Some((_, shim)) = self.lanes[lane].asked.take() {
             // A shim that is gone asks again.
             shim.send(answer).await.ok();
         }
     }
 
     /// What the shim could tell nobody: the restore has let the processes run.
-    pub(super) async fn look_for_mark(&mut self) {
-        if !self.local.resumed && has_ran_mark(&self.directory().join(WORK)) {
-            self.running = false;
-            self.resumed().await;
+    pub(super) async fn look_for_mark(&mut self, lane: usize) {
+        if !self.lanes[lane].local.resumed && has_ran_mark(&self.lane_directory(lane).join(WORK)) {
+            self.lanes[lane].running = false;
+            self.resumed(lane).await;
         }
     }
 
     /// Writes down that a restore is about to begin: from here on CRIU may rebuild the processes, and this node may commit.
-    async fn begin_restore(&mut self, create: Create) -> Result<(), Failure> {
+    async fn begin_restore(&mut self, lane: usize, create: Create) -> Result<(), Failure> {
         let token = new_token().map_err(|error| {
             retryable(FailureReason::RestoreFailed, format!("make a token for the restore: {error}"))
         })?;
         let restore =
             RestoreEntry { token, pod_uid: create.pod_uid, container_id: create.container_id, bundle: create.bundle };
-        self.restore_limits();
-        self.write_journal(TargetEntry { restore: Some(restore.clone()), ..TargetEntry::default() }).await?;
+        let lane_again = &mut self.lanes[lane];
+        lane_again.restore_limits();
+        let before = lane_again.restore.replace(restore.clone());
+        if let Err(failure) = self.write_journal().await {
+            self.lanes[lane].restore = before;
+            return Err(failure);
+        }
         self.registry.add_token(&restore.token, &self.key.uid);
         // Another container has another layer. The volumes are the pod's: what is put there goes on, and stays, because kubelet
         // gives one `create` two minutes. But where CRIU was released, it may have left something in them.
-        let same_pod = self.restore.as_ref().is_some_and(|before| before.pod_uid == restore.pod_uid);
-        if same_pod && !self.local.released {
-            self.placing.leave_container();
+        let lane = &mut self.lanes[lane];
+        let same_pod = before.is_some_and(|before| before.pod_uid == restore.pod_uid);
+        if same_pod && !lane.local.released {
+            lane.placing.leave_container();
         } else {
-            self.stop_placing().await;
+            lane.placing.stop().await;
         }
-        self.restore = Some(restore);
-        self.running = true;
-        self.refused = false;
-        self.relay = None;
-        self.local.waiting = false;
-        self.local.released = false;
-        self.local.held = false;
+        lane.begun(restore);
         Ok(())
     }
 
-    fn restore_answer(&self) -> ToShim {
-        let directory = self.directory();
-        let token = self.restore.as_ref().map(|restore| restore.token.clone()).unwrap_or_default();
-        ToShim::Restore { token, images_dir: directory.join(IMAGES), work_dir: directory.join(WORK) }
+    fn restore_answer(&self, lane: usize) -> ToShim {
+        let directory = self.lane_directory(lane);
+        let token = self.lanes[lane].restore.as_ref().map(|restore| restore.token.clone()).unwrap_or_default();
+        let (images_dir, work_dir) = (directory.join(IMAGES), directory.join(WORK));
+        // kubelet creates no container before the one before it was started. The `create` of the last one has nobody behind it.
+        ToShim::Restore { token, images_dir, work_dir, stand_in: lane + 1 < self.lanes.len() }
     }
 
     /// A relay speaks, whose CRIU is process `criu`.
@@ -107,17 +119,18 @@ impl TargetDriver {
         line: mpsc::Sender<ToRelay>,
         criu: Option<i32>,
     ) {
-        if !self.is_current(token) {
+        let Some(lane) = self.lane_of_token(token) else {
             line.send(ToRelay::Abandon).await.ok();
             return;
-        }
-        self.relay = Some(line);
-        self.running = true;
-        self.local.waiting = true;
-        self.local.released = stage != RelayStage::Requested;
-        self.local.held = stage == RelayStage::Held;
+        };
+        let came = &mut self.lanes[lane];
+        came.relay = Some(line);
+        came.running = true;
+        came.local.waiting = true;
+        came.local.released = stage != RelayStage::Requested;
+        came.local.held = stage == RelayStage::Held;
         if self.is_off() {
-            return self.tell_relay(ToRelay::Abandon).await;
+            return self.tell_relay(lane, ToRelay::Abandon).await;
         }
         if self.local.failed && !self.committed_here() {
             // A left-over of the agent before this one, which may have been committed; the object says so.
@@ -125,11 +138,11 @@ impl TargetDriver {
         }
         if stage == RelayStage::Requested {
             // Before the go where the pod is replaced first.
-            self.lift_limits(criu).await;
-            if !self.local.staged {
-                self.prepare_pages().await;
+            self.lift_limits(lane, criu).await;
+            if !self.lanes[lane].local.staged {
+                self.prepare_pages(lane).await;
                 // It waits once what has landed is in place. runc has made its mount points by now.
-                self.place_what_landed();
+                self.place_what_landed(lane);
             }
         }
     }
@@ -139,13 +152,17 @@ impl TargetDriver {
         self.local.destroyed || (self.local.failed && !self.committed_here() && !self.left_over)
     }
 
-    pub(super) async fn held(&mut self) {
+    pub(super) async fn held(&mut self, lane: usize) {
         if self.is_off() {
-            return self.tell_relay(ToRelay::Abandon).await;
+            return self.tell_relay(lane, ToRelay::Abandon).await;
         }
-        self.local.held = true;
-        if let Some(released) = self.released {
-            self.timings().restore_millis = millis(released.elapsed());
+        self.lanes[lane].local.held = true;
+        if let Some(released) = self.lanes[lane].released {
+            let timings = self.timings();
+            timings.restore_millis = timings.restore_millis.max(millis(released.elapsed()));
+        }
+        if !self.pod().held {
+            return;
         }
         self.tell_source(FromTarget::Held).await;
         if !self.committed_here() {
@@ -153,34 +170,53 @@ impl TargetDriver {
         }
     }
 
+    /// Lets CRIU have its request for every container that waits, once the files of all of them are in place.
     pub(super) async fn release(&mut self, migration: &Migration) {
-        let Some(restore) = self.restore.clone() else { return };
-        let (context, directory) = (self.context.clone(), self.directory());
         let begun = Instant::now();
-        self.placing.settle().await;
-        self.placing.hand_over();
-        let archives = self.placing.placed();
-        let placed = tokio::task::spawn_blocking(move || {
-            // At every try: what counts is what CRIU is about to read, and after a commit it may have lain there for long.
-            verify_images(&directory)?;
-            let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
-            stage::place_files(&context, &directory, &restore, &mut archives, &AtomicBool::new(false))?;
-            memory::to_come(&directory)
-        });
-        let placed = placed.await;
-        let placed = placed.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));
+        let mut placing = Vec::new();
+        let trees = self.trees();
+        for lane in 0..self.lanes.len() {
+            let (context, directory) = (self.context.clone(), self.lane_directory(lane));
+            let Lane { local, restore, placing: of_lane, .. } = &mut self.lanes[lane];
+            let Some(restore) = restore.clone().filter(|_| local.waiting && !local.released && !local.resumed) else {
+                continue;
+            };
+            of_lane.settle().await;
+            of_lane.hand_over();
+            let archives = of_lane.placed();
+            placing.push((
+                lane,
+                tokio::task::spawn_blocking(move || {
+                    // At every try: what counts is what CRIU is about to read, and after a commit it may have lain there for long.
+                    verify_images(&directory)?;
+                    let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
+                    stage::place_files(&context, &directory, &restore, trees, &mut archives, &AtomicBool::new(false))?;
+                    memory::to_come(&directory)
+                }),
+            ));
+        }
+        let mut ready = Vec::new();
+        for (lane, placed) in placing {
+            let placed = placed.await;
+            ready.push((
+                lane,
+                placed.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error)))),
+            ));
+        }
         self.timings().stage_millis = millis(begun.elapsed());
-        self.local.released = true;
-        match placed {
-            Ok(pages) => {
-                self.released = Some(Instant::now());
-                let options = ReleaseOptions { pages, ..release_options(migration) };
-                self.tell_relay(ToRelay::Release { options }).await;
-            }
-            Err(failure) => {
-                self.tell_relay(ToRelay::Abandon).await;
-                self.not_restored(failure, Some(migration)).await;
-                self.refused = true;
+        for (lane, placed) in ready {
+            self.lanes[lane].local.released = true;
+            match placed {
+                Ok(pages) => {
+                    self.lanes[lane].released = Some(Instant::now());
+                    let options = ReleaseOptions { pages, ..release_options(migration) };
+                    self.tell_relay(lane, ToRelay::Release { options }).await;
+                }
+                Err(failure) => {
+                    self.tell_relay(lane, ToRelay::Abandon).await;
+                    self.not_restored(lane, failure, Some(migration)).await;
+                    self.lanes[lane].refused = true;
+                }
             }
         }
     }

@@ -3,7 +3,6 @@
 use super::TargetDriver;
 use crate::agent::duty::verdict_of;
 use crate::agent::failure::retryable;
-use crate::agent::journal::TargetEntry;
 use crate::agent::owner::{Committed, Decision};
 use crate::agent::source::freeze::millis;
 use crate::agent::transfer::message::FromTarget;
@@ -27,17 +26,19 @@ impl TargetDriver {
     /// from there on is tried again here and undone nowhere.
     pub(super) async fn commit(&mut self, migration: &Migration, attempt: u32) {
         let begun = Instant::now();
-        if self.local.held
-            && let Err(failure) = self.is_served().await
-        {
-            return self.fail(failure).await;
+        for lane in 0..self.lanes.len() {
+            if self.lanes[lane].local.held
+                && let Err(failure) = self.is_served(lane).await
+            {
+                return self.fail(failure).await;
+            }
         }
         let seen = migration.status.as_ref().and_then(|status| status.owner.clone());
         let ownership = self.context.ownership(&self.key);
         match ownership.commit(attempt, &self.context.settings.node_name, seen).await {
             Ok(Decision::Committed(proof)) if proof.node() == self.context.settings.node_name => {
                 self.timings().commit_millis = millis(begun.elapsed());
-                if self.local.held {
+                if self.pod().held {
                     self.resume(proof).await;
                 }
                 self.tell_source(FromTarget::Committed).await;
@@ -64,27 +65,34 @@ impl TargetDriver {
         }
     }
 
-    /// Lets the processes run. The proof is used up: they are told once.
+    /// Lets the processes run that are held. The proof is used up: they are told once.
     async fn resume(&mut self, proof: Committed) {
         info!(migration = self.key.name, attempt = proof.attempt(), "resuming");
-        self.tell_relay(ToRelay::Resume).await;
-        // Told. What follows is the relay's `ended`, or its return in the stage it is in.
-        self.local.held = false;
+        for lane in 0..self.lanes.len() {
+            if self.lanes[lane].local.held {
+                self.tell_relay(lane, ToRelay::Resume).await;
+                // Told. What follows is the relay's `ended`, or its return in the stage it is in.
+                self.lanes[lane].local.held = false;
+            }
+        }
     }
 
-    /// The processes run here. Heard from the relay, from the shim, or seen; the first is enough.
-    pub(super) async fn resumed(&mut self) {
-        if std::mem::replace(&mut self.local.resumed, true) {
+    /// The processes of a container run here. Heard from the relay, from the shim, or seen; the first is enough.
+    pub(super) async fn resumed(&mut self, lane: usize) {
+        if std::mem::replace(&mut self.lanes[lane].local.resumed, true) {
             return;
         }
-        self.restore_limits();
+        self.lanes[lane].restore_limits();
         // Before it is reported: an agent that came after this one must not take it for a restore that is still to come.
-        let entry = TargetEntry { restore: self.restore.clone(), resumed: true, cpu: Vec::new() };
-        if let Err(failure) = self.write_journal(entry).await {
+        if let Err(failure) = self.write_journal().await {
             warn!(migration = self.key.name, message = failure.message, "could not write down that it runs");
         }
-        if let Some(released) = self.released {
-            self.timings().resume_millis = millis(released.elapsed());
+        if let Some(released) = self.lanes[lane].released {
+            let timings = self.timings();
+            timings.resume_millis = timings.resume_millis.max(millis(released.elapsed()));
+        }
+        if !self.pod().resumed {
+            return;
         }
         self.tell_source(FromTarget::Resumed).await;
         self.report.failure = None;
@@ -92,21 +100,26 @@ impl TargetDriver {
     }
 
     /// CRIU has failed, or ended before it was given its request.
-    pub(super) async fn restore_failed(&mut self, message: String, migration: Option<&Migration>) {
-        if self.refused {
+    pub(super) async fn restore_failed(&mut self, lane: usize, message: String, migration: Option<&Migration>) {
+        if self.lanes[lane].refused {
             return;
         }
-        let message = criu_failed(&self.directory().join(WORK), &message);
-        self.not_restored(retryable(FailureReason::RestoreFailed, message), migration).await;
+        let mut message = criu_failed(&self.lane_directory(lane).join(WORK), &message);
+        if self.lanes.len() > 1 {
+            message = format!("container {}: {message}", self.lanes[lane].container);
+        }
+        self.not_restored(lane, retryable(FailureReason::RestoreFailed, message), migration).await;
     }
 
     /// A restore will not come about. Before the commit that ends the attempt; after it the state stays here, and kubelet's
     /// next `create` tries again.
-    pub(super) async fn not_restored(&mut self, failure: Failure, migration: Option<&Migration>) {
-        self.restore_limits();
-        self.local.waiting = false;
-        self.local.released = false;
-        self.local.held = false;
+    pub(super) async fn not_restored(&mut self, lane: usize, failure: Failure, migration: Option<&Migration>) {
+        let lane = &mut self.lanes[lane];
+        lane.restore_limits();
+        lane.in_place = false;
+        lane.local.waiting = false;
+        lane.local.released = false;
+        lane.local.held = false;
         let status = migration.and_then(|migration| migration.status.as_ref());
         let verdict = status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt));
         if verdict == Verdict::Committed || self.committed_here() {

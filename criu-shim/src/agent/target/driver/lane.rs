@@ -1,0 +1,98 @@
+//! What one container of the pod has on its target: its connection from the source, its restore, its relay. The pod is committed
+//! when all of them are where it needs them; see [`TargetLocal::of_pod`](crate::agent::duty::TargetLocal::of_pod).
+
+use super::placing::Placing;
+use crate::agent::duty::LaneLocal;
+use crate::agent::journal::{LaneEntry, RestoreEntry};
+use crate::agent::transfer::link::LinkSender;
+use crate::agent::transfer::message::FromTarget;
+use crate::agent::transfer::receive::Landing;
+use crate::agent::transfer::session::Renewed;
+use crate::agent::transfer::wire::TargetStream;
+use crate::local::{Create, ToRelay, ToShim};
+use crate::throttle::CpuLimits;
+use std::time::Instant;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// One container of the pod.
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    /// Name of the container in the pod.
+    pub(super) container: String,
+    pub(super) local: LaneLocal,
+    pub(super) landing: Option<Landing>,
+    /// To the source, while it is connected.
+    pub(super) source: Option<LinkSender<FromTarget>>,
+    /// The session of that connection, and what takes those that follow on it.
+    pub(super) again: Option<(String, mpsc::Sender<Renewed<TargetStream>>)>,
+    /// The task that writes what the source sends.
+    pub(super) receiving: Option<JoinHandle<()>>,
+    /// What `runc restore` needs from the start is here.
+    pub(super) early: bool,
+    /// A shim's question that is not answered yet.
+    pub(super) asked: Option<(Create, mpsc::Sender<ToShim>)>,
+    /// The restore that a shim was told to begin last.
+    pub(super) restore: Option<RestoreEntry>,
+    /// Whether that has not been heard to have ended.
+    pub(super) running: bool,
+    pub(super) relay: Option<mpsc::Sender<ToRelay>>,
+    /// Cpu limits of the container that is being restored.
+    pub(super) limits: CpuLimits,
+    /// Files that are put in place for that restore.
+    pub(super) placing: Placing,
+    /// What had landed is in place, in a container that waits.
+    pub(super) in_place: bool,
+    /// CRIU was not given its request, and why is reported: that this restore ends is no news.
+    pub(super) refused: bool,
+    pub(super) released: Option<Instant>,
+}
+
+impl Lane {
+    /// A container of which nothing is here yet.
+    pub(super) fn new(container: &str) -> Self {
+        Self { container: container.to_owned(), ..Self::default() }
+    }
+
+    /// What the journal has of it.
+    pub(super) fn entry(&self) -> LaneEntry {
+        LaneEntry {
+            container: self.container.clone(),
+            restore: self.restore.clone(),
+            resumed: self.local.resumed,
+            cpu: self.limits.records(),
+        }
+    }
+
+    /// Whether the restore that was begun last has this token.
+    pub(super) fn has_token(&self, token: &str) -> bool {
+        self.restore.as_ref().is_some_and(|restore| restore.token == token)
+    }
+
+    /// A restore was begun, of which nothing has been heard.
+    pub(super) fn begun(&mut self, restore: RestoreEntry) {
+        self.restore = Some(restore);
+        self.running = true;
+        self.refused = false;
+        self.relay = None;
+        self.in_place = false;
+        let LaneLocal { staged, resumed, .. } = self.local;
+        self.local = LaneLocal { staged, resumed, ..LaneLocal::default() };
+    }
+
+    /// Puts back the cpu limits that were found: the restore has ended. A few writes to files of the kernel.
+    pub(super) fn restore_limits(&mut self) {
+        // Dropping the guard does it, and says so where it can't.
+        self.limits = CpuLimits::default();
+    }
+
+    /// Lets the source go, and ends the writing of what it sends.
+    pub(super) async fn hang_up(&mut self) {
+        (self.source, self.again) = (None, None);
+        if let Some(receiving) = self.receiving.take() {
+            receiving.abort();
+            // It ends at its next pause, by having been told to.
+            receiving.await.ok();
+        }
+    }
+}
