@@ -72,7 +72,8 @@ impl Node {
 
     /// Runs the shim with a `/run` in which this node's is `/run/tideover`.
     fn shim(&self, arguments: &[&str]) -> ExitStatus {
-        let script = "mount -t tmpfs tmpfs /run && mkdir /run/tideover && mount --bind \"$0\" /run/tideover && exec \"$@\"";
+        let script =
+            "mount -t tmpfs tmpfs /run && mkdir /run/tideover && mount --bind \"$0\" /run/tideover && exec \"$@\"";
         let path = format!("{}:{}", self.at("bin").display(), std::env::var("PATH").unwrap_or_default());
         Command::new("unshare")
             .args(["--mount", "sh", "-c", script])
@@ -160,7 +161,9 @@ fn exists(pid: Pid) -> bool {
 
 #[test]
 fn create_returns_while_the_restore_waits_and_the_stand_in_ends_as_the_container_does() {
-    for (script, expected) in [("exit 7", None), ("kill -KILL $$", Some(Signal::SIGKILL)), ("kill -TERM $$", Some(Signal::SIGTERM))] {
+    for (script, expected) in
+        [("exit 7", None), ("kill -KILL $$", Some(Signal::SIGKILL)), ("kill -TERM $$", Some(Signal::SIGTERM))]
+    {
         let Some(node) = Node::new(script) else { return };
         assert!(node.create().success(), "{}", node.calls());
         let stand_in = node.stand_in();

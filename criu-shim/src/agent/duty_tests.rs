@@ -197,8 +197,13 @@ fn the_owner_alone_decides_and_not_the_phase() {
 
 fn any_lane() -> impl proptest::strategy::Strategy<Value = LaneLocal> {
     use proptest::strategy::Strategy as _;
-    any::<(bool, bool, bool, bool, bool)>()
-        .prop_map(|(staged, waiting, released, held, resumed)| LaneLocal { staged, waiting, released, held, resumed })
+    any::<(bool, bool, bool, bool, bool)>().prop_map(|(staged, waiting, released, held, resumed)| LaneLocal {
+        staged,
+        waiting,
+        released,
+        held,
+        resumed,
+    })
 }
 
 const HELD: LaneLocal = LaneLocal { staged: true, waiting: true, released: true, held: true, resumed: false };

@@ -28,6 +28,17 @@ fn what_is_frozen_gets_no_cpu_time_until_it_is_thawed() {
 }
 
 #[test]
+fn every_cgroup_of_a_process_is_found() {
+    let Some(pod) = Pod::idle() else { return };
+    let found = directories(pod.pid(), Path::new("/")).expect("directories");
+    let listed = |directory: &Path| std::fs::read_to_string(directory.join("cgroup.procs")).expect("processes");
+    assert!(found.iter().any(|directory| listed(directory).trim() == pod.pid().to_string()), "{found:?}");
+    for directory in &found {
+        assert!(listed(directory).lines().any(|pid| pid == pod.pid().to_string()), "{directory:?}");
+    }
+}
+
+#[test]
 fn what_was_frozen_is_ended_and_its_cgroup_is_empty() {
     let Some(pod) = Pod::start(&BUSY) else { return };
     let freezer = freezer(&pod);

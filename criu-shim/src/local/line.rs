@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn messages_look_as_documented() {
-        reads_back(Hello::new(Role::Shim), r#"{"version":3,"role":"shim"}"#);
+        reads_back(Hello::new(Role::Shim), r#"{"version":4,"role":"shim"}"#);
         reads_back(
             FromShim::Restored { token: "t".into(), exit_code: 1 },
             r#"{"type":"restored","token":"t","exitCode":1}"#,

@@ -206,12 +206,8 @@ mod tests {
     fn a_replacement_asks_again_after_a_lost_connection() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
-        let restore = ToShim::Restore {
-            token: "t".into(),
-            images_dir: "/i".into(),
-            work_dir: "/w".into(),
-            stand_in: false,
-        };
+        let restore =
+            ToShim::Restore { token: "t".into(), images_dir: "/i".into(), work_dir: "/w".into(), stand_in: false };
         let agent = agent(socket.clone(), vec![vec![ToShim::Wait], vec![ToShim::Wait, restore]]);
         let Answer::Restore(restore) = ask(&socket, NO_JOURNAL.as_ref(), &create(Some("mig"))) else {
             panic!("no restore")

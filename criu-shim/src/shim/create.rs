@@ -185,8 +185,10 @@ mod tests {
             log: None,
         };
         let restore = Restore::example("t", "/i", "/w");
-        let line: Vec<String> =
-            restore_arguments(&create, &restore, create.pid_file.as_deref()).iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        let line: Vec<String> = restore_arguments(&create, &restore, create.pid_file.as_deref())
+            .iter()
+            .map(|part| part.to_string_lossy().into_owned())
+            .collect();
         assert_eq!(
             line.join(" "),
             "--root /r restore --detach --image-path /i --work-path /w --bundle /b --pid-file /p --no-pivot c"

@@ -38,15 +38,8 @@ const IN_PLACE: Signal = Signal::SIGUSR1;
 /// Said by `start`: containerd has seen what it wants to see of the stand-in's cgroups.
 const STARTED: Signal = Signal::SIGUSR2;
 /// What the stand-in listens to. All else keeps its meaning: nobody else is to send it anything.
-const HEARD: [Signal; 7] = [
-    Signal::SIGCHLD,
-    IN_PLACE,
-    STARTED,
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-];
+const HEARD: [Signal; 7] =
+    [Signal::SIGCHLD, IN_PLACE, STARTED, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 /// How long a stand-in that was told to end may take: a CRIU at work is not killed, but made to give up.
 const END_LIMIT: Duration = Duration::from_secs(30);
 /// How often that is looked at.

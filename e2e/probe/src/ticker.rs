@@ -95,7 +95,12 @@ pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) ->
         Some(path) => Some(std::fs::OpenOptions::new().create(true).append(true).open(path)?),
         None => None,
     };
-    let mut beside = args.ours.as_deref().zip(args.theirs.as_deref()).map(|(ours, theirs)| Beside::open(ours, theirs)).transpose()?;
+    let mut beside = args
+        .ours
+        .as_deref()
+        .zip(args.theirs.as_deref())
+        .map(|(ours, theirs)| Beside::open(ours, theirs))
+        .transpose()?;
     let start = now(libc::CLOCK_REALTIME);
     println!("start {start}");
     if args.notify {

@@ -64,9 +64,20 @@ impl Pair {
         let containers = &moved["status"]["containers"];
         ensure!(*containers == serde_json::json!(["beside", "ticker"]), "these moved: {containers}");
         println!("frozen: {}", moved["status"]["source"]["timings"]);
-        self.ends_with_its_containers(&after)?;
+        let again = self.moves_again(&after)?;
+        self.ends_with_its_containers(&again)?;
         remains::are_gone(self.cluster, LIMIT)?;
         self.sandbox.passed()
+    }
+
+    /// What was restored below a stand-in is frozen, dumped and ended like any other.
+    fn moves_again(&self, before: &Pod) -> Result<Pod> {
+        self.sandbox.create(&migration::manifest("again", &before.name))?;
+        migration::succeeded(&self.sandbox, &before.name, LIMIT)?;
+        let after = self.sandbox.ready_pod("pair")?;
+        ensure!(after.node != before.node && after.restarts == 0, "{before:?}, then {after:?}");
+        self.go_on(2_000)?;
+        Ok(after)
     }
 
     /// containerd knows the container that was created first by a process that only stands in its place: its end must be seen, its

@@ -82,9 +82,8 @@ fn several(pod: &Pod, spec: &PodSpec, found: &mut Vec<Obstacle>) {
         );
         push(found, ObstacleReason::SeveralContainers, message);
     }
-    let has_hook = |container: &&&Container| {
-        container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some())
-    };
+    let has_hook =
+        |container: &&&Container| container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
     for container in early.iter().filter(has_hook) {
         let message = format!(
             "the container {} has a postStart hook, which would run on the target before its processes are there",

@@ -159,12 +159,7 @@ pub(super) async fn warm(
     warm.unwrap_or_else(|error| Err(retryable(FailureReason::DumpFailed, chain(&error))))
 }
 
-fn warm_up(
-    context: &Context,
-    directory: &Path,
-    inspected: &Inspected,
-    pod_trees: PodTrees,
-) -> Result<Warm, Failure> {
+fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, pod_trees: PodTrees) -> Result<Warm, Failure> {
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let container = &inspected.container;
     make_directories(directory).map_err(|error| failed(&error))?;

@@ -61,7 +61,8 @@ impl SourceDriver {
             let engine = match &following {
                 Ok(followed) => {
                     let compared = followed.compared();
-                    let engine = if compared.is_empty() { MemoryEngine::WriteProtect } else { MemoryEngine::ReadAndCompare };
+                    let engine =
+                        if compared.is_empty() { MemoryEngine::WriteProtect } else { MemoryEngine::ReadAndCompare };
                     self.report.notes.extend(compared);
                     engine
                 }
@@ -193,7 +194,13 @@ impl SourceDriver {
         for (lane, decision) in self.lanes.iter_mut().zip(decisions) {
             if let Decision::Throttle { percent } = decision {
                 let planned = lane.cpu.plan_share(*percent, now).map_err(|error| chain(&error))?;
-                info!(migration = self.key.name, container = lane.inspected.name, percent, ?planned, "to be slowed down");
+                info!(
+                    migration = self.key.name,
+                    container = lane.inspected.name,
+                    percent,
+                    ?planned,
+                    "to be slowed down"
+                );
             }
         }
         // Whoever comes after a kill must know what to put back.
@@ -279,10 +286,7 @@ async fn round(lane: &mut Connected) -> Result<RoundSeen, Failure> {
 }
 
 /// A round of each of these containers, unless the attempt is called off.
-async fn at_the_go(
-    lanes: impl Iterator<Item = &mut Connected>,
-    watching: &mut Watching<'_>,
-) -> Result<(), Failure> {
+async fn at_the_go(lanes: impl Iterator<Item = &mut Connected>, watching: &mut Watching<'_>) -> Result<(), Failure> {
     tokio::select! {
         rounds = try_join_all(lanes.map(round)) => rounds.map(drop),
         failure = watching.called_off() => Err(failure),

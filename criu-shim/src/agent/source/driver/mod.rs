@@ -251,8 +251,7 @@ impl SourceDriver {
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
         let lanes = std::mem::take(&mut self.lanes).into_iter().zip(followed).collect();
-        let frozen =
-            freeze::freeze(&self.context, &self.key, lanes, news, &mut self.report, &self.reporter).await;
+        let frozen = freeze::freeze(&self.context, &self.key, lanes, news, &mut self.report, &self.reporter).await;
         let followed = frozen.followed;
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
@@ -317,8 +316,7 @@ impl SourceDriver {
     /// nothing is left that could be wrong.
     async fn undecidable(&mut self, attempt: u32, entry: &SourceEntry, error: &OwnerError) {
         let mut told = false;
-        let is_there =
-            |container: &FrozenEntry| !is_gone(&Freezer::at(&container.cgroup, self.context.node.root()));
+        let is_there = |container: &FrozenEntry| !is_gone(&Freezer::at(&container.cgroup, self.context.node.root()));
         while let Some(container) = entry.containers.iter().find(|container| is_there(container)) {
             if !told {
                 error!(

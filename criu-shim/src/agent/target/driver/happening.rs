@@ -47,11 +47,7 @@ impl TargetDriver {
                 if let Some(lane) = self.lane_of_token(&token) {
                     self.lanes[lane].running = false;
                     self.lanes[lane].relay = None;
-                    if success {
-                        self.resumed(lane).await
-                    } else {
-                        self.restore_failed(lane, message, migration).await
-                    }
+                    if success { self.resumed(lane).await } else { self.restore_failed(lane, message, migration).await }
                 }
                 // A relay that is gone has been heard before.
                 heard.send(()).ok();
@@ -174,12 +170,7 @@ impl TargetDriver {
         }
     }
 
-    async fn landed(
-        &mut self,
-        lane: usize,
-        round: Result<Round, ReceiveError>,
-        migration: Option<&Migration>,
-    ) {
+    async fn landed(&mut self, lane: usize, round: Result<Round, ReceiveError>, migration: Option<&Migration>) {
         let strategy = migration.and_then(|migration| migration.status.as_ref()?.strategy);
         let settled = match round {
             Ok(round) => self.settle(lane, &round, strategy).await.map(|()| round),

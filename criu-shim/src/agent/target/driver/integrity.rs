@@ -15,12 +15,7 @@ use tideover_crds::{Failure, FailureReason, Strategy};
 
 impl TargetDriver {
     /// Sees to it that a round that has landed can be relied on, as far as that is not seen to later.
-    pub(super) async fn settle(
-        &self,
-        lane: usize,
-        round: &Round,
-        strategy: Option<Strategy>,
-    ) -> Result<(), Failure> {
+    pub(super) async fn settle(&self, lane: usize, round: &Round, strategy: Option<Strategy>) -> Result<(), Failure> {
         let (directory, only) = (self.lane_directory(lane), is_the_only_one(strategy, round.kind));
         let node = self.context.node.clone();
         // The images that go early are small, nothing is frozen yet, and runc reads them before CRIU is released. Archives are

@@ -70,7 +70,11 @@ mod tests {
 
     #[test]
     fn a_container_that_ran_and_ended_while_the_agent_was_down_is_not_restored_again() {
-        let found = |resumed, has_ran| Known { resumed: adopted(resumed, has_ran).resumed, failed: true, ..asked(Verdict::Committed) };
+        let found = |resumed, has_ran| Known {
+            resumed: adopted(resumed, has_ran).resumed,
+            failed: true,
+            ..asked(Verdict::Committed)
+        };
         assert_eq!(reply(found(false, false)), Reply::Begin, "nothing says that it ran");
         for ran in [found(false, true), found(true, false)] {
             for verdict in [Verdict::Open, Verdict::Committed] {

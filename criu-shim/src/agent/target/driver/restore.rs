@@ -204,9 +204,12 @@ impl TargetDriver {
             ));
         }
         self.timings().stage_millis = millis(begun.elapsed());
+        // Where one can't be restored, none may before the commit.
+        ready.sort_by_key(|(_, placed)| placed.is_ok());
         for (lane, placed) in ready {
             self.lanes[lane].local.released = true;
             match placed {
+                Ok(_) if self.is_off() => self.tell_relay(lane, ToRelay::Abandon).await,
                 Ok(pages) => {
                     self.lanes[lane].released = Some(Instant::now());
                     let options = ReleaseOptions { pages, ..release_options(migration) };
