@@ -220,9 +220,8 @@ fn stand(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore, te
             Ok(Next::Ended(process, status)) if stage == (Stage::Restoring { runc: process }) => {
                 let Some(restore) = restore.take() else { continue };
                 let code = exit_code(status);
-                let container = if code == 0 { place.container(&restore.work_dir) } else { Err(Error::other("")) };
-                match container {
-                    Ok(container) => {
+                match (code == 0).then(|| place.container(&restore.work_dir)).transpose() {
+                    Ok(Some(container)) => {
                         restore.report(0);
                         stage = Stage::Standing { container };
                         // Without it nothing was created.
@@ -230,8 +229,8 @@ fn stand(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore, te
                             return end_like(status);
                         }
                     }
-                    Err(error) => {
-                        if code == 0 {
+                    failed => {
+                        if let Err(error) = failed {
                             say(log.as_deref(), "find what was restored", &error);
                         }
                         let code = code.max(1);
