@@ -53,7 +53,7 @@ impl Touched {
 /// A watch on a file system.
 #[derive(Debug)]
 pub struct Opened {
-    events: OwnedFd,
+    events: Group,
     /// What was opened between the last two times that it was asked.
     before: Touched,
 }
@@ -79,7 +79,7 @@ impl Opened {
         if marked < 0 {
             return Err(last_error());
         }
-        Ok(Self { events, before: Touched::These(HashSet::new()) })
+        Ok(Self { events: Group(Some(events)), before: Touched::These(HashSet::new()) })
     }
 
     /// The files that others have opened since it was asked the time before last: what was opened just before it was asked may
@@ -94,7 +94,7 @@ impl Opened {
         let (mut handles, mut buffer) = (HashSet::new(), vec![0; AT_ONCE]);
         let mut all = false;
         loop {
-            match read(&self.events, &mut buffer[..]) {
+            match read(self.events.descriptor()?, &mut buffer[..]) {
                 Ok(0) | Err(Errno::AGAIN) => break,
                 Ok(count) => all |= !handles_in(buffer.get(..count).unwrap_or_default(), &mut handles),
                 Err(Errno::INTR) => {}
@@ -114,6 +114,25 @@ impl Opened {
             }
         }
         Ok(Touched::These(files))
+    }
+}
+
+/// A group of fanotify's marks. The kernel ends one only when nobody can be reading its marks any more, some 20 ms after the last
+/// descriptor is closed: a thread waits for that, because whoever drops a watch may be in a freeze.
+#[derive(Debug)]
+struct Group(Option<OwnedFd>);
+
+impl Group {
+    fn descriptor(&self) -> Result<BorrowedFd<'_>, Errno> {
+        self.0.as_ref().map(AsFd::as_fd).ok_or(Errno::BADF)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let events = self.0.take();
+        // Without a thread it is closed here.
+        std::thread::Builder::new().name("fanotify-end".into()).spawn(move || drop(events)).ok();
     }
 }
 
