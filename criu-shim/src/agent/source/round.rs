@@ -209,9 +209,12 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let mut running = criu.dump(request).map_err(|error| failed(&error))?;
-    // While CRIU is at work, which must be waited for whatever this says.
-    let left_behind = preflight::inspect_frozen(request.pid);
-    match running.wait(DUMP_LIMIT).map_err(|error| failed(&error))? {
+    // Beside CRIU, which must be waited for whatever this says, and which waits for whoever takes its notifications.
+    let (waited, left_behind) = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| preflight::inspect_frozen(request.pid));
+        (running.wait(DUMP_LIMIT), looking.join())
+    });
+    match waited.map_err(|error| failed(&error))? {
         Waited::Done(_) => {}
         Waited::Overdue => {
             let message = format!("CRIU had not finished after {} s; a stopped process?", DUMP_LIMIT.as_secs());
@@ -221,6 +224,7 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
             });
         }
     }
+    let left_behind = left_behind.map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))?;
     if let Some(refusal) = preflight::refusal(&left_behind.map_err(|error| failed(&error))?) {
         return Err(permanent(FailureReason::NotDumpable, refusal).into());
     }

@@ -6,6 +6,7 @@ use crate::agent::context::News;
 use crate::agent::duty::SourceAt;
 use crate::agent::failure::retryable;
 use crate::agent::journal::{Side, SlowedEntry};
+use crate::agent::source::calm::calm;
 use crate::agent::source::connect::{self, Connected, Peer};
 use crate::agent::source::freeze::millis;
 use crate::agent::source::precopy::converge::{self, Decision, Progress, Refusal, RoundSeen, Stage};
@@ -209,6 +210,10 @@ impl SourceDriver {
         if precopy.is_sending() {
             // What it sends was looked at before the go.
             round_at_the_go(&mut precopy, connected, &mut watching).await?;
+        }
+        tokio::select! {
+            () = calm() => {}
+            failure = watching.called_off() => return Err(failure),
         }
         precopy.at_the_go();
         loop {
