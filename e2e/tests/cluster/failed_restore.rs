@@ -1,16 +1,13 @@
 //! Targets that can't run what they are given: the source goes on with its state, and somebody says why.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail, ensure};
 use e2e::scenario::drain::Drain;
 use e2e::scenario::flip::{self, Flip, Flipper};
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::sandbox::Pod;
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
+use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, until};
 use serde_json::Value;
 
-const LIMIT: Duration = Duration::from_secs(240);
 /// Moves in which a bit may be flipped too late, before the test gives up.
 const TRIES: usize = 5;
 
