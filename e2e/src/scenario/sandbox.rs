@@ -11,9 +11,8 @@ use super::wait::{LIMIT, until, until_true};
 /// Until the namespace itself is gone.
 const WAIT: [&str; 2] = ["--wait=true", "--timeout=300s"];
 
-/// A namespace that is removed, with everything in it, at the end of the scenario; a scenario that has the lab alone finds and
-/// leaves all nodes uncordoned. Unless
-/// the scenario says that it [`passed`](Sandbox::passed), what is known of it is printed first.
+/// A namespace that is removed, with everything in it, at the end of the scenario. A scenario that has the lab alone finds all nodes
+/// uncordoned, and leaves them so. Unless it says that it [`passed`](Sandbox::passed), what is known of it is printed first.
 #[derive(Debug)]
 pub struct Sandbox {
     kube: Kube,
