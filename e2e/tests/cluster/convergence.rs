@@ -36,7 +36,9 @@ impl Busy {
         let collector = Collector::listen(cluster.host_address())?;
         rule(&sandbox, policy)?;
         let ticker = Ticker { mib, collector: collector.address() }.deployment("busy");
-        sandbox.apply(&manifests::with_cpu_limit(&manifests::with_written_memory(&ticker, pages), cpus))?;
+        let ticker = manifests::with_cpu_limit(&manifests::with_written_memory(&ticker, pages), cpus);
+        // Those that copy its memory must not keep it from writing.
+        sandbox.apply(&manifests::with_cpu_request(&ticker, cpus))?;
         let pod = sandbox.ready_pod("busy")?;
         until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 20)))?;
         let quotas = cpu_limits::quotas(cluster, &pod)?;
