@@ -126,6 +126,11 @@ pub fn with_cpu_limit(manifest: &str, cpus: &str) -> String {
     manifest.replace("resources: {", &format!("resources: {{limits: {{cpu: {cpus}}}, "))
 }
 
+/// `manifest` of a ticker, for which `cpus` are kept: on a busy node it is not what has to stand back.
+pub fn with_cpu_request(manifest: &str, cpus: &str) -> String {
+    manifest.replace("requests: {cpu: 10m,", &format!("requests: {{cpu: {cpus},"))
+}
+
 /// A Deployment `name` of one process that holds memory of every kind, and looks at every page of it again and again.
 pub fn zoo(name: &str, collector: SocketAddr) -> String {
     const MEMORY: usize = 160;
@@ -231,6 +236,8 @@ mod tests {
             manifest.contains("resources: {limits: {cpu: 100m}, requests: {cpu: 10m, memory: 17Mi}}"),
             "{manifest}"
         );
+        let manifest = with_cpu_request(&manifest, "1");
+        assert!(manifest.contains("requests: {cpu: 1, memory: 17Mi}"), "{manifest}");
     }
 
     #[test]

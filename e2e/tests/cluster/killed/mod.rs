@@ -6,17 +6,14 @@
 
 mod strike;
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::moment::Moment;
 use e2e::scenario::wait::until_true;
 use e2e::scenario::watch::Watch;
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, remains, until};
+use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, remains, until};
 use strike::{Who, strike};
 
-const LIMIT: Duration = Duration::from_secs(120);
 /// How many moves a moment may take until a strike in it is proven.
 const TRIES: usize = 8;
 /// Memory of the ticker, MiB: dump, transfer and restore take some hundred milliseconds each.

@@ -151,29 +151,43 @@ impl SourceDriver {
     /// Leaves the container `percent` of the cpu time that it used. Where that can't be done, the policy is asked without it.
     async fn slow_down(&mut self, percent: u32) {
         let Some(mut connected) = self.connected.take() else { return };
-        let slowed = self.take_cpu_time(&mut connected, percent).await;
-        if let Some(precopy) = &mut connected.precopy {
-            match &slowed {
-                Ok(()) => precopy.slowed_down(percent),
-                Err(_) => self.pace.aims.auto_converge = false,
-            }
-            precopy.hurry();
+        if let Some(mut precopy) = connected.precopy.take() {
+            let slowed = self.take_cpu_time(&mut connected, percent, Stage::Before).await;
+            self.slowed_down(&mut precopy, percent, slowed);
+            connected.precopy = Some(precopy);
         }
         self.connected = Some(connected);
-        match slowed {
-            Ok(()) => self.note("the container was slowed down to make its memory converge".to_owned()),
-            Err(why) => self.note(format!("the container can't be slowed down: {why}")),
-        }
         self.reporter.report(self.report.clone());
     }
 
-    async fn take_cpu_time(&self, connected: &mut Connected, percent: u32) -> Result<(), String> {
+    fn slowed_down(&mut self, precopy: &mut PreCopy, percent: u32, slowed: Result<(), String>) {
+        match slowed {
+            Ok(()) => {
+                precopy.slowed_down(percent);
+                self.note("the container was slowed down to make its memory converge".to_owned());
+            }
+            Err(why) => {
+                self.pace.aims.auto_converge = false;
+                self.note(format!("the container can't be slowed down: {why}"));
+            }
+        }
+        precopy.hurry();
+    }
+
+    async fn take_cpu_time(&self, connected: &mut Connected, percent: u32, stage: Stage) -> Result<(), String> {
         let planned = connected.cpu.plan_share(percent, Instant::now()).map_err(|error| chain(&error))?;
         // Whoever comes after a kill must know what to put back.
-        let slowed = SlowedEntry { cpu: connected.cpu.limits.records() };
-        self.write_journal(connected.attempt, Side::Slowed(slowed)).await.map_err(|failure| failure.message)?;
+        let written = match stage {
+            Stage::Before => {
+                let slowed = SlowedEntry { cpu: connected.cpu.limits.records() };
+                self.write_journal(connected.attempt, Side::Slowed(slowed)).await
+            }
+            // There the journal says already that the pod may be frozen, and goes on to say so.
+            Stage::AtTheGo => self.write_down(connected.attempt, connected).await.map(drop),
+        };
+        written.map_err(|failure| failure.message)?;
         connected.cpu.carry_out().await.map_err(|error| chain(&error))?;
-        info!(migration = self.key.name, attempt = connected.attempt, percent, ?planned, "slowed down");
+        info!(migration = self.key.name, attempt = connected.attempt, percent, ?stage, ?planned, "slowed down");
         Ok(())
     }
 
@@ -225,7 +239,13 @@ impl SourceDriver {
             self.report.pre_copied = Some(pre_copied(progress.rounds));
             self.placing = estimate(progress.rounds, progress.since, beside).map_or(Duration::ZERO, |one| one.placing);
             match converge::next(&self.pace.aims, &progress) {
-                Decision::Again | Decision::Throttle { .. } => {}
+                Decision::Again => {}
+                Decision::Throttle { percent } => {
+                    let slowed = self.take_cpu_time(connected, percent, Stage::AtTheGo).await;
+                    // It took the place of what was planned for the freeze.
+                    connected.cpu.plan_lift();
+                    self.slowed_down(&mut precopy, percent, slowed);
+                }
                 Decision::Wait => precopy.rest(),
                 Decision::Freeze { .. } => break,
                 Decision::GiveUp(refusal) => return Err(not_converging(&refusal)),
