@@ -294,7 +294,8 @@ fn a_process_that_clears_its_marks_itself_is_left_alone() {
         let path = followed.child.bytes(c"/proc/self/clear_refs".to_bytes_with_nul());
         followed.child.good(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, libc::O_WRONLY as u64]);
         let refused = SoftDirty::attach(followed.child.pid);
-        let is_named = |error: &AttachError| matches!(error, AttachError::Obstacle { source: Obstacle::Marks { .. }, .. });
+        let is_named =
+            |error: &AttachError| matches!(error, AttachError::Obstacle { source: Obstacle::Marks { .. }, .. });
         assert!(refused.as_ref().is_err_and(is_named), "{refused:?}");
         // One that begins to later is seen before its marks are cleared once more.
         followed.child.fill(area, 2);
@@ -329,7 +330,9 @@ fn a_process_without_a_free_descriptor_is_followed_by_marks_where_there_are_any(
     let attached = Engine::attach(child.pid).unwrap();
     let instead = attached.instead;
     match (attached.engine, &instead[..]) {
-        (Engine::SoftDirty(_), [AttachError::NoUserfaultfd { .. }]) => assert!(Path::new("/proc/self/clear_refs").exists()),
+        (Engine::SoftDirty(_), [AttachError::NoUserfaultfd { .. }]) => {
+            assert!(Path::new("/proc/self/clear_refs").exists())
+        }
         (Engine::ReadAndCompare(_), [AttachError::NoUserfaultfd { .. }, AttachError::NoMarks]) => {}
         other => panic!("{other:?}"),
     }

@@ -122,7 +122,8 @@ impl Followed {
         let (alike, shared) = (Alike::new().map_err(Unfollowed::Key)?, SharedMemory::default());
         let mut followed = Self { freezer, choose, processes: Vec::new(), alike, refused: Vec::new(), shared };
         for pid in followed.freezer.pids().map_err(Unfollowed::Processes)? {
-            let process = Process::attach(pid, choose, &followed.alike).map_err(|source| Unfollowed::Attach { pid, source })?;
+            let process =
+                Process::attach(pid, choose, &followed.alike).map_err(|source| Unfollowed::Attach { pid, source })?;
             followed.processes.extend(process);
         }
         Ok(followed)

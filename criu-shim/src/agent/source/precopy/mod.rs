@@ -16,6 +16,8 @@ mod shared;
 pub mod tree;
 
 pub use alike::Alike;
+#[cfg(test)]
+pub(super) use followed::Choose;
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
 pub use sent::SentPages;
 pub use shared::{Shared, send_shared};
