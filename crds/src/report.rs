@@ -127,14 +127,19 @@ pub enum TargetStep {
     Destroyed,
 }
 
-/// How memory reaches the target.
-#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How memory reaches the target, the best way first.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum MemoryEngine {
     /// Most of it before the freeze. What is written meanwhile is found by write protection, in rounds (userfaultfd with
     /// `WP_ASYNC`, and `PAGEMAP_SCAN`), and the restore fetches pages from where they were put on the target.
     WriteProtect,
-    /// Most of it before the freeze. At least one process can't be write-protected, for a reason that the notes name. Its
-    /// pages are read and compared with what was sent, in rounds, and once more in the freeze: 0.3 ms for each MiB.
+    /// Most of it before the freeze. At least one process can't be write-protected, for a reason that the notes name. The kernel
+    /// marks what it writes (soft-dirty), and that is read and compared with what was sent, in rounds, and once more in the
+    /// freeze: 0.3 ms for each MiB that was written.
+    SoftDirty,
+    /// Most of it before the freeze. At least one process can neither be write-protected nor go by such marks, for reasons that the
+    /// notes name. All its pages are read and compared with what was sent, in rounds, and once more in the freeze: 0.3 ms for each
+    /// MiB.
     ReadAndCompare,
     /// All of it inside the freeze.
     StopAndCopy,

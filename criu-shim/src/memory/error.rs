@@ -136,6 +136,21 @@ pub enum AttachError {
     /// The kernel has no asynchronous write protection.
     #[error("turn on asynchronous write protection")]
     Features(#[source] io::Error),
+    /// The kernel keeps no soft-dirty marks: it was built without, or runs on a machine without room for them.
+    #[error("the kernel keeps no soft-dirty marks")]
+    NoMarks,
+    /// Whether the kernel keeps soft-dirty marks could not be tried.
+    #[error("try whether the kernel keeps soft-dirty marks")]
+    ProbeMarks(#[source] io::Error),
+    /// The soft-dirty marks of the process may not be cleared.
+    #[error("open {path} to clear soft-dirty marks")]
+    ClearMarks {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A file of the process could not be read.
     #[error("read {path}")]
     Read {
@@ -194,6 +209,21 @@ pub enum TrackError {
         /// The descriptor that stands in the way.
         #[source]
         source: Obstacle,
+    },
+    /// The soft-dirty marks could not be cleared.
+    #[error("clear the soft-dirty marks of process {pid}")]
+    ClearMarks {
+        /// Id of the process.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Pages have lost their soft-dirty marks.
+    #[error("somebody else clears the soft-dirty marks of process {pid}")]
+    Cleared {
+        /// Id of the process.
+        pid: i32,
     },
     /// The page table could not be scanned.
     #[error("scan the page table of process {pid}")]

@@ -1,7 +1,7 @@
 //! Which pages of a running process are written, found out from outside: what pre-copy sends.
 //!
-//! Owns the tracking of one process ([`Tracker`], and [`Comparer`] where that can't be; [`Engine`] chooses), reading its memory ([`MemoryReader`]), and the same for memory that
-//! belongs to no process ([`shared`]). The kernel write-protects
+//! Owns the tracking of one process ([`Tracker`]; where that can't be, [`SoftDirty`], and then [`Comparer`]; [`Engine`] chooses),
+//! reading its memory ([`MemoryReader`]), and the same for memory that belongs to no process ([`shared`]). The kernel write-protects
 //! pages and takes the protection off at the first write, so that the difference between two looks is what was written
 //! between them. That takes a userfaultfd, which can only be made inside the process: one thread is stopped for a moment
 //! and made to call it. It never writes to the process' memory, never freezes or thaws, and never decides how many
@@ -9,8 +9,10 @@
 
 mod compare;
 mod engine;
+mod entries;
 mod error;
 mod inject;
+mod marks;
 mod obstacle;
 mod pagemap;
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +22,7 @@ mod read;
 mod sent;
 pub mod shared;
 mod sharing;
+mod soft_dirty;
 mod tracker;
 mod uffd;
 mod vma;
@@ -37,6 +40,7 @@ pub use range::Range;
 pub use read::{MemoryReader, Piece};
 pub use sent::Sent;
 pub use sharing::Sharing;
+pub use soft_dirty::SoftDirty;
 pub use tracker::{LastLook, Tracker};
 pub use vma::Reason;
 use vma::{Vma, tracking};

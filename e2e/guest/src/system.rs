@@ -20,6 +20,8 @@ pub fn prepare() -> Result<()> {
         ("cgroup2", CGROUPS, None),
         ("devpts", "/dev/pts", Some("ptmxmode=0666")),
         ("tmpfs", "/dev/shm", None),
+        ("tmpfs", "/run", None),
+        ("tmpfs", "/tmp", Some("mode=1777")),
     ] {
         fs::create_dir_all(target).with_context(|| target.to_owned())?;
         mount(Some(kind), target, Some(kind), MsFlags::empty(), options).with_context(|| format!("mount {target}"))?;

@@ -17,3 +17,5 @@ pub mod preflight;
 mod round;
 pub mod settle;
 mod watching;
+#[cfg(test)]
+mod whole_move_tests;

@@ -18,7 +18,7 @@ use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
 use std::time::{Duration, Instant};
 use tideover_crds::{
-    Convergence, Failure, FailureReason, MemoryEngine, Migration, PreCopied, Round, SourceStep, Strategy,
+    Convergence, Failure, FailureReason, MemoryEngine, Migration, PreCopied, Round, SourceReport, SourceStep, Strategy,
 };
 use tokio::sync::watch::error::RecvError;
 use tracing::info;
@@ -51,11 +51,8 @@ impl SourceDriver {
         }
         match following {
             Ok(followed) => {
-                let compared = followed.compared();
-                let all_protected = compared.is_empty();
-                let engine = if all_protected { MemoryEngine::WriteProtect } else { MemoryEngine::ReadAndCompare };
-                self.report.engine = Some(engine);
-                self.report.notes.extend(compared);
+                self.report.engine = Some(followed.engine());
+                self.report.notes.extend(followed.fallbacks());
                 connected.precopy = Some(PreCopy::new(Some(followed), trees, round));
                 self.connected = Some(connected);
                 self.reach(SourceAt::Connected, SourceStep::PreCopying);
@@ -109,6 +106,12 @@ impl SourceDriver {
         let decision = converge::next(&self.pace.aims, &progress);
         self.report.convergence = convergence(&progress).filter(|_| precopy.follows_memory());
         self.report.pre_copied = Some(pre_copied(progress.rounds));
+        // Processes come, and one that was protected may have to be compared. Said when the whole becomes worse, and not of every
+        // process of a crowd that comes and goes.
+        if let Some((engine, fallbacks)) = precopy.engine().filter(|(engine, _)| self.report.engine < Some(*engine)) {
+            self.report.engine = Some(engine);
+            fallbacks.into_iter().for_each(|why| note(&mut self.report, why));
+        }
         if decision != Decision::Again {
             precopy.rest();
         }
@@ -143,9 +146,7 @@ impl SourceDriver {
 
     /// Says it once.
     fn note(&mut self, sentence: String) {
-        if !self.report.notes.contains(&sentence) {
-            self.report.notes.push(sentence);
-        }
+        note(&mut self.report, sentence);
     }
 
     /// Leaves the container `percent` of the cpu time that it used. Where that can't be done, the policy is asked without it.
@@ -254,6 +255,12 @@ impl SourceDriver {
         let (followed, round) = precopy.finish()?;
         connected.round = round;
         Ok(followed)
+    }
+}
+
+fn note(report: &mut SourceReport, sentence: String) {
+    if !report.notes.contains(&sentence) {
+        report.notes.push(sentence);
     }
 }
 

@@ -16,6 +16,8 @@ mod shared;
 pub mod tree;
 
 pub use alike::Alike;
+#[cfg(test)]
+pub(super) use followed::Choose;
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
 pub use sent::SentPages;
 pub use shared::{Shared, send_shared};
@@ -34,7 +36,7 @@ use crate::memory::ReadError;
 use converge::{Progress, RoundSeen, Stage};
 use reader::PageReader;
 use std::time::Duration;
-use tideover_crds::{Failure, FailureReason};
+use tideover_crds::{Failure, FailureReason, MemoryEngine};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -247,6 +249,13 @@ impl PreCopy {
     /// Whether memory is followed, and not files alone.
     pub fn follows_memory(&self) -> bool {
         self.processes > 0
+    }
+
+    /// The engine that promises least of those in use, and why each is no better one; none while a round is on its way, or where
+    /// no memory is followed.
+    pub fn engine(&self) -> Option<(MemoryEngine, Vec<String>)> {
+        let State::Due { followed: Some(followed), .. } = &self.state else { return None };
+        Some((followed.engine(), followed.fallbacks()))
     }
 
     /// The container has less cpu time from now on. What the next round sends was written partly before.
