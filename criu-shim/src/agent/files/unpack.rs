@@ -177,7 +177,7 @@ impl Unpacker {
 
     /// An archive of all of a volume leaves nothing there that it has not brought.
     fn note_what_is_there(&mut self) -> Made {
-        let there = walk(&mut self.tree, threads(false))?;
+        let there = walk(&mut self.tree, threads(false), None)?;
         self.before = (1..there.nodes.len()).map(|id| there.path(id as u32)).collect();
         Ok(())
     }
