@@ -11,6 +11,7 @@ pub mod attributes;
 pub mod beneath;
 pub mod changes;
 mod content;
+mod dress;
 mod fanotify;
 pub mod held;
 pub mod listing;
