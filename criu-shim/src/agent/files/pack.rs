@@ -179,7 +179,7 @@ impl Packing {
             return Ok(true);
         }
         let Some((id, how)) = self.sent.next() else { return Ok(false) };
-        if self.sent.len() % OWN_EVENTS == 0 {
+        if self.sent.len().is_multiple_of(OWN_EVENTS) {
             tree.make_room_for_events();
         }
         if tree.is_lost(id) {

@@ -14,6 +14,9 @@ use crate::agent::files::walk::{Directory, Found, WalkError, found_at, found_of,
 use crate::agent::files::watched::Happened;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+/// Most names that are looked at so. One thread does, in about 2 us each; where there are more, several list the whole tree instead.
+const MOST_NAMES: usize = 8 << 10;
+
 /// What makes it quick to find what to look at again.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -81,6 +84,9 @@ pub fn revisit(
     files: &HashSet<FileId>,
     threads: usize,
 ) -> Result<Option<Revisited>, WalkError> {
+    if index.suspects.len() + happened.names.len() > MOST_NAMES {
+        return Ok(None);
+    }
     let mut again = Again { known, index, kind, names: BTreeMap::new(), waiting: Vec::new() };
     for id in &index.suspects {
         again.look_at(*id);

@@ -52,8 +52,11 @@ pub struct Happened {
 }
 
 impl Happened {
-    fn and(mut self, other: &Self) -> Self {
+    /// What both say, but for names in directories that are not `there`: none of those is in the tree, or the name of one on the way
+    /// to it was reported too.
+    fn and(mut self, other: &Self, there: &HashSet<FileId>) -> Self {
         self.names.extend(other.names.iter().cloned());
+        self.names.retain(|(directory, _)| there.contains(directory));
         self.directories.extend(&other.directories);
         self.named.extend(&other.named);
         self
@@ -74,6 +77,8 @@ pub struct Watched {
 struct Reported {
     /// The directories by their handles, as the last look found them. None once one could not be watched.
     directories: Option<HashMap<Handle, FileId>>,
+    /// As the look before found them, while one is under way.
+    earlier: HashMap<Handle, FileId>,
     happened: Happened,
     /// Handles of files that have got a name.
     named: HashSet<Handle>,
@@ -82,9 +87,13 @@ struct Reported {
 }
 
 impl Reported {
+    fn directory(&self, handle: &[u8]) -> Option<FileId> {
+        let now = self.directories.as_ref().and_then(|directories| directories.get(handle));
+        now.or_else(|| self.earlier.get(handle)).copied()
+    }
+
     fn add(&mut self, event: &Event<'_>) {
-        let directory = event.name.map(|(handle, _)| self.directories.as_ref().and_then(|all| all.get(handle)).copied());
-        match (directory.flatten(), event.name) {
+        match (event.name.and_then(|(handle, _)| self.directory(handle)), event.name) {
             (Some(directory), Some((_, b"." | b""))) => drop(self.happened.directories.insert(directory)),
             (Some(directory), Some((_, name))) => drop(self.happened.names.insert((directory, name.into()))),
             _ => self.is_lost = true,
@@ -119,17 +128,18 @@ impl Watched {
         self.drain();
         let mut reported = self.lock();
         let directories = reported.directories.take();
-        let is_known = !reported.is_lost && directories.is_some();
+        let there: Option<HashSet<FileId>> = directories.as_ref().map(|all| all.values().copied().collect());
         let taken = std::mem::replace(&mut *reported, Reported { directories, ..Reported::default() });
         drop(reported);
-        let since = if is_known { with_named(taken.happened, &taken.named, root) } else { None };
+        let since = if taken.is_lost { None } else { with_named(taken.happened, &taken.named, root) };
         let before = std::mem::replace(&mut self.before, since.clone());
-        Some(since?.and(&before?))
+        Some(since?.and(&before?, &there?))
     }
 
     /// A look begins, which marks every directory.
     pub fn begin(&self) {
-        self.lock().directories = Some(HashMap::new());
+        let mut reported = self.lock();
+        reported.earlier = reported.directories.replace(HashMap::new()).unwrap_or_default();
     }
 
     /// Watches this directory from now on.
@@ -141,7 +151,7 @@ impl Watched {
             Ok(handle) if known.len() < MOST_DIRECTORIES => drop(known.insert(handle, id)),
             _ => reported.directories = None,
         }
-        if reported.directories.as_ref().is_some_and(|known| known.len() % OWN_EVENTS == 0) {
+        if reported.directories.as_ref().is_some_and(|known| known.len().is_multiple_of(OWN_EVENTS)) {
             drop(reported);
             self.drain();
         }
@@ -191,14 +201,15 @@ fn try_overlay() -> std::io::Result<bool> {
     // SAFETY: this thread does nothing but this, and no file descriptors are unshared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let place = Path::new("/tmp");
+    // Every container has it.
+    let place = Path::new("/dev");
     mount("tmpfs", place, "tmpfs", MountFlags::empty(), None)?;
     let at = |name: &str| place.join(name);
     for name in ["lower", "upper", "work", "merged"] {
         std::fs::create_dir(at(name))?;
     }
     std::fs::write(at("upper/file"), "")?;
-    let options = c"lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work";
+    let options = c"lowerdir=/dev/lower,upperdir=/dev/upper,workdir=/dev/work";
     mount("overlay", at("merged"), "overlay", MountFlags::empty(), Some(options))?;
     let reports = reports_a_write(&at("upper"), &at("merged/file"));
     unmount(at("merged"), UnmountFlags::DETACH)?;
