@@ -75,7 +75,8 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let (pod, froze) = round::freeze(inspected.container.freezer.clone(), cpu.limits).await;
     let dumped = match froze {
         Ok(_) => {
-            let going = Going { trees, number: round, followed: &mut None };
+            // To give up what is known of them takes time, which the pause has not.
+            let going = Going { trees: trees.clone(), number: round, followed: &mut None };
             line.dump(link.begin(round), request, criu, going).await
         }
         Err(error) => {

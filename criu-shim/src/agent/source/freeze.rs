@@ -9,7 +9,7 @@ use crate::agent::owner::{Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::frozen::FrozenPod;
-use crate::agent::source::precopy::Followed;
+use crate::agent::source::precopy::{Followed, Trees};
 use crate::agent::source::round::{self, Going, Line, Undumped};
 use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
@@ -35,6 +35,8 @@ pub struct Frozen {
     pub pod: FrozenPod,
     /// What followed its memory. Not to be dropped while it is frozen.
     pub followed: Option<Followed>,
+    /// What was known of its files, and what watched them. Not to be dropped either.
+    pub trees: Trees,
     /// A dump that hangs, if one does.
     pub hung: Option<RunningDump>,
     /// How the attempt was decided; none where the object is gone.
@@ -76,7 +78,7 @@ pub async fn freeze(
             attempt_state.frozen(took);
             let mut watching = Watching::new(news, attempt);
             let mut line = Line { receiver: &mut receiver, watching: &mut watching };
-            let going = Going { trees, number: round, followed: &mut followed };
+            let going = Going { trees: trees.clone(), number: round, followed: &mut followed };
             attempt_state.send(request, criu, going, &sender, &mut line).await
         }
         Err(error) => {
@@ -98,7 +100,7 @@ pub async fn freeze(
     drop(sender);
     // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
     let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await;
-    Frozen { pod, followed, hung, decision, failure, receiver, since, held }
+    Frozen { pod, followed, trees, hung, decision, failure, receiver, since, held }
 }
 
 struct Attempt<'a> {

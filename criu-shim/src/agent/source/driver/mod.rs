@@ -252,11 +252,11 @@ impl SourceDriver {
         let frozen =
             freeze::freeze(&self.context, &self.key, (connected, followed), news, &mut self.report, &self.reporter)
                 .await;
-        let followed = frozen.followed;
+        let let_go = precopy::let_go((frozen.followed, frozen.trees));
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
                 settle::thaw(frozen.pod, frozen.hung.map(LiveCriu::Hung), proof).await;
-                precopy::let_go(followed).await;
+                let_go.await;
                 self.timed(frozen.since);
                 if let Some(failure) = &frozen.failure {
                     warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");

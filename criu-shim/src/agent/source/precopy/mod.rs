@@ -330,10 +330,10 @@ pub async fn last_look(
     }
 }
 
-/// Takes out what was put into processes that run again, or are gone.
-pub async fn let_go(followed: Option<Followed>) {
+/// Takes out what was put into processes that run again, or are gone, and ends what watched their files.
+pub async fn let_go(spent: (Option<Followed>, Trees)) {
     // A failure to wait for it changes nothing about that.
-    tokio::task::spawn_blocking(move || drop(followed)).await.ok();
+    tokio::task::spawn_blocking(move || drop(spent)).await.ok();
 }
 
 async fn send_round(
