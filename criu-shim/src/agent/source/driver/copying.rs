@@ -108,8 +108,13 @@ impl SourceDriver {
         let decision = converge::next(&self.pace.aims, &progress);
         self.report.convergence = convergence(&progress).filter(|_| precopy.follows_memory());
         self.report.pre_copied = Some(pre_copied(progress.rounds));
+        let compression = connected.sender.compression();
         if decision != Decision::Again {
             precopy.rest();
+        }
+        if let Some(verdict) = compression.filter(|_| self.report.compression.is_none()) {
+            self.report.compression = Some(verdict.compression);
+            self.note(verdict.to_string());
         }
         if converged {
             // What rounds come to until the go is looked at then.
