@@ -33,8 +33,8 @@ pub use protected_workload::{
     ProtectedWorkloadSpec, ProtectedWorkloadStatus,
 };
 pub use report::{
-    Convergence, Failure, FailureReason, HostFacts, MemoryEngine, PreCopied, Round, SourceReport, SourceStep,
-    SourceTimings, TargetReport, TargetStep, TargetTimings,
+    Compression, Convergence, Failure, FailureReason, HostFacts, MemoryEngine, PreCopied, Round, SourceReport,
+    SourceStep, SourceTimings, TargetReport, TargetStep, TargetTimings,
 };
 pub use restart::RestartPolicy;
 pub use restart_report::RestartReport;

@@ -21,6 +21,9 @@ pub struct SourceReport {
     /// Why that engine, and every fallback in use, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// How pages cross. It is decided by the first pages that are sent, where there are enough of them, and the notes say why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     /// Pre-copy rounds so far.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<Round>,
@@ -47,6 +50,7 @@ impl SourceReport {
             host: None,
             engine: None,
             notes: Vec::new(),
+            compression: None,
             rounds: Vec::new(),
             pre_copied: None,
             convergence: None,
@@ -143,6 +147,15 @@ pub enum MemoryEngine {
     ReadAndCompare,
     /// All of it inside the freeze.
     StopAndCopy,
+}
+
+/// How pages cross from node to node.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compression {
+    /// As they are: the connection, or the processors, would not be done earlier otherwise.
+    None,
+    /// As LZ4 blocks, where these are shorter.
+    Lz4,
 }
 
 /// One pre-copy round.

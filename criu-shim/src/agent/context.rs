@@ -8,6 +8,7 @@ use crate::agent::journal::Journal;
 use crate::agent::owner::Ownership;
 use crate::agent::room::Room;
 use crate::agent::settings::Settings;
+use crate::agent::transfer::tally::Tally;
 use crate::causes::chain;
 use crate::criu::CriuProgram;
 use crate::criu::version::Version;
@@ -43,6 +44,8 @@ pub struct Context {
     pub room: Room,
     /// What freezes of this node's moves have taken.
     pub beside: Arc<Beside>,
+    /// How the pages of moves from this node have crossed.
+    pub compression: Tally,
     /// Set when the agent was told to end: nothing new is begun.
     pub leaving: Arc<AtomicBool>,
 }

@@ -17,6 +17,7 @@ use crate::agent::supervise::{Supervisor, known};
 use crate::agent::target::listen::{self, ListenError};
 use crate::agent::target::local::{self, LocalError};
 use crate::agent::target::registry::Registry;
+use crate::agent::transfer::tally::Tally;
 use crate::causes::chain;
 use crate::criu::CriuProgram;
 use crate::local::SOCKET;
@@ -97,6 +98,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let keeping =
         identity::keep(client.clone(), settings.namespace.clone(), settings.node_name.clone(), identity_sender);
     let room = Room::on(settings.images());
+    let mut registered = Metrics::default();
     let context = Arc::new(Context {
         settings,
         client,
@@ -107,6 +109,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         criu_version,
         room,
         beside: Arc::default(),
+        compression: Tally::in_registry(&mut registered),
         leaving: Arc::default(),
     });
     let registry = Registry::default();
@@ -114,7 +117,6 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let supervisor = Supervisor::new(context.clone(), registry.clone(), entries);
     let agents = listen::bind(context.settings.address()).await?;
     let locals = local::bind(Path::new(SOCKET))?;
-    let mut registered = Metrics::default();
     let restarts = Counts::in_registry(&mut registered);
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let ended = tokio::select! {

@@ -109,7 +109,10 @@ async fn introduce(context: &Context, key: &Key, attempt: u32, peer: &Peer, byte
         let stream = dial.begin(&context.settings.node_name, bytes).await.map_err(unreachable)?;
         let (sender, mut receiver) = link::open_lasting::<_, FromSource, FromTarget>(stream, dial);
         match receiver.next().await.map_err(|error| unreachable(chain(&error)))? {
-            Incoming::Message(FromTarget::Accepted) => Ok((sender, receiver)),
+            Incoming::Message(FromTarget::Accepted { codec }) => {
+                sender.agree(codec, context.compression.clone());
+                Ok((sender, receiver))
+            }
             Incoming::Message(FromTarget::Refused { message }) => Err(unreachable(message)),
             Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
             other => Err(unreachable(format!("it answered {other:?}"))),

@@ -166,12 +166,14 @@ impl Line<'_> {
         let read = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let images = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let rest = async {
+            let mut small = Vec::new();
             for Image { part, content } in images {
                 match content {
-                    Content::Small(bytes) => round.whole(part, bytes).await?,
+                    Content::Small(bytes) => small.push((part, bytes)),
                     Content::Large(file) => round.part(part, file).await?,
                 }
             }
+            round.together(small).await?;
             round.end().await
         };
         tokio::select! {
@@ -238,6 +240,9 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
 
 /// Says in the images what shared memory the dump left out, all of which has been sent by now. Returns how many bytes.
 async fn fill_in(shared: Vec<Shared>, images: PathBuf) -> Result<u64, Failure> {
+    if shared.is_empty() {
+        return Ok(0);
+    }
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let filling = tokio::task::spawn_blocking(move || shared.iter().map(|shared| shared.fill_in(&images)).sum());
     let filled: Result<u64, SharedError> = filling.await.map_err(|error| failed(&error))?;

@@ -123,7 +123,8 @@ async fn over(cuts: Vec<usize>) -> (Sent, Heard) {
     let mut stream = TcpStream::connect(line).await.expect("the line");
     wire::prepare(&stream).expect("options");
     let GoOn { version, migration, attempt, session, .. } = go_on(0);
-    let preamble = Preamble { version, migration, attempt, session, source_node: "a".into(), bytes: 0 };
+    let preamble =
+        Preamble { version, migration, attempt, session, source_node: "a".into(), bytes: 0, codecs: Vec::new() };
     hello::say(&mut stream, &Hello::Begin(preamble)).await.expect("said");
     (open_lasting(stream, Redial(line)), opening.await.expect("a link"))
 }

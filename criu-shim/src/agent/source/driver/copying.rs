@@ -112,8 +112,13 @@ impl SourceDriver {
             self.report.engine = Some(engine);
             fallbacks.into_iter().for_each(|why| note(&mut self.report, why));
         }
+        let compression = connected.sender.compression();
         if decision != Decision::Again {
             precopy.rest();
+        }
+        if let Some(verdict) = compression.filter(|_| self.report.compression.is_none()) {
+            self.report.compression = Some(verdict.compression);
+            self.note(verdict.to_string());
         }
         if converged {
             // What rounds come to until the go is looked at then.

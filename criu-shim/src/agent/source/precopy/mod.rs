@@ -438,7 +438,9 @@ async fn said(receiver: &mut LinkReceiver<FromTarget>) -> Result<FromTarget, Fai
     match receiver.next().await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))? {
         Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
         Incoming::Message(message) => Ok(message),
-        Incoming::Data(_) => Err(retryable(FailureReason::TransferFailed, "the target sent data")),
+        Incoming::Data(_) | Incoming::Packed(_) => {
+            Err(retryable(FailureReason::TransferFailed, "the target sent data"))
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! What happens to a target: the source comes and sends, a shim asks, a relay speaks.
 
 use super::integrity::not_received;
+use super::receiving::Receiving;
 use super::{TargetDriver, WORD_LIMIT};
 use crate::agent::failure::retryable;
 use crate::agent::source::freeze::millis;
 use crate::agent::target::event::{Arrival, Event, Return};
 use crate::agent::transfer::hello::{self, Answer};
-use crate::agent::transfer::message::{FromTarget, Preamble, VERSION};
+use crate::agent::transfer::message::{Codec, FromTarget, Preamble, VERSION};
 use crate::agent::transfer::receive::{ReceiveError, Round, RoundKind};
 use crate::agent::transfer::session::Renewed;
 use crate::causes::chain;
@@ -73,6 +74,7 @@ impl TargetDriver {
 
     async fn source_arrived(&mut self, arrival: Arrival, migration: Option<&Migration>) {
         let Preamble { version, attempt, .. } = arrival.preamble;
+        let codec = arrival.preamble.codecs.iter().copied().find(|codec| *codec == Codec::Lz4);
         let refusal = match self.refusal(&arrival.names, version, attempt, migration) {
             None if self.local.failed || self.source.is_some() => {
                 Some("this attempt has had its connection".to_owned())
@@ -91,9 +93,9 @@ impl TargetDriver {
         if let Err(error) = landing.expect(arrival.preamble.bytes) {
             return self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await;
         }
-        self.tell_source(FromTarget::Accepted).await;
+        self.tell_source(FromTarget::Accepted { codec }).await;
         let (events, attempt, mut receiver) = (self.own_events.clone(), self.local.attempt, arrival.receiver);
-        self.receiving = Some(tokio::spawn(async move {
+        self.receiving = Some(Receiving::begin(async move {
             loop {
                 let round = landing.round(&mut receiver).await;
                 let last = round.as_ref().map_or(true, |round| round.kind == RoundKind::Last);

@@ -6,6 +6,7 @@ mod happening;
 mod integrity;
 mod memory;
 mod placing;
+mod receiving;
 mod rehearsal;
 mod reply;
 mod restore;
@@ -17,6 +18,7 @@ use crate::agent::failure::retryable;
 use crate::agent::journal::{Entry, RestoreEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
 use crate::agent::target::driver::placing::Placing;
+use crate::agent::target::driver::receiving::Receiving;
 use crate::agent::target::driver::rehearsal::Rehearsal;
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
@@ -34,7 +36,6 @@ use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, TargetReport, TargetStep, TargetTimings};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tracing::info;
 
 /// Room without which a target does not wait for a source, bytes: every image has some files besides memory.
@@ -59,7 +60,7 @@ pub struct TargetDriver {
     /// The session of that connection, and what takes those that follow on it.
     again: Option<(String, mpsc::Sender<Renewed<TargetStream>>)>,
     /// The task that writes what the source sends.
-    receiving: Option<JoinHandle<()>>,
+    receiving: Option<Receiving>,
     /// What `runc restore` needs from the start is here.
     early: bool,
     /// A shim's question that is not answered yet.
@@ -269,9 +270,7 @@ impl TargetDriver {
     async fn hang_up(&mut self) {
         (self.source, self.again) = (None, None);
         if let Some(receiving) = self.receiving.take() {
-            receiving.abort();
-            // It ends at its next pause, by having been told to.
-            receiving.await.ok();
+            receiving.end().await;
         }
     }
 
