@@ -16,6 +16,7 @@ use crate::agent::source::cpu::put_back;
 use crate::agent::supervise::{Supervisor, known};
 use crate::agent::target::listen::{self, ListenError};
 use crate::agent::target::local::{self, LocalError};
+use crate::agent::target::lost::Lost;
 use crate::agent::target::registry::Registry;
 use crate::causes::chain;
 use crate::criu::CriuProgram;
@@ -25,7 +26,6 @@ use kube::api::Api;
 use prometheus_client::registry::Registry as Metrics;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -97,6 +97,8 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let keeping =
         identity::keep(client.clone(), settings.namespace.clone(), settings.node_name.clone(), identity_sender);
     let room = Room::on(settings.images());
+    let mut registered = Metrics::default();
+    let lost = Lost::in_registry(&mut registered);
     let context = Arc::new(Context {
         settings,
         client,
@@ -107,6 +109,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         criu_version,
         room,
         beside: Arc::default(),
+        lost,
         leaving: Arc::default(),
     });
     let registry = Registry::default();
@@ -114,7 +117,6 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let supervisor = Supervisor::new(context.clone(), registry.clone(), entries);
     let agents = listen::bind(context.settings.address()).await?;
     let locals = local::bind(Path::new(SOCKET))?;
-    let mut registered = Metrics::default();
     let restarts = Counts::in_registry(&mut registered);
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let ended = tokio::select! {
@@ -151,7 +153,7 @@ fn not_ready() {
 async fn told_to_end(context: &Context, terminate: &mut Signal) {
     terminate.recv().await;
     not_ready();
-    context.leaving.store(true, Ordering::Relaxed);
+    context.leaving.send_replace(true);
     let begun = Instant::now();
     while begun.elapsed() < LEAVE_LIMIT && context.journal.entries().is_ok_and(|entries| !entries.is_empty()) {
         tokio::time::sleep(LOOK).await;
