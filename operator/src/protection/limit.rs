@@ -7,8 +7,8 @@ use crate::moves::{self, Next};
 use crate::pod::restarts::Held;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 use std::collections::BTreeSet;
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Migration, MigrationReason, Obstacle, StartLimitMove};
@@ -76,7 +76,8 @@ fn whereabouts(uid: &str, migrations: &[Migration]) -> String {
     let mut seen = BTreeSet::new();
     let left = |uid: &str| {
         migrations.iter().filter_map(|migration| migration.status.as_ref()).find_map(|status| {
-            let from = status.source_pod.as_ref().filter(|pod| pod.uid == uid && status.verdict() == Verdict::Committed);
+            let from =
+                status.source_pod.as_ref().filter(|pod| pod.uid == uid && status.verdict() == Verdict::Committed);
             from.and(status.replacement.as_ref()).map(|pod| pod.uid.clone())
         })
     };
@@ -234,13 +235,18 @@ mod tests {
     }
 
     /// A Migration from pod `from` to pod `to`, created at `second`, committed or not.
-    fn between(name: &str, reason: MigrationReason, (from, to): (&str, &str), second: i64, committed: bool) -> Migration {
+    fn between(
+        name: &str,
+        reason: MigrationReason,
+        (from, to): (&str, &str),
+        second: i64,
+        committed: bool,
+    ) -> Migration {
         let mut migration = migration(name, reason, Phase::Succeeded, Some(second));
         migration.metadata.creation_timestamp = Some(Time(at(second)));
         migration.spec.pod.uid = Some(from.into());
-        let reference = |uid: &str, node: &str| {
-            Some(ObjectRef { name: "p".into(), uid: uid.into(), node: Some(node.into()) })
-        };
+        let reference =
+            |uid: &str, node: &str| Some(ObjectRef { name: "p".into(), uid: uid.into(), node: Some(node.into()) });
         let status = migration.status.get_or_insert_default();
         (status.source_pod, status.replacement) = (reference(from, "a"), reference(to, "b"));
         status.attempt = 1;

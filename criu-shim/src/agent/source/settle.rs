@@ -162,7 +162,9 @@ fn cure_once(freezer: &Freezer) -> bool {
     for pid in pids {
         match parasite::remove(pid) {
             Ok(removed) => given_back |= removed,
-            Err(error) => error!(pid, error = %chain(&error), "what a CRIU that was killed has left stays in a process"),
+            Err(error) => {
+                error!(pid, error = %chain(&error), "what a CRIU that was killed has left stays in a process")
+            }
         }
     }
     if given_back {

@@ -2,8 +2,8 @@
 
 use super::restart::resumed;
 use super::state::State;
-use crate::memory::{AttachError, Range};
 use crate::memory::ptrace::{self, Registers, Stop};
+use crate::memory::{AttachError, Range};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
