@@ -30,7 +30,7 @@ pub use obstacle::{Obstacle, ObstacleReason};
 pub use pre_copy::{NonConvergence, PreCopyPolicy, ResolvedPreCopy};
 pub use protected_workload::{
     FailurePolicy, MaintenanceAction, MigrationPolicy, OnMaintenance, PodProtection, PodRestarts, ProtectedWorkload,
-    ProtectedWorkloadSpec, ProtectedWorkloadStatus,
+    ProtectedWorkloadSpec, ProtectedWorkloadStatus, StartLimitMove,
 };
 pub use report::{
     Compression, Convergence, Failure, FailureReason, HostFacts, MemoryEngine, PreCopied, Round, SourceReport,

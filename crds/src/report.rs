@@ -248,6 +248,8 @@ pub struct HostFacts {
     pub kernel: String,
     /// CRIU's version.
     pub criu: String,
+    /// Version of the protocol that the host's agent speaks with others; 0 where it does not say.
+    pub protocol: u32,
 }
 
 /// Why a side could not go on.
@@ -287,6 +289,8 @@ pub enum FailureReason {
     RestoreFailed,
     /// An agent did not answer in time.
     AgentUnreachable,
+    /// The two agents speak different versions of their protocol: one of them is being upgraded. It does not count as an attempt.
+    AgentVersions,
     /// An agent was restarted in mid-attempt and undid what it found.
     AgentRestarted,
     /// The attempt took longer than the policy allows.
@@ -295,7 +299,8 @@ pub enum FailureReason {
     NotConverging,
     /// Called off: uncordoned, deleted, or the pod was deleted.
     Cancelled,
-    /// After the commit the state was lost with the target, or given up: the application starts cold.
+    /// After the commit the state was lost with the target, or given up, or memory that was still to come did not come: the
+    /// application starts cold.
     StateLost,
     /// Another Migration is moving this pod.
     AlreadyMoving,

@@ -8,6 +8,7 @@ use crate::agent::journal::Journal;
 use crate::agent::owner::Ownership;
 use crate::agent::room::Room;
 use crate::agent::settings::Settings;
+use crate::agent::target::lost::Lost;
 use crate::agent::transfer::tally::Tally;
 use crate::causes::chain;
 use crate::criu::CriuProgram;
@@ -17,7 +18,6 @@ use kube::api::Api;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason, HostFacts, Migration};
@@ -46,8 +46,10 @@ pub struct Context {
     pub beside: Arc<Beside>,
     /// How the pages of moves from this node have crossed.
     pub compression: Tally,
-    /// Set when the agent was told to end: nothing new is begun.
-    pub leaving: Arc<AtomicBool>,
+    /// States that were lost here.
+    pub lost: Lost,
+    /// True when the agent was told to end: nothing new is begun.
+    pub leaving: Arc<watch::Sender<bool>>,
 }
 
 impl fmt::Debug for Context {
@@ -59,7 +61,13 @@ impl fmt::Debug for Context {
 impl Context {
     /// Whether the agent was told to end.
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Relaxed)
+        *self.leaving.borrow()
+    }
+
+    /// Returns once it was.
+    pub async fn told_to_leave(&self) {
+        // The sender is here, so that it does not end before.
+        self.leaving.subscribe().wait_for(|leaving| *leaving).await.ok();
     }
 
     /// Facts of this node as they are now.

@@ -12,7 +12,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Version of the format.
+/// Version of the format. Whoever comes after an upgrade must understand what was written before it, so a field that is added has a
+/// value where it is missing, and none that was ever written changes its meaning. Should that not do, [`read`] takes the version
+/// before as well. Of a newer version nothing is known: whoever goes back to an older agent goes on when the newer one is there again.
 const VERSION: u32 = 1;
 /// Largest journal file that is read, bytes.
 const MAX_BYTES: u64 = 64 << 10;
@@ -266,6 +268,7 @@ struct VersionOnly {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::throttle::Bandwidth;
 
     fn entry(uid: &str, attempt: u32) -> Entry {
         Entry::new("default", "move", uid, attempt, Side::Target(TargetEntry::default()))
@@ -301,6 +304,60 @@ mod tests {
         assert!(matches!(journal.entries(), Err(JournalError::Version { version: 9, .. })));
         std::fs::write(directory.path().join("a.json"), b"garbage").expect("file");
         assert!(matches!(journal.entries(), Err(JournalError::Parse { .. })));
+    }
+
+    /// Entries as agents have written them, the oldest form of each first.
+    const WRITTEN: [&str; 6] = [
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"source":{"podNamespace":"n","podName":"p",
+            "podUid":"pu","containerId":"c","cgroup":"/sys/fs/cgroup/freezer/x","criu":{"pid":7,"startTime":9}}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"source":{"podNamespace":"n","podName":"p",
+            "podUid":"pu","containerId":"c","cgroup":"/sys/fs/cgroup/freezer/x","criu":{"pid":7,"startTime":9},
+            "cpu":[{"cgroup":"/sys/fs/cgroup/cpu/x","found":{"quota":10000,"period":100000},"set":[{"quota":null,"period":100000}]}]}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"target":{"resumed":false}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"target":{"restore":{"token":"t","podUid":"q",
+            "containerId":"c","bundle":"/b"},"resumed":true}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"target":{"resumed":false,
+            "cpu":[{"cgroup":"/sys/fs/cgroup/cpu/x","found":{"quota":10000,"period":100000},"set":[]}]}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"slowed":{
+            "cpu":[{"cgroup":"/sys/fs/cgroup/cpu/x","found":{"quota":10000,"period":100000},"set":[{"quota":3000,"period":100000}]}]}}}"#,
+    ];
+
+    #[test]
+    fn what_an_agent_before_an_upgrade_has_written_is_understood() {
+        let directory = tempfile::tempdir().expect("dir");
+        let journal = Journal::open(directory.path()).expect("open");
+        let sides = WRITTEN.map(|written| {
+            std::fs::write(directory.path().join("u.json"), written).expect("file");
+            let mut entries = journal.entries().expect(written);
+            let entry = entries.pop().expect("an entry");
+            assert_eq!((entry.namespace.as_str(), entry.uid.as_str(), entry.attempt), ("n", "u", 2));
+            entry.side
+        });
+        let found = Bandwidth { quota: Some(10_000), period: 100_000 };
+        let limit = |set: Vec<Bandwidth>| vec![LimitRecord { cgroup: "/sys/fs/cgroup/cpu/x".into(), found, set }];
+        let bandwidth = |quota| Bandwidth { quota, period: 100_000 };
+        let source = |cpu| {
+            Side::Source(SourceEntry {
+                pod_namespace: "n".into(),
+                pod_name: "p".into(),
+                pod_uid: "pu".into(),
+                container_id: "c".into(),
+                cgroup: "/sys/fs/cgroup/freezer/x".into(),
+                criu: ProcessId { pid: 7, start_time: 9 },
+                cpu,
+            })
+        };
+        let restore =
+            RestoreEntry { token: "t".into(), pod_uid: "q".into(), container_id: "c".into(), bundle: "/b".into() };
+        let expected = [
+            source(Vec::new()),
+            source(limit(vec![bandwidth(None)])),
+            Side::Target(TargetEntry::default()),
+            Side::Target(TargetEntry { restore: Some(restore), resumed: true, cpu: Vec::new() }),
+            Side::Target(TargetEntry { cpu: limit(Vec::new()), ..TargetEntry::default() }),
+            Side::Slowed(SlowedEntry { cpu: limit(vec![bandwidth(Some(3_000))]) }),
+        ];
+        assert_eq!(sides, expected);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::agent::source::cpu::put_back;
 use crate::agent::supervise::{Supervisor, known};
 use crate::agent::target::listen::{self, ListenError};
 use crate::agent::target::local::{self, LocalError};
+use crate::agent::target::lost::Lost;
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::tally::Tally;
 use crate::causes::chain;
@@ -26,7 +27,6 @@ use kube::api::Api;
 use prometheus_client::registry::Registry as Metrics;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -99,6 +99,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         identity::keep(client.clone(), settings.namespace.clone(), settings.node_name.clone(), identity_sender);
     let room = Room::on(settings.images());
     let mut registered = Metrics::default();
+    let lost = Lost::in_registry(&mut registered);
     let context = Arc::new(Context {
         settings,
         client,
@@ -110,6 +111,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         room,
         beside: Arc::default(),
         compression: Tally::in_registry(&mut registered),
+        lost,
         leaving: Arc::default(),
     });
     let registry = Registry::default();
@@ -153,7 +155,7 @@ fn not_ready() {
 async fn told_to_end(context: &Context, terminate: &mut Signal) {
     terminate.recv().await;
     not_ready();
-    context.leaving.store(true, Ordering::Relaxed);
+    context.leaving.send_replace(true);
     let begun = Instant::now();
     while begun.elapsed() < LEAVE_LIMIT && context.journal.entries().is_ok_and(|entries| !entries.is_empty()) {
         tokio::time::sleep(LOOK).await;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 /// Version of this protocol. Shim, relay and agent of one node are installed together; a shim that was started
-/// before an upgrade may still meet the agent that came with it.
+/// before an upgrade may still meet the agent that came with it. [`Hello`], [`FromRelay::Relay`] as a line of its own, and
+/// [`ToRelay::Abandon`] are the same in every version: they are how one that is too old is made to end.
 pub const VERSION: u32 = 3;
 
 /// The first line of every connection, from the client.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
-/// Why writes of a process can't be tracked. The process runs on as before, after each of these.
+/// Why writes of a process can't be tracked, or it can't be made to give something back. The process runs on as before, after
+/// each of these.
 #[derive(Debug, Error)]
 pub enum AttachError {
     /// Nobody has written the injection for this machine.
@@ -103,6 +104,12 @@ pub enum AttachError {
     /// Nothing it has mapped holds the instruction that enters the kernel.
     #[error("process {pid} has no system call instruction mapped")]
     NoSyscallInstruction {
+        /// Id of the process.
+        pid: i32,
+    },
+    /// Its first thread is in memory that it was to give back.
+    #[error("process {pid} runs in what it was to unmap")]
+    AtWork {
         /// Id of the process.
         pid: i32,
     },

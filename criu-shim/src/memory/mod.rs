@@ -4,7 +4,7 @@
 //! reading its memory ([`MemoryReader`]), and the same for memory that belongs to no process ([`shared`]). The kernel write-protects
 //! pages and takes the protection off at the first write, so that the difference between two looks is what was written
 //! between them. That takes a userfaultfd, which can only be made inside the process: one thread is stopped for a moment
-//! and made to call it. It never writes to the process' memory, never freezes or thaws, and never decides how many
+//! and made to call it; the same way a process is made to give back what CRIU has left in it ([`give_back`]). It never writes to the process' memory, never freezes or thaws, and never decides how many
 //! rounds are enough.
 
 mod compare;
@@ -35,6 +35,7 @@ pub(crate) mod tests;
 pub use compare::Comparer;
 pub use engine::{Attached, Engine};
 pub use error::{AttachError, ReadError, TrackError};
+pub use inject::give_back;
 pub use obstacle::Obstacle;
 pub use range::Range;
 pub use read::{MemoryReader, Piece};
@@ -43,4 +44,5 @@ pub use sharing::Sharing;
 pub use soft_dirty::SoftDirty;
 pub use tracker::{LastLook, Tracker};
 pub use vma::Reason;
+pub(crate) use vma::parse as parse_mappings;
 use vma::{Vma, tracking};

@@ -84,6 +84,20 @@ impl Large {
         ensure!(!cold || killed == Some(true), "it was started cold, and nothing was killed");
         Ok(cold)
     }
+
+    /// Waits until the Migration and the Events of the pod say that the state is lost.
+    fn is_told(&self, name: &str, pod: &Pod) -> Result<()> {
+        let about = format!("reason=StateLost,involvedObject.kind=Pod,involvedObject.uid={}", pod.uid);
+        until_true("the Migration to say that the state is lost", LIMIT, || {
+            let object = self.sandbox.get(&["migration", name])?.context("the Migration is gone")?;
+            let conditions = object["status"]["conditions"].as_array();
+            let told = conditions.into_iter().flatten().find(|one| one["type"] == "StateLost");
+            Ok(told.is_some_and(|told| told["status"] == "True") && object["status"]["phase"] == "Succeeded")
+        })?;
+        until_true("an Event of the pod that says so", LIMIT, || {
+            Ok(!self.sandbox.run(&["get", "events", "--field-selector", &about, "--output", "name"])?.is_empty())
+        })
+    }
 }
 
 #[test]
@@ -122,6 +136,7 @@ fn a_page_daemon_that_dies_while_it_brings_memory_ends_the_container_and_kubelet
         let last = &object["status"]["containerStatuses"][0]["lastState"]["terminated"];
         // By itself it ends with 1, when a page is not what it was.
         ensure!(last["exitCode"] == 137, "it was not the agent that ended it: {last}");
+        large.is_told(&format!("move-{number}"), &after)?;
         let log = large.sandbox.run(&["logs", &after.name, "--previous"])?;
         ensure!(!log.contains("of the memory is"), "it has read what was not there: {log}");
         let ticks = large.collector.account().ticks;

@@ -91,6 +91,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     // Without a verdict: see OnlyCut.
     settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)), proof).await;
     let paused = since.elapsed();
+    settle::cure(inspected.container.freezer.clone()).await;
     line.watching.extend();
     let sent = match dumped {
         Ok(Dumped { round: sending, .. }) => {

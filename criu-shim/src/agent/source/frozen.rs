@@ -72,18 +72,18 @@ impl FrozenPod {
         &self.freezer
     }
 
-    /// Lets the application run again. Blocking.
+    /// Lets the application run again. Returns its cpu limits: one that could not be put back does not keep it frozen. Blocking.
     ///
     /// # Errors
     /// With the guard, so that it can be tried again. A container that has ended is no error.
-    pub fn thaw(mut self, _proof: &MayRun) -> Result<(), Box<(Self, FreezerError)>> {
+    pub fn thaw(mut self, _proof: &MayRun) -> Result<CpuLimits, Box<(Self, FreezerError)>> {
         if let Err(error) = self.limits.restore() {
-            warn!(error = %chain(&error), "a cpu limit is not as it was found, trying again");
+            warn!(error = %chain(&error), "the container runs with a cpu limit that is not as it was found");
         }
         match self.freezer.thaw(END_LIMIT) {
             Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => {
                 self.ended = true;
-                Ok(())
+                Ok(std::mem::take(&mut self.limits))
             }
             Err(error) => Err(Box::new((self, error))),
         }

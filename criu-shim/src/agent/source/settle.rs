@@ -3,9 +3,10 @@
 use crate::agent::context::{Context, Key, answer};
 use crate::agent::journal::SourceEntry;
 use crate::agent::owner::{Committed, Decision, OwnerError};
+use crate::agent::source::cpu;
 use crate::agent::source::frozen::{FrozenPod, MayRun};
 use crate::causes::chain;
-use crate::criu::{ProcessId, RunningDump, Waited};
+use crate::criu::{ProcessId, RunningDump, Waited, parasite};
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
 use std::sync::Arc;
@@ -109,8 +110,8 @@ fn is_zombie(stat: &str) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 
-/// Thaws, however often it takes. CRIU, where one is at work, freezes again what it found frozen when it ends: it has
-/// ended before this does.
+/// Thaws, however often it takes, and sees that the cpu limits are as they were found. CRIU, where one is at work, freezes again
+/// what it found frozen when it ends: it has ended before this does.
 pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<MayRun>) {
     let proof = Arc::new(proof.into());
     if let Some(criu) = criu {
@@ -120,7 +121,7 @@ pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<M
         let freezer = pod.freezer().clone();
         let (thawing, proof) = (pod, proof.clone());
         pod = match tokio::task::spawn_blocking(move || thawing.thaw(&proof)).await {
-            Ok(Ok(())) => return,
+            Ok(Ok(limits)) => return cpu::restored(limits).await,
             Ok(Err(failed)) => {
                 let (back, error) = *failed;
                 error!(error = %chain(&error), "the pod is to run again and does not thaw, trying again");
@@ -133,6 +134,43 @@ pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<M
         };
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// Has the processes of a pod that runs again give back what a CRIU that was killed in them has left: with it they can't be
+/// dumped again. Where nothing is left, their mappings are read and that is all.
+pub async fn cure(freezer: Freezer) {
+    let curing = tokio::task::spawn_blocking(move || {
+        // A process may have been forked from one that was not looked at yet.
+        while cure_once(&freezer) {}
+    });
+    if let Err(error) = curing.await {
+        error!(%error, "what a CRIU may have left was not looked for to the end");
+    }
+}
+
+/// Whether anything was given back.
+fn cure_once(freezer: &Freezer) -> bool {
+    let pids = match freezer.pids() {
+        Ok(pids) => pids,
+        Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => return false,
+        Err(error) => {
+            warn!(error = %chain(&error), "what a CRIU may have left is not looked for");
+            return false;
+        }
+    };
+    let mut given_back = false;
+    for pid in pids {
+        match parasite::remove(pid) {
+            Ok(removed) => given_back |= removed,
+            Err(error) => {
+                error!(pid, error = %chain(&error), "what a CRIU that was killed has left stays in a process")
+            }
+        }
+    }
+    if given_back {
+        info!(cgroup = ?freezer.path_in_node(), "what a CRIU that was killed has left was removed");
+    }
+    given_back
 }
 
 /// Waits for the end of `criu`, with the pod thawed as soon as patience is over. In a pod that runs, CRIU gets on, finds

@@ -99,11 +99,24 @@ pub async fn serve(context: Arc<Context>, registry: Registry, listener: UnixList
 
 async fn talk(context: &Context, registry: &Registry, stream: UnixStream) -> Result<(), LocalError> {
     let mut line = Line::new(stream);
-    let hello: Hello = line.expect().await?;
-    match hello.check()? {
+    match heard(&mut line).await? {
         Role::Shim => shim(context, registry, line).await,
         Role::Relay => relay(registry, line).await,
     }
+}
+
+/// Who it is. One of another version was started before an upgrade of the agent. Such a shim just sees the line end: it starts cold
+/// what has nothing to do with a move, and else refuses after a while. A relay would wait for ever with what it has rebuilt, so it is
+/// told to give up, which no version may say in other words; kubelet begins again, with a relay of this version.
+async fn heard(line: &mut Line) -> Result<Role, LocalError> {
+    let hello: Hello = line.expect().await?;
+    let role = hello.check();
+    if role.is_err() && hello.role == Role::Relay {
+        // What it says comes first: it does not listen before.
+        line.expect::<serde_json::Value>().await?;
+        line.say(&ToRelay::Abandon).await?;
+    }
+    Ok(role?)
 }
 
 async fn shim(context: &Context, registry: &Registry, mut line: Line) -> Result<(), LocalError> {
@@ -389,5 +402,39 @@ impl Line {
             Err(error) => error,
             Ok(_) => LocalError::Early,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one that says these lines is told, and whether it is taken for what it is.
+    async fn told(said: &str) -> (String, Result<Role, LocalError>) {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        theirs.write_all(said.as_bytes()).await.expect("said");
+        let mut line = Line::new(ours);
+        let role = heard(&mut line).await;
+        drop(line);
+        let mut answer = String::new();
+        theirs.read_to_string(&mut answer).await.expect("an answer");
+        (answer, role)
+    }
+
+    #[tokio::test]
+    async fn a_relay_from_before_an_upgrade_is_told_to_give_up() {
+        let relay = r#"{"type":"relay","token":"t","stage":"held"}"#;
+        let (answer, role) = told(&format!("{{\"version\":2,\"role\":\"relay\"}}\n{relay}\n")).await;
+        assert_eq!(answer, "{\"type\":\"abandon\"}\n");
+        assert!(matches!(role, Err(LocalError::Version(VersionMismatch { theirs: 2 }))), "{role:?}");
+    }
+
+    #[tokio::test]
+    async fn a_shim_from_before_an_upgrade_sees_the_line_end() {
+        let (answer, role) = told("{\"version\":2,\"role\":\"shim\"}\n").await;
+        assert_eq!(answer, "");
+        assert!(matches!(role, Err(LocalError::Version(_))), "{role:?}");
+        let (answer, role) = told("{\"version\":3,\"role\":\"shim\"}\n").await;
+        assert!(matches!((answer.as_str(), role), ("", Ok(Role::Shim))));
     }
 }

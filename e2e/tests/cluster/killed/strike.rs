@@ -30,6 +30,13 @@ pub enum Who {
     TargetCriu,
 }
 
+impl Who {
+    /// Whether it costs the attempt and nothing more.
+    pub fn is_criu(self) -> bool {
+        matches!(self, Self::SourceCriu | Self::TargetCriu)
+    }
+}
+
 /// What came of a move.
 pub struct Outcome {
     /// The Migration at its end.

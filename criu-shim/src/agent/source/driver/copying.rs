@@ -8,6 +8,7 @@ use crate::agent::failure::retryable;
 use crate::agent::journal::{Side, SlowedEntry};
 use crate::agent::source::calm::calm;
 use crate::agent::source::connect::{self, Connected, Peer};
+use crate::agent::source::cpu;
 use crate::agent::source::freeze::millis;
 use crate::agent::source::precopy::converge::{self, Decision, Progress, Refusal, RoundSeen, Stage};
 use crate::agent::source::precopy::estimate::estimate;
@@ -71,13 +72,19 @@ impl SourceDriver {
         }
     }
 
-    /// Waits for news of the object, or from the target. Meanwhile memory and files are copied.
+    /// Waits for news of the object, or from the target. Meanwhile memory and files are copied. A container that is slowed down
+    /// does not wait for an agent that was told to end.
     pub(super) async fn wait(&mut self, news: &mut News) -> Result<(), RecvError> {
         let Some(connected) = &mut self.connected else { return news.changed().await };
-        let Connected { sender, receiver, precopy, .. } = connected;
+        let Connected { sender, receiver, precopy, cpu, .. } = connected;
+        let slowed = !cpu.limits.records().is_empty();
         let copied = match precopy {
             Some(precopy) => tokio::select! {
                 changed = news.changed() => return changed,
+                () = self.context.told_to_leave(), if slowed => {
+                    self.leave_slowed().await;
+                    return Ok(());
+                }
                 copied = precopy.next(sender, receiver) => copied,
             },
             None => tokio::select! {
@@ -147,6 +154,16 @@ impl SourceDriver {
             }
             Decision::GiveUp(refusal) => self.fail(not_converging(&refusal)).await,
         }
+    }
+
+    /// Gives the container its cpu time back at once, and ends the attempt: who comes next begins another.
+    async fn leave_slowed(&mut self) {
+        if let Some(connected) = &mut self.connected {
+            cpu::restored(std::mem::take(&mut connected.cpu.limits)).await;
+        }
+        let message = "the source's agent was told to end while the container was slowed down";
+        self.fail(retryable(FailureReason::AgentRestarted, message)).await;
+        self.forget_freeze().await;
     }
 
     /// Says it once.

@@ -5,11 +5,12 @@ mod copying;
 use crate::agent::context::{Context, Key, News, RequestError, answer};
 use crate::agent::duty::{SourceAt, SourceDuty, SourceLocal, source_duty};
 use crate::agent::failure::retryable;
-use crate::agent::journal::{Entry, Side, SourceEntry};
+use crate::agent::journal::{Entry, Side, SlowedEntry, SourceEntry};
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::container::{self, ContainerError};
+use crate::agent::source::cpu;
 use crate::agent::source::cut::{self, Cut};
 use crate::agent::source::freeze::{self, millis};
 use crate::agent::source::frozen::FrozenPod;
@@ -54,6 +55,15 @@ enum LookError {
     Ended(#[from] tokio::task::JoinError),
 }
 
+/// What an agent before this one has left on the source.
+#[derive(Debug)]
+pub enum Left {
+    /// A pod that may be frozen.
+    Frozen(SourceEntry),
+    /// A container that is slowed down, with a limit that could not be put back at the start.
+    Slowed(SlowedEntry),
+}
+
 /// The source's side of one Migration.
 #[derive(Debug)]
 pub struct SourceDriver {
@@ -64,7 +74,8 @@ pub struct SourceDriver {
     local: SourceLocal,
     inspected: Option<Inspected>,
     connected: Option<Connected>,
-    entry: Option<SourceEntry>,
+    /// What an agent before this one has left, until it is settled.
+    left: Option<Left>,
     /// What the rounds of this attempt have to keep to.
     pace: Pace,
     /// How long the target is expected to put files in place in the freeze.
@@ -72,23 +83,30 @@ pub struct SourceDriver {
 }
 
 impl SourceDriver {
-    /// For `key`; `entry` is what the journal has of it from an agent before this one.
-    pub fn new(context: Arc<Context>, key: Key, entry: Option<(u32, SourceEntry)>) -> Self {
+    /// For `key`; `left` is what the journal has of it from an agent before this one, and of which attempt.
+    pub fn new(context: Arc<Context>, key: Key, left: Option<(u32, Left)>) -> Self {
         let reporter = Reporter::start(context.client.clone(), &key.namespace, &key.name, &key.uid);
-        let (local, entry) = match entry {
-            Some((attempt, entry)) => (SourceLocal { attempt, at: SourceAt::Frozen }, Some(entry)),
-            None => (SourceLocal { attempt: 0, at: SourceAt::Idle }, None),
+        let local = match left {
+            Some((attempt, Left::Frozen(_))) => SourceLocal { attempt, at: SourceAt::Frozen },
+            // Nothing is frozen, and whatever else was done for the attempt is gone with the agent that did it.
+            Some((_, Left::Slowed(_))) | None => SourceLocal { attempt: 0, at: SourceAt::Idle },
         };
+        let left = left.map(|(_, left)| left);
         let report = SourceReport::new(local.attempt);
         let pace = Pace::new(None, Instant::now());
         let placing = Duration::ZERO;
-        Self { context, key, reporter, report, local, inspected: None, connected: None, entry, pace, placing }
+        Self { context, key, reporter, report, local, inspected: None, connected: None, left, pace, placing }
     }
 
     /// Does duties until the Migration is gone.
     pub async fn run(mut self, mut news: News) {
-        if let Some(entry) = self.entry.take() {
-            self.settle_left_over(entry).await;
+        match self.left.take() {
+            Some(Left::Frozen(entry)) => self.settle_left_over(entry).await,
+            Some(Left::Slowed(entry)) => {
+                cpu::restored(CpuLimits::adopt(&entry.cpu, self.context.node.root())).await;
+                self.forget_freeze().await;
+            }
+            None => {}
         }
         loop {
             let Some(migration) = news.borrow_and_update().clone() else {
@@ -164,9 +182,10 @@ impl SourceDriver {
         self.disconnect().await;
     }
 
-    /// Lets go of what was started for the attempt.
+    /// Lets go of what was started for the attempt. The container has its cpu time back then.
     async fn disconnect(&mut self) {
-        if let Some(connected) = self.connected.take() {
+        if let Some(mut connected) = self.connected.take() {
+            cpu::restored(std::mem::take(&mut connected.cpu.limits)).await;
             // Ending a warm CRIU waits for it.
             tokio::task::spawn_blocking(move || drop(connected)).await.ok();
         }
@@ -255,9 +274,11 @@ impl SourceDriver {
         let let_go = precopy::let_go((frozen.followed, frozen.trees));
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
+                let freezer = frozen.pod.freezer().clone();
                 settle::thaw(frozen.pod, frozen.hung.map(LiveCriu::Hung), proof).await;
                 let_go.await;
                 self.timed(frozen.since);
+                settle::cure(freezer).await;
                 if let Some(failure) = &frozen.failure {
                     warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");
                 }
@@ -343,7 +364,9 @@ impl SourceDriver {
         match settle::take_over(&self.context, &self.key, attempt, &entry).await {
             Ok(TakenOver { pod, criu, decision: Decision::Aborted(proof) }) => {
                 if let Some(pod) = pod {
+                    let freezer = pod.freezer().clone();
                     settle::thaw(pod, criu, proof).await;
+                    settle::cure(freezer).await;
                 }
                 let message = "the source's agent was restarted during the freeze and took the abort";
                 self.report.failure = Some(retryable(FailureReason::AgentRestarted, message));

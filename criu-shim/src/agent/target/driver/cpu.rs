@@ -3,6 +3,7 @@
 
 use super::TargetDriver;
 use crate::agent::journal::TargetEntry;
+use crate::agent::source::cpu::restored;
 use crate::causes::chain;
 use crate::throttle::{CpuLimits, ThrottleError};
 use tracing::warn;
@@ -13,6 +14,9 @@ impl TargetDriver {
     pub(super) async fn lift_limits(&mut self, criu: Option<i32>) {
         let Some(criu) = criu else { return };
         self.restore_limits();
+        if !self.limits.records().is_empty() {
+            return self.not_lifted("those of a restore before this one are not as they were found");
+        }
         let root = self.context.node.root().to_owned();
         let planning = tokio::task::spawn_blocking(move || {
             let mut limits = CpuLimits::of_process(criu, &root)?;
@@ -31,9 +35,13 @@ impl TargetDriver {
         if let Err(failure) = self.write_journal(entry).await {
             return self.not_lifted(&failure.message);
         }
-        match tokio::task::spawn_blocking(move || limits.carry_out().map(|()| limits)).await {
-            Ok(Ok(limits)) => self.limits = limits,
-            Ok(Err(error)) => self.not_lifted(&chain(&error)),
+        match tokio::task::spawn_blocking(move || (limits.carry_out(), limits)).await {
+            Ok((carried_out, limits)) => {
+                self.limits = limits;
+                if let Err(error) = carried_out {
+                    self.not_lifted(&chain(&error));
+                }
+            }
             Err(error) => self.not_lifted(&chain(&error)),
         }
     }
@@ -42,9 +50,16 @@ impl TargetDriver {
         warn!(migration = self.key.name, why, "the restore runs under the container's cpu limits");
     }
 
-    /// Puts back what was found: the restore has ended. A few writes to files of the kernel.
+    /// Puts back what was found: the restore has ended. A few writes to files of the kernel. What can't be put back is kept, and
+    /// tried again where the attempt comes to its end.
     pub(super) fn restore_limits(&mut self) {
-        // Dropping the guard does it, and says so where it can't.
-        self.limits = CpuLimits::default();
+        if let Err(error) = self.limits.restore() {
+            warn!(migration = self.key.name, error = %chain(&error), "a cpu limit is not as it was found");
+        }
+    }
+
+    /// Waits until they are as they were found, or their container is gone. The journal has them until then.
+    pub(super) async fn limits_restored(&mut self) {
+        restored(std::mem::take(&mut self.limits)).await;
     }
 }

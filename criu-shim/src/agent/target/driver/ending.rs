@@ -125,7 +125,8 @@ impl TargetDriver {
         self.source = None;
     }
 
-    async fn remove_everything(&self) {
+    async fn remove_everything(&mut self) {
+        self.limits_restored().await;
         let (directory, journal, uid) = (self.directory(), self.context.journal.clone(), self.key.uid.clone());
         let removed = tokio::task::spawn_blocking(move || {
             if let Err(error) = crate::agent::images::remove(&directory) {

@@ -1,7 +1,7 @@
 //! Memory that comes after the restore: whether somebody brings it, before the commit; and that all of it has come, after.
 
 use super::TargetDriver;
-use crate::agent::failure::retryable;
+use crate::agent::failure::{permanent, retryable};
 use crate::agent::source::container::find;
 use crate::agent::transfer::message::{IMAGES, MEMORY};
 use crate::agent::transfer::receive::WORK;
@@ -55,6 +55,12 @@ pub(super) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
     Ok((!pids.is_empty()).then(|| Pages { at: pages_at(directory), pids }))
 }
 
+/// That an application which ran here has lost its state, because of what the page daemon has said last.
+fn state_lost(why: &str) -> Failure {
+    let message = format!("memory of the restored processes is missing, and they were ended: {why}");
+    permanent(FailureReason::StateLost, message)
+}
+
 impl TargetDriver {
     /// Has the page daemon started where it will be needed, so that the freeze does not wait for that.
     pub(super) async fn prepare_pages(&self) {
@@ -86,9 +92,9 @@ impl TargetDriver {
         }
     }
 
-    /// Waits until the page daemon has brought everything. Where it can't any more, the container is ended: kubelet starts it
-    /// again, cold.
-    pub(super) async fn filled(&self) {
+    /// Waits until the page daemon has brought everything. Where it can't any more, the container is ended, and that is reported:
+    /// kubelet starts it again, cold.
+    pub(super) async fn filled(&mut self) {
         let work = self.directory().join(WORK);
         match store::pids(&self.directory().join(MEMORY)) {
             Ok(pids) if pids.is_empty() => return,
@@ -110,6 +116,9 @@ impl TargetDriver {
             error!(migration = self.key.name, error, "a container that lacks memory can't be ended");
             tokio::time::sleep(LOOK).await;
         }
+        self.context.lost.count();
+        self.report.failure = Some(state_lost(&why));
+        self.reporter.report(self.report.clone());
     }
 
     async fn end_container(&self) -> Result<(), String> {

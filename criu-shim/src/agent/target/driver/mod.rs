@@ -129,10 +129,9 @@ impl TargetDriver {
         self.local = reply::adopted(attempt, &entry, has_ran);
         self.early = true;
         self.report = TargetReport::new(attempt);
-        // Dropped, and so put back, where the restore has ended.
-        let limits = CpuLimits::adopt(&entry.cpu, self.context.node.root());
-        if !self.local.resumed {
-            self.limits = limits;
+        self.limits = CpuLimits::adopt(&entry.cpu, self.context.node.root());
+        if self.local.resumed {
+            self.restore_limits();
         }
         if let Some(restore) = entry.restore {
             self.registry.add_token(&restore.token, &self.key.uid);
@@ -213,6 +212,7 @@ impl TargetDriver {
                     self.report.step = TargetStep::Resumed;
                     self.local.resumed = true;
                     self.running = false;
+                    self.restore_limits();
                 } else if written || self.runs_already().await {
                     info!(migration = self.key.name, "found that the restored container has run");
                     self.running = false;
@@ -266,6 +266,11 @@ impl TargetDriver {
         written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
     }
 
+    /// What the journal is to have of this side as it is now.
+    pub(super) fn entry(&self) -> TargetEntry {
+        TargetEntry { restore: self.restore.clone(), resumed: self.local.resumed, cpu: self.limits.records() }
+    }
+
     /// Lets the source go, and ends the writing of what it sends.
     async fn hang_up(&mut self) {
         (self.source, self.again) = (None, None);
@@ -297,7 +302,7 @@ impl TargetDriver {
             Ok(facts) => self.report.host = Some(facts),
             Err(failure) => return self.fail(failure).await,
         }
-        if let Err(failure) = self.write_journal(TargetEntry::default()).await {
+        if let Err(failure) = self.write_journal(self.entry()).await {
             return self.fail(failure).await;
         }
         // How much comes is said by the source. Where there is no room for anything, it need not come.

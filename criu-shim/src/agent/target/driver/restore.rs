@@ -73,7 +73,7 @@ impl TargetDriver {
         let restore =
             RestoreEntry { token, pod_uid: create.pod_uid, container_id: create.container_id, bundle: create.bundle };
         self.restore_limits();
-        self.write_journal(TargetEntry { restore: Some(restore.clone()), ..TargetEntry::default() }).await?;
+        self.write_journal(TargetEntry { restore: Some(restore.clone()), ..self.entry() }).await?;
         self.registry.add_token(&restore.token, &self.key.uid);
         // Another container has another layer. The volumes are the pod's: what is put there goes on, and stays, because kubelet
         // gives one `create` two minutes. But where CRIU was released, it may have left something in them.

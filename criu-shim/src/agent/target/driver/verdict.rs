@@ -3,7 +3,6 @@
 use super::TargetDriver;
 use crate::agent::duty::verdict_of;
 use crate::agent::failure::retryable;
-use crate::agent::journal::TargetEntry;
 use crate::agent::owner::{Committed, Decision};
 use crate::agent::source::freeze::millis;
 use crate::agent::transfer::message::FromTarget;
@@ -79,8 +78,7 @@ impl TargetDriver {
         }
         self.restore_limits();
         // Before it is reported: an agent that came after this one must not take it for a restore that is still to come.
-        let entry = TargetEntry { restore: self.restore.clone(), resumed: true, cpu: Vec::new() };
-        if let Err(failure) = self.write_journal(entry).await {
+        if let Err(failure) = self.write_journal(self.entry()).await {
             warn!(migration = self.key.name, message = failure.message, "could not write down that it runs");
         }
         if let Some(released) = self.released {
