@@ -22,7 +22,7 @@ pub mod shared;
 mod sharing;
 mod tracker;
 mod uffd;
-mod vma;
+pub(crate) mod vma;
 
 // Elsewhere attaching is refused.
 #[cfg(test)]
