@@ -82,13 +82,22 @@ mod tests {
 
     /// A child with `flags` beside its own: whether it was in another IPC namespace.
     fn leaves(flags: u64) -> bool {
-        let own = || std::fs::read_link("/proc/thread-self/ns/ipc").expect("a namespace");
+        // Without the heap, which another thread may hold locked in the moment of the fork.
+        let own = || {
+            let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();
+            // SAFETY: a path that ends in zero, and room for what the kernel says of it. Zeros are such a structure too.
+            unsafe {
+                libc::stat(c"/proc/thread-self/ns/ipc".as_ptr(), stat.as_mut_ptr());
+                stat.assume_init().st_ino
+            }
+        };
         let before = own();
+        assert_ne!(before, 0);
         // Flags, and the signal at its end. Source: clone(2), `struct clone_args`.
         let mut arguments = [0_u64; 8];
         (arguments[0], arguments[4]) = (flags, libc::SIGCHLD as u64);
         let size = size_of_val(&arguments) as c_long;
-        // SAFETY: a fork by another name; the child only reads a link and ends. It is waited for.
+        // SAFETY: a fork by another name; the child only looks at a file and ends. It is waited for.
         unsafe {
             let child = syscall(libc::SYS_clone3, arguments.as_mut_ptr() as c_long, size, 0, 0, 0, 0);
             if child == 0 {

@@ -90,7 +90,8 @@ impl Session {
         self.stream.read_exact(&mut head)?;
         let [kind, length @ ..] = head;
         let length = usize::try_from(i32::from_be_bytes(length)).ok().and_then(|length| length.checked_sub(4));
-        let length = length.filter(|length| *length <= LONGEST).ok_or_else(|| io::Error::other("a message without end"))?;
+        let length =
+            length.filter(|length| *length <= LONGEST).ok_or_else(|| io::Error::other("a message without end"))?;
         let mut content = vec![0; length];
         self.stream.read_exact(&mut content)?;
         Ok((kind, content))

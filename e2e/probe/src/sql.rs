@@ -43,7 +43,8 @@ struct Held {
 
 pub(crate) fn run(args: &Args) -> io::Result<()> {
     let mut asked = Session::open_within(&args.socket, START_LIMIT)?;
-    asked.query("CREATE TABLE IF NOT EXISTS written (number bigint); CREATE TABLE IF NOT EXISTS held (number bigint)")?;
+    asked
+        .query("CREATE TABLE IF NOT EXISTS written (number bigint); CREATE TABLE IF NOT EXISTS held (number bigint)")?;
     let first: u64 = parsed(&asked.value("SELECT count(*) FROM written")?)?;
     let mut held = (0..args.sessions).map(|number| Held::open(args, number)).collect::<io::Result<Vec<_>>>()?;
     let start = asked.value("SELECT pg_postmaster_start_time()")?;

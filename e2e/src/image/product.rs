@@ -156,8 +156,8 @@ fn compile(step: &mut Step) -> Result<Programs, ProductError> {
     let log = directory.join("programs.log");
     let programs = compile::static_programs(step, &log, &packages).map_err(ProductError::Compile)?;
     let log = directory.join("preload.log");
-    let preloads =
-        compile::libraries(step, &log, &["rlimit-preload", "dump-preload", "ipc-preload"]).map_err(ProductError::Compile)?;
+    let preloads = compile::libraries(step, &log, &["rlimit-preload", "dump-preload", "ipc-preload"])
+        .map_err(ProductError::Compile)?;
     Ok(Programs { programs, preloads })
 }
 

@@ -50,9 +50,12 @@ fn a_drain_moves_a_database_with_its_sessions_and_loses_no_row() -> Result<()> {
     ensure!(moved.node != pod.node, "the pod is still on {}", moved.node);
     // The client looks at every session between two looks at the rows, and ends the container where something is not as it was.
     let first = until("a look at the rows after the move", LIMIT, || Ok(newest(&sandbox, &moved.name)))?;
-    let after = until("another look", LIMIT, || {
-        Ok(newest(&sandbox, &moved.name).filter(|look| look.rows > first.rows + ROWS))
-    })?;
+    let after =
+        until(
+            "another look",
+            LIMIT,
+            || Ok(newest(&sandbox, &moved.name).filter(|look| look.rows > first.rows + ROWS)),
+        )?;
     ensure!(sandbox.ready_pod("database")?.restarts == 0, "the container was restarted: {}", sandbox.log(&moved.name)?);
     ensure!(after.server == before.server, "another server runs: of {}, not of {}", after.server, before.server);
     ensure!(first.rows > before.rows, "rows went back from {} to {}", before.rows, first.rows);
@@ -64,6 +67,11 @@ fn a_drain_moves_a_database_with_its_sessions_and_loses_no_row() -> Result<()> {
     ensure!(source["engine"] == "WriteProtect", "memory was copied in the freeze: {}", source["notes"]);
     let left_out = source["timings"]["sharedBytes"].as_u64().context("no shared memory was left out of the dump")?;
     ensure!(left_out > 1 << 20, "the server's shared memory was dumped: {left_out} bytes were left out");
-    println!("{} rows, {} ms without an answer at most: {}", after.rows, collector.take_gap().length.as_millis(), source["timings"]);
+    println!(
+        "{} rows, {} ms without an answer at most: {}",
+        after.rows,
+        collector.take_gap().length.as_millis(),
+        source["timings"]
+    );
     sandbox.passed()
 }
