@@ -82,7 +82,8 @@ fn objects_are_the_same_in_the_namespace_that_the_processes_are_restored_in() {
     assert!(preflight::refusal(&preflight::inspect_frozen(container.pid, false).unwrap()).is_some());
     let before = inside(container.pid);
     let content = content(&file);
-    let removed: Vec<i32> = before.objects.iter().filter(|object| object.is_removed()).map(|object| object.id).collect();
+    let removed: Vec<i32> =
+        before.objects.iter().filter(|object| object.is_removed()).map(|object| object.id).collect();
     assert_eq!(removed_segments(&images).unwrap(), Some(removed.clone()));
     assert_eq!(removed.len(), 1);
 

@@ -135,6 +135,9 @@ mod tests {
         assert_eq!(program.environment(), [("LD_PRELOAD", "/p.so".into())]);
         let program = program.preloading(Path::new("/q.so"));
         assert_eq!(program.environment(), [("LD_PRELOAD", "/p.so:/q.so".into())]);
-        assert_eq!(program.preloading_first(Path::new("/r.so")).environment(), [("LD_PRELOAD", "/r.so:/p.so:/q.so".into())]);
+        assert_eq!(
+            program.preloading_first(Path::new("/r.so")).environment(),
+            [("LD_PRELOAD", "/r.so:/p.so:/q.so".into())]
+        );
     }
 }

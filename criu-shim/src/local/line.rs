@@ -48,7 +48,9 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, LineError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Create, FromRelay, FromShim, Hello, RelayStage, ReleaseOptions, Role, SystemV, ToRelay, ToShim};
+    use super::super::{
+        Create, FromRelay, FromShim, Hello, RelayStage, ReleaseOptions, Role, SystemV, ToRelay, ToShim,
+    };
     use super::*;
     use proptest::prelude::*;
     use std::fmt::Debug;

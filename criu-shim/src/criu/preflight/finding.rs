@@ -158,10 +158,13 @@ impl fmt::Display for Finding {
                 write!(f, "the System V message queue {id} has a limit of its own, which can't be restored")
             }
             Self::LongMessages { id } => {
-                write!(f, "the System V message queue {id} may hold a message of more than 8 KiB, which can't be restored")
+                write!(
+                    f,
+                    "the System V message queue {id} may hold a message of more than 8 KiB, which can't be restored"
+                )
             }
             Self::Semaphores { count } => {
-                write!(f, "System V semaphores ({count} sets) move, without what SEM_UNDO would take back")
+                write!(f, "System V semaphores (sets: {count}) move without what SEM_UNDO would take back")
             }
             Self::TooManyPipes { count, limit } => {
                 write!(f, "the processes hold {count} pipes, and a dump can take {limit}")
