@@ -126,12 +126,12 @@ mod tests {
 
     #[test]
     fn a_refusal_ends_with_the_next_readiness_and_keeps_its_text() {
-        let (server, client) = UnixStream::pair().unwrap();
+        let (server, client) = UnixStream::pair().expect("a pair");
         let mut session = Session { stream: BufReader::new(client) };
         let answer = [&b"E\0\0\0\x0bSERROR\0D\0\0\0\x0b\0\x01\0\0\0\x011Z\0\0\0\x05I"[..]].concat();
-        (&server).write_all(&answer).unwrap();
-        assert!(session.query("SELECT 1/0").unwrap_err().to_string().contains("ERROR"));
-        (&server).write_all(b"D\0\0\0\x0b\0\x01\0\0\0\x017Z\0\0\0\x05I").unwrap();
-        assert_eq!(session.value("SELECT 7").unwrap(), "7");
+        (&server).write_all(&answer).expect("an answer");
+        assert!(session.query("SELECT 1/0").expect_err("a refusal").to_string().contains("ERROR"));
+        (&server).write_all(b"D\0\0\0\x0b\0\x01\0\0\0\x017Z\0\0\0\x05I").expect("an answer");
+        assert_eq!(session.value("SELECT 7").expect("a value"), "7");
     }
 }
