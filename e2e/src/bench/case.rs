@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Pages of a mebibyte.
 const PAGES_PER_MIB: usize = 256;
 
-/// Memory of a PostgreSQL that has nothing to do, and of each of its backends, about, MiB: measured on PostgreSQL 18 by their `Pss`.
+/// Memory of a PostgreSQL that has nothing to do, and of each of its backends, MiB: a guess, for [`Case::estimate`] only.
 const SERVER_MIB: usize = 40;
 const BACKEND_MIB: usize = 2;
 
