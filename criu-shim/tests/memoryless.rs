@@ -35,7 +35,7 @@ fn check(mebibytes: usize) {
     let root = tempfile::tempdir().unwrap();
     let container = Container::start(root.path(), "hold_memory", &mebibytes.to_string());
     let held = parse(&container.ready).unwrap();
-    let place = Place { namespaces_of: container.pid, node_root: "/".into() };
+    let place = Place { namespaces_of: container.pid, outside_ipc: false, node_root: "/".into() };
     let freezer = Freezer::of_process(container.pid, Path::new("/")).unwrap();
     assert_eq!(freezer.path_in_node(), container.cgroup);
 

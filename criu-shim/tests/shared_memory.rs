@@ -29,7 +29,7 @@ const MIB: u64 = 1 << 20;
 fn a_dump_leaves_shared_memory_out_and_every_page_of_it_has_crossed() {
     let root = tempfile::tempdir().unwrap();
     let container = Container::start(root.path(), "hold_shared_memory", "16");
-    let place = Place { namespaces_of: container.pid, node_root: "/".into() };
+    let place = Place { namespaces_of: container.pid, outside_ipc: false, node_root: "/".into() };
     let freezer = Freezer::of_process(container.pid, Path::new("/")).unwrap();
     WarmCriu::examine(&criu(), Path::new("/")).unwrap();
     let plain = WarmCriu::start(&criu(), &place).unwrap();

@@ -28,6 +28,7 @@ pub mod rpc;
 pub mod shared;
 mod spawn;
 mod swrk;
+pub mod system_v;
 pub mod version;
 pub mod wire;
 mod withheld;

@@ -48,7 +48,9 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, LineError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Create, FromRelay, FromShim, Hello, RelayStage, ReleaseOptions, Role, ToRelay, ToShim};
+    use super::super::{
+        Create, FromRelay, FromShim, Hello, RelayStage, ReleaseOptions, Role, SystemV, ToRelay, ToShim,
+    };
     use super::*;
     use proptest::prelude::*;
     use std::fmt::Debug;
@@ -61,7 +63,7 @@ mod tests {
 
     #[test]
     fn messages_look_as_documented() {
-        reads_back(Hello::new(Role::Shim), r#"{"version":3,"role":"shim"}"#);
+        reads_back(Hello::new(Role::Shim), r#"{"version":4,"role":"shim"}"#);
         reads_back(
             FromShim::Restored { token: "t".into(), exit_code: 1 },
             r#"{"type":"restored","token":"t","exitCode":1}"#,
@@ -78,8 +80,11 @@ mod tests {
         let of_before: FromRelay = decode(br#"{"type":"relay","token":"t","stage":"held"}"#).unwrap();
         assert_eq!(of_before, FromRelay::Relay { token: "t".into(), stage: RelayStage::Held, criu: None });
         reads_back(ToRelay::Abandon, r#"{"type":"abandon"}"#);
-        let release: ToRelay = decode(br#"{"type":"release","options":{"logLevel":2}}"#).unwrap();
-        assert_eq!(release, ToRelay::Release { options: ReleaseOptions { log_level: 2, ..Default::default() } });
+        let release: ToRelay =
+            decode(br#"{"type":"release","options":{"logLevel":2,"systemV":{"removed":[7]}}}"#).unwrap();
+        let options =
+            ReleaseOptions { log_level: 2, system_v: Some(SystemV { removed: vec![7] }), ..Default::default() };
+        assert_eq!(release, ToRelay::Release { options });
     }
 
     #[test]
@@ -102,10 +107,10 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let hello: Hello = decode(br#"{"version":4,"role":"relay"}"#).unwrap();
+        let hello: Hello = decode(br#"{"version":5,"role":"relay"}"#).unwrap();
         assert_eq!(
             hello.check().unwrap_err().to_string(),
-            "the client speaks version 4 of the local protocol, this agent version 3"
+            "the client speaks version 5 of the local protocol, this agent version 4"
         );
     }
 

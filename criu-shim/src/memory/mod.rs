@@ -25,7 +25,7 @@ mod sharing;
 mod soft_dirty;
 mod tracker;
 mod uffd;
-mod vma;
+pub(crate) mod vma;
 
 // Elsewhere attaching is refused.
 #[cfg(test)]

@@ -7,7 +7,9 @@ mod mapping;
 mod noise;
 mod notify;
 mod pace;
+mod postgres;
 mod resp;
+mod sql;
 mod store;
 mod ticker;
 mod work;
@@ -34,6 +36,8 @@ enum Command {
     Write(store::WriteArgs),
     /// Read and write a store's filled keys for ever and tell a collector what it answered.
     Load(load::Args),
+    /// Hold sessions of a PostgreSQL and ask it all the time.
+    Sql(sql::Args),
     /// Check that a store has every filled key and every acknowledged write.
     Verify(store::VerifyArgs),
 }
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Command::Fill(args) => store::fill(&args),
         Command::Write(args) => store::write(&args),
         Command::Load(args) => load::run(&args),
+        Command::Sql(args) => sql::run(&args),
         Command::Verify(args) => store::verify(&args),
     };
     match result {

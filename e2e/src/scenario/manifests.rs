@@ -56,6 +56,36 @@ spec:
     .to_owned()
 }
 
+/// A PostgreSQL under its own user, its database in an emptyDir, with a client in the same container that has `args`, as a Deployment
+/// `name`.
+pub fn database(name: &str, args: &[String]) -> String {
+    let args = args.iter().map(|arg| format!("'{arg}'")).collect::<Vec<_>>().join(", ");
+    format!(
+        "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      securityContext: {{runAsNonRoot: true, runAsUser: 999, runAsGroup: 999, fsGroup: 999}}
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: postgres
+          image: lab/postgres:1
+          imagePullPolicy: IfNotPresent
+          args: [{args}]
+          resources: {{requests: {{cpu: 50m, memory: 256Mi}}}}
+          volumeMounts: [{{name: data, mountPath: /data}}]
+      volumes: [{{name: data, emptyDir: {{}}}}]
+---
+"
+    )
+}
+
 /// A pod `name` that runs the probe with `args`, to its end, on any node but `never_on`. Nothing owns it, so on a node that
 /// is drained it would be in the way.
 pub fn probe(name: &str, never_on: &str, args: &[&str]) -> String {

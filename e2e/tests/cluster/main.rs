@@ -18,6 +18,7 @@ mod killed;
 mod link;
 mod node_clean;
 mod page_daemon;
+mod postgres;
 mod refused;
 mod restart;
 mod restart_causes;

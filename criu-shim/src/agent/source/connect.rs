@@ -13,7 +13,7 @@ use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send;
 use crate::causes::chain;
-use crate::criu::{Bundle, Place, WarmCriu, descriptors};
+use crate::criu::{Bundle, Place, WarmCriu, descriptors, preflight};
 use crate::supervised::program::{self, Program};
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
@@ -152,7 +152,8 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected) -> Result
     }
     let trees = trees(context, inspected).map_err(|error| failed(&error))?;
     let trees = Trees::new(container.freezer.clone(), trees);
-    let place = Place { namespaces_of: container.pid, node_root: context.node.root().to_owned() };
+    let outside_ipc = preflight::holds_system_v(container.pid).map_err(|error| failed(&error))?;
+    let place = Place { namespaces_of: container.pid, outside_ipc, node_root: context.node.root().to_owned() };
     WarmCriu::examine(&context.criu, &place.node_root).map_err(|error| failed(&error))?;
     let criu = WarmCriu::start(&context.criu, &place).map_err(|error| failed(&error))?;
     Ok(Warm { bundle, criu, trees })

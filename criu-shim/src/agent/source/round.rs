@@ -13,9 +13,9 @@ use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::causes::chain;
+use crate::criu::preflight::{self, Finding};
 use crate::criu::{
     Bundle, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, SharedError, Waited, WarmCriu, mend, pagemap,
-    preflight,
 };
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
@@ -210,10 +210,11 @@ impl Line<'_> {
 fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copied>>) -> Result<Duration, Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    let outside_ipc = criu.is_outside_ipc();
     let mut running = criu.dump(request).map_err(|error| failed(&error))?;
     // Beside CRIU, which must be waited for whatever this says, and which waits for whoever takes its notifications.
     let (waited, left_behind) = std::thread::scope(|scope| {
-        let looking = scope.spawn(|| preflight::inspect_frozen(request.pid));
+        let looking = scope.spawn(|| preflight::inspect_frozen(request.pid, outside_ipc));
         (running.wait(DUMP_LIMIT), looking.join())
     });
     match waited.map_err(|error| failed(&error))? {
@@ -227,8 +228,12 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
         }
     }
     let left_behind = left_behind.map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))?;
-    if let Some(refusal) = preflight::refusal(&left_behind.map_err(|error| failed(&error))?) {
-        return Err(permanent(FailureReason::NotDumpable, refusal).into());
+    let left_behind = left_behind.map_err(|error| failed(&error))?;
+    if let Some(refusal) = preflight::refusal(&left_behind) {
+        let passes = left_behind.iter().filter(|finding| finding.blocks()).all(Finding::is_passing);
+        let reason = FailureReason::NotDumpable;
+        let failure = if passes { retryable(reason, refusal) } else { permanent(reason, refusal) };
+        return Err(failure.into());
     }
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;
     if request.options.memory == Memory::ButWithheld {

@@ -12,7 +12,9 @@ use crate::agent::target::stage;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
-use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim, has_ran_mark};
+use crate::criu::system_v;
+use crate::local::{Create, RelayStage, ReleaseOptions, SystemV, ToRelay, ToShim, has_ran_mark};
+use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -165,16 +167,16 @@ impl TargetDriver {
             verify_images(&directory)?;
             let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
             stage::place_files(&context, &directory, &restore, &mut archives, &AtomicBool::new(false))?;
-            memory::to_come(&directory)
+            Ok((memory::to_come(&directory)?, system_v(&directory.join(IMAGES))?))
         });
         let placed = placed.await;
         let placed = placed.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));
         self.timings().stage_millis = millis(begun.elapsed());
         self.local.released = true;
         match placed {
-            Ok(pages) => {
+            Ok((pages, system_v)) => {
                 self.released = Some(Instant::now());
-                let options = ReleaseOptions { pages, ..release_options(migration) };
+                let options = ReleaseOptions { pages, system_v, ..release_options(migration) };
                 self.tell_relay(ToRelay::Release { options }).await;
             }
             Err(failure) => {
@@ -196,6 +198,16 @@ pub(super) fn release_options(migration: &Migration) -> ReleaseOptions {
         link_remap: true,
         ..ReleaseOptions::default()
     }
+}
+
+/// The System V objects in the images of `directory`, if there are any. Blocking.
+///
+/// # Errors
+/// With the failure to report, where they can't be read.
+pub(super) fn system_v(directory: &Path) -> Result<Option<SystemV>, Failure> {
+    let removed = system_v::removed_segments(directory);
+    let removed = removed.map_err(|error| retryable(FailureReason::RestoreFailed, chain(&error)))?;
+    Ok(removed.map(|removed| SystemV { removed }))
 }
 
 /// 128 random bits, hexadecimal.
