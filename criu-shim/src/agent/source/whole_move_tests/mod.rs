@@ -99,7 +99,7 @@ async fn send_all(source: &Pod, freezer: &Freezer, followed: Followed) -> Moved 
     }
     let found = descriptors::read(source.pid()).expect("descriptors");
     descriptors::write(&local.join(EARLY), &found).expect("descriptors");
-    let place = Place { namespaces_of: source.pid(), node_root: "/".into() };
+    let place = Place { namespaces_of: source.pid(), outside_ipc: false, node_root: "/".into() };
     let program = CriuProgram::installed().withholding();
     WarmCriu::examine(&program, Path::new("/")).expect("examine CRIU");
     let criu = WarmCriu::start(&program, &place).expect("start CRIU");
