@@ -1,6 +1,7 @@
 //! What every task of the agent shares.
 
 use crate::agent::beside::Beside;
+use crate::agent::checkpoint::Checkpoints;
 use crate::agent::failure::retryable;
 use crate::agent::host::{self, NodeRoot};
 use crate::agent::identity::Tls;
@@ -43,6 +44,8 @@ pub struct Context {
     pub room: Room,
     /// What freezes of this node's moves have taken.
     pub beside: Arc<Beside>,
+    /// Checkpoints of this node's containers.
+    pub checkpoints: Checkpoints,
     /// Set when the agent was told to end: nothing new is begun.
     pub leaving: Arc<AtomicBool>,
 }

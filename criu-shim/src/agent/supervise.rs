@@ -42,8 +42,8 @@ impl Supervisor {
             match entry.side {
                 Side::Source(source) => supervisor.start_source(key, Some((entry.attempt, source))),
                 Side::Target(target) => supervisor.start_target(key, Some((entry.attempt, target))),
-                // Put back before anything is started.
-                Side::Slowed(_) => {}
+                // Put back, and thawed, before anything is started.
+                Side::Slowed(_) | Side::Checkpoint(_) => {}
             }
         }
         supervisor

@@ -15,4 +15,5 @@ pub mod precopy;
 pub mod preflight;
 mod round;
 pub mod settle;
+pub mod snapshot;
 mod watching;
