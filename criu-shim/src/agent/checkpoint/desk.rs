@@ -12,7 +12,8 @@ use super::tell::{News, Outcome, tell};
 use super::watch::hear;
 use super::{Checkpoints, Subject};
 use crate::agent::context::Context;
-use crate::agent::host::NodeRoot;
+use crate::agent::host::{self, FactsError, NodeRoot};
+use crate::agent::target::driver::have_program;
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
@@ -22,6 +23,7 @@ use crate::supervised::{PLACES, Place};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
+use thiserror::Error;
 use tideover_crds::HostFacts;
 use tracing::warn;
 
@@ -56,17 +58,11 @@ pub async fn start(context: &Arc<Context>, registry: &Registry, create: &Create)
         pod_uid: create.pod_uid.clone(),
         container_name: create.container_name.clone(),
     };
-    let facts = match context.facts().await {
-        Ok(facts) => facts,
-        Err(failure) => {
-            warn!(pod = create.pod_name, why = failure.message, "whether a checkpoint can be used is unknown");
-            return Start::Cold;
-        }
-    };
     let (asked, who, what) = (context.clone(), subject.clone(), create.clone());
     let found = tokio::task::spawn_blocking(move || {
         let mut news = Vec::new();
-        let found = find(&asked.checkpoints, &asked.node, &who, &what, &facts, &mut news);
+        let facts = || host::facts(&asked.node, asked.criu_version);
+        let found = find(&asked.checkpoints, &asked.node, (&who, &what), facts, &mut news);
         (found, news)
     });
     let (found, news) = match found.await {
@@ -110,14 +106,13 @@ pub async fn start(context: &Arc<Context>, registry: &Registry, create: &Create)
 fn find(
     checkpoints: &Checkpoints,
     node: &NodeRoot,
-    subject: &Subject,
-    create: &Create,
-    facts: &HostFacts,
+    (subject, create): (&Subject, &Create),
+    facts: impl FnOnce() -> Result<HostFacts, FactsError>,
     news: &mut Vec<News>,
-) -> Result<Found, ShelfError> {
+) -> Result<Found, FindError> {
     let (shelf, now) = (&checkpoints.shelf, millis(SystemTime::now()));
-    if let Some(cut) = take_note(shelf, subject, create, now, news)? {
-        return Ok(cut);
+    if take_note(shelf, (subject, create), now, news)? {
+        return Ok(Found::Cut);
     }
     for (id, place) in Place::all(&node.path(Path::new(PLACES))).unwrap_or_default() {
         // One that can't be read is about to come or to go.
@@ -130,14 +125,20 @@ fn find(
         return Ok(Found::Cold);
     }
     let image = Bundle::read(&create.bundle, node.root()).map(|bundle| image(&bundle)).unwrap_or_default();
-    while let Some(about) = newest_good(&shelf.stored(subject)?, facts, &image).cloned() {
+    let facts = facts()?;
+    while let Some(about) = newest_good(&shelf.stored(subject)?, &facts, &image).cloned() {
         shelf.edit(subject, |ledger| ledger.begin(about.number, &create.container_id))?;
-        match shelf.prepare(subject, &about) {
+        // `tideover-init` may have been replaced by another version, and the old one removed, since.
+        let prepared = shelf.prepare(subject, &about, &create.container_id).map_err(|error| chain(&error));
+        let prepared = prepared.and_then(|directory| match have_program(&directory, node) {
+            Ok(()) => Ok(directory),
+            Err(failure) => Err(failure.message),
+        });
+        match prepared {
             Ok(directory) => return Ok(Found::Checkpoint(about, directory)),
-            Err(error) => {
-                let why = chain(&error);
+            Err(why) => {
                 let poisoned = shelf.judge(subject, now, |ledger| ledger.failed(&why))?;
-                shelf.clear_restoring(subject)?;
+                shelf.clear_restoring(subject, &create.container_id)?;
                 match poisoned {
                     Some((about, why)) => news.push(News::Poisoned(about, why)),
                     // Without a mark it would be tried for ever.
@@ -151,26 +152,34 @@ fn find(
     Ok(Found::Cold)
 }
 
-/// Takes note of what became of a restore that nobody has reported the end of.
+/// Takes note of what became of a restore that nobody has reported the end of; true if it was of this container.
 fn take_note(
     shelf: &Shelf,
-    subject: &Subject,
-    create: &Create,
+    (subject, create): (&Subject, &Create),
     now: u64,
     news: &mut Vec<News>,
-) -> Result<Option<Found>, ShelfError> {
-    let Some(ledger) = shelf.ledger(subject)? else { return Ok(None) };
-    let Some(unfinished) = ledger.unfinished().cloned() else { return Ok(None) };
-    if has_ran_mark(&shelf.restoring(subject).join(WORK)) {
+) -> Result<bool, ShelfError> {
+    let ledger = shelf.ledger(subject)?;
+    let Some(unfinished) = ledger.as_ref().and_then(|ledger| ledger.unfinished()) else { return Ok(false) };
+    if has_ran_mark(&shelf.restoring(subject, &unfinished.container_id).join(WORK)) {
         shelf.edit(subject, |ledger| ledger.ran(&unfinished.container_id, now))?;
-        return Ok(None);
+        return Ok(false);
     }
     if unfinished.container_id == create.container_id {
-        return Ok(Some(Found::Cut));
+        return Ok(true);
     }
     let poisoned = shelf.judge(subject, now, |ledger| ledger.failed("its restore was cut short"))?;
     news.extend(poisoned.map(|(about, why)| News::Poisoned(about, why)));
-    Ok(None)
+    Ok(false)
+}
+
+/// Why it can't be known whether there is one.
+#[derive(Debug, Error)]
+enum FindError {
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    #[error("look at this node")]
+    Facts(#[from] FactsError),
 }
 
 #[cfg(test)]

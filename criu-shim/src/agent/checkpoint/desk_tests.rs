@@ -57,9 +57,9 @@ impl Node {
             replacement_of: None,
             rehearsal_of: None,
         };
-        let (mut news, facts) = (Vec::new(), about(1, 1).host);
+        let (mut news, facts) = (Vec::new(), || Ok(about(1, 1).host));
         let node = NodeRoot::at(self.root.path());
-        let found = find(&self.checkpoints, &node, &subject(), &create, &facts, &mut news).expect("found");
+        let found = find(&self.checkpoints, &node, (&subject(), &create), facts, &mut news).expect("found");
         let found = match found {
             Found::Cold => "cold",
             Found::Cut => "cut",
@@ -120,7 +120,7 @@ fn a_restore_of_which_only_the_shims_mark_is_left_has_run() {
     store(&node.checkpoints.shelf, 1, |_| {});
     node.place("a", GAVE_UP);
     assert_eq!(node.find("b"), ("1", vec![]));
-    let work = node.checkpoints.shelf.restoring(&subject()).join(WORK);
+    let work = node.checkpoints.shelf.restoring(&subject(), "b").join(WORK);
     crate::local::mark_ran(&work).expect("marked");
     assert_eq!(node.find("c"), ("cold", vec![]), "its wish was answered");
 }

@@ -99,7 +99,12 @@ impl Ledger {
         self.restore.as_ref().filter(|restore| restore.ran_millis.is_none())
     }
 
-    /// The container that was restored last, if its processes run or have run.
+    /// The container into which a checkpoint was restored last, or is.
+    pub fn restoring(&self) -> Option<&str> {
+        self.restore.as_ref().map(|restore| restore.container_id.as_str())
+    }
+
+    /// The same, if its processes run or have run.
     pub fn restored(&self) -> Option<&str> {
         self.restore
             .as_ref()

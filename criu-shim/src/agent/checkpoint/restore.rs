@@ -4,6 +4,7 @@
 //! of this agent: the next one finds it unfinished, and a relay that it does not know is told to abandon.
 
 use super::about::About;
+use super::shelf::ShelfError;
 use super::stage::{Consequence, Happening, Stage};
 use super::take::millis;
 use super::tell::{News, Outcome, tell};
@@ -220,13 +221,13 @@ impl Task {
         let why = criu_failed(&self.begun.directory.join(WORK), &why);
         warn!(pod = self.begun.subject.pod_name, number = self.begun.about.number, why, "a restore has failed");
         let (shelf, subject) = (self.context.checkpoints.shelf.clone(), self.begun.subject.clone());
-        let now = millis(SystemTime::now());
+        let (now, id) = (millis(SystemTime::now()), self.begun.create.container_id.clone());
         let judged = tokio::task::spawn_blocking(move || {
             let poisoned = shelf.judge(&subject, now, |ledger| ledger.failed(&why))?;
-            shelf.clear_restoring(&subject)?;
+            shelf.clear_restoring(&subject, &id)?;
             Ok(poisoned)
         });
-        let judged: Result<Result<_, super::shelf::ShelfError>, _> = judged.await;
+        let judged: Result<Result<_, ShelfError>, _> = judged.await;
         let subject = &self.begun.subject;
         match judged {
             Ok(Ok(None)) => {}
@@ -243,10 +244,10 @@ impl Task {
 
 /// Waits until all memory of what was restored has come, and removes what it came from.
 async fn complete(context: &Arc<Context>, subject: &Subject, container_id: &str) {
-    let (shelf, directory) = (context.checkpoints.shelf.clone(), context.checkpoints.shelf.restoring(subject));
-    filled(context, &directory, container_id, &subject.pod_name).await;
-    let subject = subject.clone();
-    match tokio::task::spawn_blocking(move || shelf.clear_restoring(&subject)).await {
+    let shelf = context.checkpoints.shelf.clone();
+    filled(context, &shelf.restoring(subject, container_id), container_id, &subject.pod_name).await;
+    let (subject, id) = (subject.clone(), container_id.to_owned());
+    match tokio::task::spawn_blocking(move || shelf.clear_restoring(&subject, &id)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(error = %chain(&error), "the copy of a checkpoint is left"),
         Err(error) => warn!(%error, "removing the copy of a checkpoint ended early"),
@@ -259,29 +260,34 @@ pub async fn take_over(context: &Arc<Context>) {
     let left = tokio::task::spawn_blocking(move || {
         let mut left = Vec::new();
         for ledger in shelf.all()? {
-            let directory = shelf.restoring(&ledger.subject);
-            if !directory.exists() {
-                continue;
+            let subject = &ledger.subject;
+            if let Some(unfinished) = ledger.unfinished() {
+                let (id, now) = (&unfinished.container_id, millis(SystemTime::now()));
+                if has_ran_mark(&shelf.restoring(subject, id).join(WORK)) {
+                    shelf.edit(subject, |ledger| ledger.ran(id, now))?;
+                }
             }
-            if let Some(unfinished) = ledger.unfinished().filter(|_| has_ran_mark(&directory.join(WORK))) {
-                let (id, now) = (unfinished.container_id.clone(), millis(SystemTime::now()));
-                shelf.edit(&ledger.subject, |ledger| ledger.ran(&id, now))?;
-            }
-            left.extend(shelf.ledger(&ledger.subject)?);
+            let Some(ledger) = shelf.ledger(subject)? else { continue };
+            // Of one that is unfinished, the shim's mark may still come.
+            shelf.clear_restored(subject, ledger.restoring())?;
+            left.extend(
+                ledger
+                    .restored()
+                    .filter(|id| shelf.restoring(subject, id).exists())
+                    .map(|id| (subject.clone(), id.to_owned())),
+            );
         }
         Ok(left)
     });
-    let left: Result<Result<Vec<Ledger>, super::shelf::ShelfError>, _> = left.await;
+    let left: Result<Result<Vec<(Subject, String)>, ShelfError>, _> = left.await;
     let left = match left {
         Ok(Ok(left)) => left,
         Ok(Err(error)) => return error!(error = %chain(&error), "what was being restored can't be listed"),
         Err(error) => return error!(%error, "the look for what was being restored ended early"),
     };
-    for ledger in left {
-        // What is unfinished is laid to its checkpoint by the next `create`.
-        let Some(id) = ledger.restored().map(str::to_owned) else { continue };
-        info!(pod = ledger.subject.pod_name, container = id, "its memory may still be coming");
+    for (subject, id) in left {
+        info!(pod = subject.pod_name, container = id, "its memory may still be coming");
         let context = context.clone();
-        tokio::spawn(async move { complete(&context, &ledger.subject, &id).await });
+        tokio::spawn(async move { complete(&context, &subject, &id).await });
     }
 }

@@ -6,7 +6,8 @@
 //!   <pod uid>/<container>/ledger.json     what is remembered: see `ledger`
 //!   <pod uid>/<container>/<number>/       a checkpoint: `images`, `files`, `memory` and `manifest.json` as on the target of a
 //!                                         move, and `checkpoint.json`, which says what it is
-//!   <pod uid>/<container>/restoring/      what a restore reads: a copy, because the page daemon uses up what it serves
+//!   <pod uid>/<container>/restoring/<id>/ what the restore into the container <id> reads: a copy, because the page daemon uses
+//!                                         up what it serves
 //! ```
 //!
 //! A checkpoint gets its name when it is complete, verified and on the disk. Its bytes are compared again before each restore.
@@ -128,9 +129,19 @@ impl Shelf {
         self.place(subject).join(number.to_string())
     }
 
-    /// Directory that a restore reads.
-    pub fn restoring(&self, subject: &Subject) -> PathBuf {
-        self.place(subject).join(RESTORING)
+    /// Directory that the restore into a container reads.
+    pub fn restoring(&self, subject: &Subject, container_id: &str) -> PathBuf {
+        self.place(subject).join(RESTORING).join(Path::new(container_id).file_name().unwrap_or_default())
+    }
+
+    /// Removes what restores have read, but for the one into the container `but`. Blocking.
+    ///
+    /// # Errors
+    /// [`ShelfError::File`].
+    pub fn clear_restored(&self, subject: &Subject, but: Option<&str>) -> Result<(), ShelfError> {
+        let kept = but.map(|id| self.restoring(subject, id));
+        let mut all = list(&self.place(subject).join(RESTORING))?.into_iter();
+        all.try_for_each(|path| if Some(&path) == kept.as_ref() { Ok(()) } else { remove(&path) })
     }
 
     /// What is remembered of a container; none before there is anything. Blocking.
@@ -304,8 +315,8 @@ impl Shelf {
     ///
     /// # Errors
     /// [`ShelfError::Stored`] and [`ShelfError::Memory`] where it is not, which it will never be again.
-    pub fn prepare(&self, subject: &Subject, about: &About) -> Result<PathBuf, ShelfError> {
-        let (from, to) = (self.checkpoint(subject, about.number), self.restoring(subject));
+    pub fn prepare(&self, subject: &Subject, about: &About, container_id: &str) -> Result<PathBuf, ShelfError> {
+        let (from, to) = (self.checkpoint(subject, about.number), self.restoring(subject, container_id));
         remove(&to)?;
         make(&to.join(WORK))?;
         for directory in [IMAGES, FILES, MEMORY] {
@@ -339,8 +350,8 @@ impl Shelf {
     ///
     /// # Errors
     /// [`ShelfError::File`].
-    pub fn clear_restoring(&self, subject: &Subject) -> Result<(), ShelfError> {
-        remove(&self.restoring(subject))
+    pub fn clear_restoring(&self, subject: &Subject, container_id: &str) -> Result<(), ShelfError> {
+        remove(&self.restoring(subject, container_id))
     }
 }
 

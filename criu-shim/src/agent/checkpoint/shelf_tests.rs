@@ -84,13 +84,13 @@ fn a_restore_reads_a_copy_that_it_may_use_up() {
     store(&shelf, 1, |_| {});
     let about = shelf.stored(&subject()).expect("listed").remove(0);
     for _ in 0..2 {
-        let copy = shelf.prepare(&subject(), &about).expect("as it was stored");
+        let copy = shelf.prepare(&subject(), &about, "c").expect("as it was stored");
         std::fs::write(copy.join(MEMORY).join("1.pages"), "").expect("used up");
         std::fs::remove_file(copy.join(MEMORY).join("1.index")).expect("used up");
         std::fs::remove_file(copy.join(MEMORY).join("shared-5.pages")).expect("used up");
     }
-    shelf.clear_restoring(&subject()).expect("cleared");
-    shelf.prepare(&subject(), &about).expect("again");
+    shelf.clear_restoring(&subject(), "c").expect("cleared");
+    shelf.prepare(&subject(), &about, "c").expect("again");
 }
 
 #[test]
@@ -103,13 +103,13 @@ fn a_byte_that_has_changed_since_is_found_before_anything_is_restored() {
         let mut bytes = std::fs::read(&path).expect("there");
         bytes[0] ^= 1;
         std::fs::write(&path, bytes).expect("write");
-        shelf.prepare(&subject(), &about).expect_err(file);
+        shelf.prepare(&subject(), &about, "c").expect_err(file);
     }
     let (_directory, shelf) = shelf();
     store(&shelf, 1, |_| {});
     let about = shelf.stored(&subject()).expect("listed").remove(0);
     std::fs::remove_file(shelf.checkpoint(&subject(), 1).join("memory/1.pages")).expect("removed");
-    shelf.prepare(&subject(), &about).expect_err("memory is missing");
+    shelf.prepare(&subject(), &about, "c").expect_err("memory is missing");
 }
 
 #[test]

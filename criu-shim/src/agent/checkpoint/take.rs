@@ -16,7 +16,7 @@ use crate::causes::chain;
 use crate::criu::Bundle;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason, HostFacts, ObjectRef};
 use tokio::task::JoinHandle;
@@ -25,8 +25,6 @@ use tokio::task::JoinHandle;
 const IMAGE: &str = "io.kubernetes.cri.image-name";
 /// Bytes that are between the two ends of the link.
 const BETWEEN: usize = 1 << 20;
-/// How often it is looked whether the pod is about to be moved.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// Why there is no checkpoint.
 #[derive(Debug, Error)]
@@ -51,6 +49,19 @@ pub enum NotTaken {
     /// The disk.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
+}
+
+impl NotTaken {
+    /// A word for the kind of reason: what it is told for once.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::NotNow(_) => "NotNow".to_owned(),
+            Self::Obstacle(_) => "Obstacle".to_owned(),
+            Self::Quota { .. } => "Quota".to_owned(),
+            Self::Failed(failure) => format!("{:?}", failure.reason),
+            Self::Shelf(_) => "Disk".to_owned(),
+        }
+    }
 }
 
 /// What a container's bundle says its image is; none where it says nothing.
@@ -125,11 +136,7 @@ async fn attempt(
         })
     };
     let keeping = Ended(keeping);
-    let called_off = async {
-        while !registry.is_moving(&subject.pod_uid) {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
+    let called_off = || registry.is_moving(&subject.pod_uid);
     let taken = snapshot(context, (inspected, work), ends, called_off, under_way).await;
     drop(keeping);
     let taken = taken.map_err(NotTaken::Failed)?;
@@ -187,6 +194,15 @@ async fn refuse(to_source: &LinkSender<FromTarget>, error: &ReceiveError) {
 /// Makes room for `needed` bytes more, and says which number the next checkpoint has. Blocking.
 fn make_room(shelf: &Shelf, subject: &Subject, needed: u64) -> Result<u64, NotTaken> {
     shelf.clear_taking()?;
+    free(shelf, subject, needed)?;
+    Ok(shelf.edit(subject, |ledger| {
+        ledger.next += 1;
+        ledger.next - 1
+    })?)
+}
+
+/// Removes older checkpoints of the container so that `needed` bytes more are within the quota. Blocking.
+fn free(shelf: &Shelf, subject: &Subject, needed: u64) -> Result<(), NotTaken> {
     let (stored, total) = (shelf.stored(subject)?, shelf.total()?);
     let Some(gone) = keep::make_room(&stored, total, needed, shelf.quota) else {
         return Err(NotTaken::Quota { needed, quota: shelf.quota });
@@ -194,10 +210,7 @@ fn make_room(shelf: &Shelf, subject: &Subject, needed: u64) -> Result<u64, NotTa
     for number in gone {
         shelf.remove(subject, number)?;
     }
-    Ok(shelf.edit(subject, |ledger| {
-        ledger.next += 1;
-        ledger.next - 1
-    })?)
+    Ok(())
 }
 
 /// Verifies what has landed and gives it its name. Blocking.
@@ -210,11 +223,8 @@ fn store(
     taken: Taken,
 ) -> Result<About, NotTaken> {
     let (memory, bytes) = Shelf::look(landing)?;
-    let stored = shelf.stored(subject)?;
-    if keep::make_room(&stored, shelf.total()?, bytes, shelf.quota).is_none() {
-        // Files are not counted before.
-        return Err(NotTaken::Quota { needed: bytes, quota: shelf.quota });
-    }
+    // Files are not counted before.
+    free(shelf, subject, bytes)?;
     let about = About {
         version: VERSION,
         number,

@@ -38,6 +38,8 @@ pub enum News {
     NotTaken {
         /// Of which container.
         container_id: String,
+        /// A word for the reason. It is told once for each.
+        kind: String,
         /// Why, a sentence.
         why: String,
     },
@@ -76,7 +78,7 @@ impl News {
             Self::Restored(about) => format!("restored/{}/{}", about.number, about.taken_millis),
             Self::Poisoned(about, _) => format!("poisoned/{}/{}", about.number, about.taken_millis),
             Self::NoneGood { container_id } => format!("none/{container_id}"),
-            Self::NotTaken { container_id, why } => format!("not/{container_id}/{why}"),
+            Self::NotTaken { container_id, kind, .. } => format!("not/{container_id}/{kind}"),
         }
     }
 }

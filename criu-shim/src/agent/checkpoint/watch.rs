@@ -104,17 +104,9 @@ async fn one(context: &Arc<Context>, registry: &Registry, due: Due) {
         Err(error) => {
             warn!(pod = subject.pod_name, container = id, error = %chain(&error), "no checkpoint");
             figures.count(&subject, Outcome::NotTaken);
-            let news = News::NotTaken { container_id: id, why: told(&error) };
+            let news = News::NotTaken { container_id: id, kind: error.kind(), why: chain(&error) };
             tell(context, &subject, &news);
         }
-    }
-}
-
-/// The same sentence each time that it happens, so that there is one Event for it.
-fn told(error: &NotTaken) -> String {
-    match error {
-        NotTaken::Quota { quota, .. } => format!("this node keeps {quota} bytes for checkpoints, and they are used up"),
-        other => other.to_string(),
     }
 }
 

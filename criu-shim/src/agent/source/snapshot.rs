@@ -49,8 +49,8 @@ pub struct Taken {
     pub paused: Duration,
 }
 
-/// Sends the state of a container by a link whose other end keeps it. `begun` ends where nobody may look at the pod any more, and
-/// `untouched` is dropped as soon as nobody does.
+/// Sends the state of a container by a link whose other end keeps it. It ends before the freeze where `called_off` says so between two
+/// rounds, and `untouched` is dropped as soon as nothing of it looks at the pod any more.
 ///
 /// # Errors
 /// With the reason. The application runs, and nothing is left in it.
@@ -58,7 +58,7 @@ pub async fn snapshot<G: Send>(
     context: &Arc<Context>,
     (inspected, directory): (Inspected, PathBuf),
     (sender, mut receiver): (LinkSender<FromSource>, LinkReceiver<FromTarget>),
-    called_off: impl Future<Output = ()> + Send,
+    called_off: impl Fn() -> bool + Send,
     untouched: G,
 ) -> Result<Taken, Failure> {
     let warm = connect::warm(context, &directory, &inspected).await?;
@@ -68,15 +68,22 @@ pub async fn snapshot<G: Send>(
     let (round, attempt) = (1, 0);
     let mut connected =
         Connected { attempt, directory, inspected, bundle, criu, trees, sender, receiver, round, precopy: None, cpu };
-    let followed = tokio::select! {
-        followed = rounds(context, &mut connected) => followed?,
-        () = called_off => return Err(retryable(FailureReason::NotMovable, "the pod is about to be moved")),
-    };
-    freeze(context, connected, followed, untouched).await
+    match rounds(context, &mut connected, called_off).await {
+        Ok(followed) => freeze(context, connected, followed, untouched).await,
+        Err(failure) => {
+            // Ending a warm CRIU waits for it.
+            tokio::task::spawn_blocking(move || drop(connected)).await.ok();
+            Err(failure)
+        }
+    }
 }
 
 /// Rounds until another would not make the freeze shorter, or it is short enough.
-async fn rounds(context: &Arc<Context>, connected: &mut Connected) -> Result<Option<Followed>, Failure> {
+async fn rounds(
+    context: &Arc<Context>,
+    connected: &mut Connected,
+    called_off: impl Fn() -> bool + Send,
+) -> Result<Option<Followed>, Failure> {
     let Connected { inspected, trees, sender, receiver, round, .. } = connected;
     let followed = match precopy::follow(inspected.container.freezer.clone()).await {
         Ok(followed) => Some(followed),
@@ -87,20 +94,29 @@ async fn rounds(context: &Arc<Context>, connected: &mut Connected) -> Result<Opt
     };
     let pace = Pace::new(None, Instant::now());
     let mut precopy = PreCopy::new(followed, trees.clone(), *round);
-    loop {
+    let refused = loop {
         precopy.next(sender, receiver).await?;
+        if called_off() {
+            break Some(retryable(FailureReason::NotMovable, "the pod is about to be moved"));
+        }
         let beside = context.beside.predict(precopy.size(inspected.memory_bytes));
         let left = pace.left_before(Instant::now());
         match converge::next(&pace.aims, &precopy.progress(Stage::Before, beside, left)) {
             Decision::Again => {}
-            Decision::Freeze { predicted } if predicted > PAUSE_LIMIT => return Err(too_long(predicted)),
-            Decision::Freeze { .. } | Decision::Wait | Decision::Throttle { .. } => break,
-            Decision::GiveUp(refusal) => return Err(too_long(refusal.predicted)),
+            Decision::Freeze { predicted } if predicted > PAUSE_LIMIT => break Some(too_long(predicted)),
+            Decision::Freeze { .. } | Decision::Wait | Decision::Throttle { .. } => break None,
+            Decision::GiveUp(refusal) => break Some(too_long(refusal.predicted)),
         }
-    }
+    };
     let (followed, next) = precopy.finish()?;
     *round = next;
-    Ok(followed)
+    match refused {
+        None => Ok(followed),
+        Some(failure) => {
+            precopy::let_go(followed).await;
+            Err(failure)
+        }
+    }
 }
 
 fn too_long(predicted: Duration) -> Failure {
