@@ -14,6 +14,8 @@ use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::receive::{Landing, ReceiveError, RoundKind};
 use crate::causes::chain;
 use crate::criu::Bundle;
+use crate::supervised::place::Stamp;
+use crate::supervised::{PLACES, Place};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -69,7 +71,8 @@ pub fn image(bundle: &Bundle) -> String {
     bundle.spec.annotations.get(IMAGE).cloned().unwrap_or_default()
 }
 
-/// Takes a checkpoint of the container `id`, and removes those that are superfluous then.
+/// Takes a checkpoint of the container `id`, and removes those that are superfluous then. Its record had `stamp` when it was due: where
+/// that changes meanwhile, the run that is stored is not the one that was to be.
 ///
 /// # Errors
 /// [`NotTaken`]. Nothing of it is left.
@@ -77,11 +80,11 @@ pub async fn take(
     context: &Arc<Context>,
     registry: &Registry,
     subject: &Subject,
-    id: &str,
+    (id, stamp): (&str, Option<Stamp>),
     kept: u32,
 ) -> Result<About, NotTaken> {
     let under_way = context.checkpoints.begin(&subject.pod_uid);
-    let taken = attempt(context, registry, subject, id, under_way).await;
+    let taken = attempt(context, registry, subject, (id, stamp), under_way).await;
     let (shelf, subject) = (context.checkpoints.shelf.clone(), subject.clone());
     let cleared = blocking(move || {
         shelf.clear_taking()?;
@@ -100,7 +103,7 @@ async fn attempt(
     context: &Arc<Context>,
     registry: &Registry,
     subject: &Subject,
-    id: &str,
+    (id, stamp): (&str, Option<Stamp>),
     under_way: UnderWay,
 ) -> Result<About, NotTaken> {
     if !registry.is_synced() || registry.is_moving(&subject.pod_uid) {
@@ -140,6 +143,9 @@ async fn attempt(
     let taken = snapshot(context, (inspected, work), ends, called_off, under_way).await;
     drop(keeping);
     let taken = taken.map_err(NotTaken::Failed)?;
+    if Place::of(&context.node.path(Path::new(PLACES)), id).stamp() != stamp {
+        return Err(NotTaken::NotNow("its application has ended meanwhile"));
+    }
     let (shelf, subject, id) = (context.checkpoints.shelf.clone(), subject.clone(), id.to_owned());
     blocking(move || store(&shelf, &subject, &landing, (number, id, image), host, taken)).await
 }

@@ -10,6 +10,7 @@ use super::{Checkpoints, Subject, restore};
 use crate::agent::context::{Context, answer};
 use crate::agent::target::registry::Registry;
 use crate::causes::chain;
+use crate::supervised::place::Stamp;
 use crate::supervised::{Checkpoints as Rules, Identity, PLACES, Place};
 use std::collections::HashMap;
 use std::path::Path;
@@ -29,6 +30,8 @@ struct Due {
     subject: Subject,
     id: String,
     rules: Rules,
+    /// Of its record when it was looked at.
+    stamp: Option<Stamp>,
 }
 
 /// Looks for ever.
@@ -69,6 +72,8 @@ fn look(context: &Context, tried: &HashMap<String, u64>, now: u64) -> (Vec<Strin
     // A place that can't be read is about to come or to go.
     for (id, place) in Place::all(&places).unwrap_or_default() {
         let Ok(Identity { checkpoints: Some(rules), .. }) = place.identity() else { continue };
+        // Before the record is read: what comes after is seen by it.
+        let stamp = place.stamp();
         let (Ok(identity), Ok(contents), Some(made)) = (place.identity(), place.contents(), place.made()) else {
             continue;
         };
@@ -83,16 +88,16 @@ fn look(context: &Context, tried: &HashMap<String, u64>, now: u64) -> (Vec<Strin
             .and_then(|all| all.iter().map(|about| about.taken_millis).max());
         let last = newest.max(tried.get(&id).copied());
         if is_due(&rules, Times { running, last }, now) {
-            all.push(Due { subject, id, rules });
+            all.push(Due { subject, id, rules, stamp });
         }
     }
     (ids, all)
 }
 
 async fn one(context: &Arc<Context>, registry: &Registry, due: Due) {
-    let Due { subject, id, rules } = due;
+    let Due { subject, id, rules, stamp } = due;
     let figures = &context.checkpoints.figures;
-    match take(context, registry, &subject, &id, rules.keep).await {
+    match take(context, registry, &subject, (&id, stamp), rules.keep).await {
         Ok(about) => {
             let paused = Duration::from_micros(about.paused_micros);
             let (number, bytes) = (about.number, about.bytes);

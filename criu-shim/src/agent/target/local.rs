@@ -230,8 +230,8 @@ async fn from_checkpoint(
     }
 }
 
-/// Asks the task of the Migration, or of the restore of a checkpoint, `uid`. `None` where there is none, or it has let go of the question: then it is asked again
-/// from the beginning.
+/// Asks the task of the Migration, or of the restore of a checkpoint, `uid`. `None` where there is none, or it has let go of the
+/// question: then it is asked again from the beginning.
 async fn ask(
     registry: &Registry,
     uid: &str,
