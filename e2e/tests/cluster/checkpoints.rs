@@ -12,8 +12,9 @@ use super::restart::{crash, metrics, told};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// One run is allowed in ten seconds, so that the second crash in a row is the last.
-const RULES: &str = "  restart: {policy: Always, delay: 0s, startLimit: {interval: 10s, burst: 1, action: RestoreCheckpoint}}\n  \
+/// One run is allowed in three quarters of a minute, so that the second crash in a row is the last; and what ends sooner after a restore
+/// than that poisons its checkpoint.
+const RULES: &str = "  restart: {policy: Always, delay: 0s, startLimit: {interval: 45s, burst: 1, action: RestoreCheckpoint}}\n  \
                      checkpoint: {interval: 10s, keep: 2}\n";
 
 /// A pod whose application has a name of its own in each run, and writes it to a volume and to its layer with a number that goes up.
