@@ -1,7 +1,6 @@
 //! When a checkpoint of a container is taken. Pure: times are arguments, milliseconds since 1970.
 
 use crate::supervised::Checkpoints;
-use tideover_init::decide::Rule;
 use tideover_init::record::{Line, Outcome};
 
 /// What is known of a container.
@@ -17,9 +16,7 @@ pub struct Times {
 pub fn running_since(made: u64, lines: &[Line]) -> Option<u64> {
     let Some(last) = lines.iter().max_by_key(|line| line.sequence) else { return Some(made) };
     match last.outcome {
-        Outcome::Restart { delay_millis, .. } if last.rule != Rule::StopAsked => {
-            Some(made.max(last.at_millis.saturating_add(delay_millis)))
-        }
+        Outcome::Restart { delay_millis, .. } => Some(made.max(last.at_millis.saturating_add(delay_millis))),
         _ => None,
     }
 }

@@ -219,6 +219,18 @@ mod tests {
     }
 
     #[test]
+    fn the_place_of_a_container_that_others_came_after_wishes_nothing() {
+        let mut ledger = ledger();
+        for (id, made, next) in [("a", 1, "b"), ("b", 2, "c")] {
+            hear(&mut ledger, id, made, &[gives_up(1)]);
+            ledger.begin(4, next);
+            ledger.ran(next, made + 1);
+        }
+        hear(&mut ledger, "a", 1, &[gives_up(1)]);
+        assert!(!ledger.wishes());
+    }
+
+    #[test]
     fn an_end_for_another_reason_is_no_wish() {
         let mut ledger = ledger();
         for last in [exit(2), stop(2), crash(2)] {
