@@ -75,11 +75,8 @@ pub async fn watch(context: Arc<Context>, mut counts: Counts) {
                 }
                 annotate(&context, &mut summaries).await;
                 for record in records {
-                    // Before the place may go: what it wishes is nowhere else.
-                    if !hear(&context, &record).await {
-                        continue;
-                    }
-                    let said = summaries.is_settled(&record.id, &record.identity);
+                    let heard = hear(&context, &record).await;
+                    let said = heard && summaries.is_settled(&record.id, &record.identity);
                     let fresh = Known { allowance: Allowance::new(Instant::now()), told_at: None };
                     let known = known.entry(record.id.clone()).or_insert(fresh);
                     let stamp = record.stamp;
@@ -120,8 +117,12 @@ fn look(places: &Path, known: &HashMap<String, Known>) -> Result<(HashSet<String
     Ok((ids, records))
 }
 
-/// Has what is remembered of the container's checkpoints learn from its record; true if that is written down.
+/// Has what is remembered of the container's checkpoints learn from its record; true if that is written down. Until then the place
+/// stays: what the container wishes is nowhere else.
 async fn hear(context: &Arc<Context>, record: &Record) -> bool {
+    if record.identity.checkpoints.is_none() {
+        return true;
+    }
     let (checkpoints, identity, id) = (context.checkpoints.clone(), record.identity.clone(), record.id.clone());
     let (place, lines) = (record.place.clone(), record.contents.lines.clone());
     let heard =
