@@ -71,12 +71,11 @@ fn look(context: &Context, tried: &HashMap<String, u64>, now: u64) -> (Vec<Strin
     let (mut ids, mut all) = (Vec::new(), Vec::new());
     // A place that can't be read is about to come or to go.
     for (id, place) in Place::all(&places).unwrap_or_default() {
-        let Ok(Identity { checkpoints: Some(rules), .. }) = place.identity() else { continue };
+        let Ok(identity) = place.identity() else { continue };
+        let Some(rules) = identity.checkpoints else { continue };
         // Before the record is read: what comes after is seen by it.
         let stamp = place.stamp();
-        let (Ok(identity), Ok(contents), Some(made)) = (place.identity(), place.contents(), place.made()) else {
-            continue;
-        };
+        let (Ok(contents), Some(made)) = (place.contents(), place.made()) else { continue };
         ids.push(id.clone());
         let Some(running) = running_since(millis(made), &contents.lines).filter(|_| !contents.ended) else { continue };
         let subject = Subject::from(&identity);
