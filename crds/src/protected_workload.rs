@@ -1,5 +1,6 @@
 //! ProtectedWorkload: the policy that people apply with kubectl.
 
+use crate::checkpoint::CheckpointPolicy;
 use crate::obstacle::Obstacle;
 use crate::pre_copy::PreCopyPolicy;
 use crate::restart::RestartPolicy;
@@ -31,6 +32,8 @@ use std::time::Duration as StdDuration;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.restart) || self.restart.startLimit.action != 'RestoreCheckpoint' || has(self.checkpoint)").message("startLimit.action RestoreCheckpoint needs spec.checkpoint, which says how often one is taken"))]
+#[x_kube(validation = Rule::new("!has(self.checkpoint) || (has(self.restart) && self.restart.startLimit.action == 'RestoreCheckpoint')").message("checkpoint is of use only with restart.startLimit.action RestoreCheckpoint"))]
 pub struct ProtectedWorkloadSpec {
     /// The pods of this namespace that are protected. It must select something: an empty selector is refused.
     #[x_kube(validation = Rule::new("(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)").message("selector is empty: name at least one label of the pods to protect"))]
@@ -48,6 +51,11 @@ pub struct ProtectedWorkloadSpec {
     /// the container. It holds for pods that are created from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartPolicy>,
+
+    /// How often the state of each container is stored on its node, for `restart.startLimit.action: RestoreCheckpoint`. It holds
+    /// for pods that are created from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPolicy>,
 }
 
 /// What happens when the node of a protected pod is to be emptied.

@@ -1,6 +1,7 @@
 //! What every task of the agent shares.
 
 use crate::agent::beside::Beside;
+use crate::agent::checkpoint::Checkpoints;
 use crate::agent::failure::retryable;
 use crate::agent::host::{self, NodeRoot};
 use crate::agent::identity::Tls;
@@ -48,6 +49,8 @@ pub struct Context {
     pub compression: Tally,
     /// States that were lost here.
     pub lost: Lost,
+    /// Checkpoints of this node's containers.
+    pub checkpoints: Checkpoints,
     /// True when the agent was told to end: nothing new is begun.
     pub leaving: Arc<watch::Sender<bool>>,
 }

@@ -107,6 +107,8 @@ pub enum Side {
     Target(TargetEntry),
     /// This node is the source, and nothing is frozen.
     Slowed(SlowedEntry),
+    /// No Migration: a pod of this node, whose UID stands for one, may be frozen for a checkpoint.
+    Checkpoint(CheckpointEntry),
 }
 
 /// Written before the freeze, removed when the pod runs again or is gone: while it is there, the pod may be frozen.
@@ -135,6 +137,19 @@ pub struct SourceEntry {
 #[serde(rename_all = "camelCase")]
 pub struct SlowedEntry {
     /// Its cpu limits that are, or are about to be, other than they were.
+    pub cpu: Vec<LimitRecord>,
+}
+
+/// Written before the freeze for a checkpoint, removed when the pod runs again. Nobody else decides about that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointEntry {
+    /// The container's cgroup, as a path on the node.
+    pub cgroup: PathBuf,
+    /// The CRIU that was started for it. Nothing is thawed before that has ended.
+    pub criu: ProcessId,
+    /// Its cpu limits that are, or are about to be, other than they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cpu: Vec<LimitRecord>,
 }
 

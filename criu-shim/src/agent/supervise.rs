@@ -45,6 +45,8 @@ impl Supervisor {
                 }
                 Side::Target(target) => supervisor.start_target(key, Some((entry.attempt, target))),
                 Side::Slowed(slowed) => supervisor.start_source(key, Some((entry.attempt, Left::Slowed(slowed)))),
+                // Thawed before anything is started.
+                Side::Checkpoint(_) => {}
             }
         }
         supervisor

@@ -10,6 +10,7 @@ mod admission;
 mod after_commit;
 mod api_server;
 mod cancel;
+mod checkpoints;
 mod convergence;
 mod drain;
 mod every_page;

@@ -115,7 +115,7 @@ fn a_supervised_container_moves_and_a_crash_right_after_is_answered_on_the_targe
 }
 
 /// The metrics of the agent on `node` that begin with `series`. The agent shares its node's network, where the API server reaches it.
-fn metrics(sandbox: &Sandbox, node: &str, series: &str) -> Result<Vec<String>> {
+pub(super) fn metrics(sandbox: &Sandbox, node: &str, series: &str) -> Result<Vec<String>> {
     let selector = "app.kubernetes.io/component=agent";
     let field = format!("--field-selector=spec.nodeName={node}");
     let list = sandbox.kube().get(&["pods", "--namespace", NAMESPACE, "--selector", selector, &field])?;

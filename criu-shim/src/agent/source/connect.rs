@@ -189,7 +189,7 @@ fn trees(context: &Context, inspected: &Inspected) -> Result<Vec<(Part, PathBuf,
 }
 
 /// Round 0: what `runc restore` needs when it is started, long before the images are there.
-async fn send_early(
+pub(super) async fn send_early(
     context: &Context,
     sender: &LinkSender<FromSource>,
     receiver: &mut LinkReceiver<FromTarget>,

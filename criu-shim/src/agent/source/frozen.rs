@@ -1,10 +1,11 @@
 //! A pod that is frozen, or may be. There are two ways out of it, and each takes the proof that it is the right one.
 //!
-//! A freeze for a move may end in a commit, so its proofs come from the API server. A freeze for a cut can't, and its proof
-//! comes with the cut; see [`OnlyCut`].
+//! A freeze for a move may end in a commit, so its proofs come from the API server. A freeze for a cut or a checkpoint can't, and its
+//! proof comes with it; see [`OnlyCut`] and [`OnlyStored`].
 
 use crate::agent::owner::{Aborted, Committed};
 use crate::agent::source::cut::OnlyCut;
+use crate::agent::source::snapshot::OnlyStored;
 use crate::causes::chain;
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
@@ -23,6 +24,8 @@ pub enum MayRun {
     Aborted(Aborted),
     /// It was frozen for a cut.
     OnlyCut(OnlyCut),
+    /// It was frozen for a checkpoint.
+    OnlyStored(OnlyStored),
 }
 
 impl From<Aborted> for MayRun {
@@ -34,6 +37,12 @@ impl From<Aborted> for MayRun {
 impl From<OnlyCut> for MayRun {
     fn from(proof: OnlyCut) -> Self {
         Self::OnlyCut(proof)
+    }
+}
+
+impl From<OnlyStored> for MayRun {
+    fn from(proof: OnlyStored) -> Self {
+        Self::OnlyStored(proof)
     }
 }
 

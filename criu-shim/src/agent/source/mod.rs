@@ -16,6 +16,7 @@ pub mod precopy;
 pub mod preflight;
 mod round;
 pub mod settle;
+pub mod snapshot;
 mod watching;
 #[cfg(test)]
 mod whole_move_tests;

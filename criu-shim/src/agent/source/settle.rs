@@ -32,6 +32,11 @@ pub enum LiveCriu {
 }
 
 impl LiveCriu {
+    /// The one that an agent before this one has started, if it has not ended yet.
+    pub fn left(process: ProcessId) -> Option<Self> {
+        is_at_work(process).then_some(Self::Left(process))
+    }
+
     /// How long it may go on in the frozen pod: a dump that is under way is better left to end.
     fn patience(&self) -> Duration {
         match self {
@@ -93,7 +98,7 @@ pub async fn take_over(
         }
         tokio::time::sleep(AGAIN).await;
     };
-    let criu = is_at_work(entry.criu).then_some(LiveCriu::Left(entry.criu));
+    let criu = LiveCriu::left(entry.criu);
     if criu.is_some() {
         info!(migration = key.name, pid = entry.criu.pid, "a CRIU of the agent before this one is at work");
     }

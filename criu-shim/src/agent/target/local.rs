@@ -1,5 +1,6 @@
 //! The unix socket on which shim and relay of this node talk to the agent.
 
+use crate::agent::checkpoint::desk;
 use crate::agent::context::{Context, Key};
 use crate::agent::journal::Side;
 use crate::agent::target::create::{Start, has_run, start, start_rehearsal, start_stray, start_without};
@@ -7,7 +8,8 @@ use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::causes::chain;
 use crate::local::{
-    Create, FromRelay, FromShim, Hello, LineError, MAX_LINE, Role, ToRelay, ToShim, VersionMismatch, decode, encode,
+    ContainerType, Create, FromRelay, FromShim, Hello, LineError, MAX_LINE, Role, ToRelay, ToShim, VersionMismatch,
+    decode, encode,
 };
 use kube::api::Api;
 use serde::Serialize;
@@ -97,7 +99,7 @@ pub async fn serve(context: Arc<Context>, registry: Registry, listener: UnixList
     }
 }
 
-async fn talk(context: &Context, registry: &Registry, stream: UnixStream) -> Result<(), LocalError> {
+async fn talk(context: &Arc<Context>, registry: &Registry, stream: UnixStream) -> Result<(), LocalError> {
     let mut line = Line::new(stream);
     match heard(&mut line).await? {
         Role::Shim => shim(context, registry, line).await,
@@ -119,7 +121,7 @@ async fn heard(line: &mut Line) -> Result<Role, LocalError> {
     Ok(role?)
 }
 
-async fn shim(context: &Context, registry: &Registry, mut line: Line) -> Result<(), LocalError> {
+async fn shim(context: &Arc<Context>, registry: &Registry, mut line: Line) -> Result<(), LocalError> {
     match line.expect().await? {
         FromShim::Restored { token, exit_code } => {
             restored(registry, token, exit_code).await;
@@ -158,7 +160,7 @@ async fn restored(registry: &Registry, token: String, exit_code: i32) {
 
 /// Waits until it is known how the container shall start. The shim hears `Wait` meanwhile.
 async fn answer(
-    context: &Context,
+    context: &Arc<Context>,
     registry: &Registry,
     create: &Create,
     line: &mut Line,
@@ -178,7 +180,10 @@ async fn answer(
             }
         };
         match decided {
-            Start::Cold => return Ok(ToShim::ColdStart),
+            Start::Cold => match from_checkpoint(context, registry, create, line, &mut still_here).await? {
+                Some(answer) => return Ok(answer),
+                None => continue,
+            },
             Start::Refuse(reason) | Start::Stray(reason) => return Ok(ToShim::Refuse { reason }),
             Start::Undecided => {}
             Start::Restore { uid } => {
@@ -204,8 +209,42 @@ async fn answer(
     }
 }
 
-/// Asks the task of the Migration `uid`. `None` where there is none, or it has let go of the question: then it is asked again
-/// from the beginning.
+/// What the container is told that nobody moves: whether it goes on from a checkpoint. `None` where the task that knows has ended
+/// meanwhile.
+async fn from_checkpoint(
+    context: &Arc<Context>,
+    registry: &Registry,
+    create: &Create,
+    line: &mut Line,
+    still_here: &mut tokio::time::Interval,
+) -> Result<Option<ToShim>, LocalError> {
+    if create.container_type == ContainerType::Sandbox {
+        return Ok(Some(ToShim::ColdStart));
+    }
+    // Looking at a checkpoint takes as long as reading it.
+    let mut looking = std::pin::pin!(desk::start(context, registry, create));
+    let start = loop {
+        tokio::select! {
+            start = &mut looking => break start,
+            _ = still_here.tick() => line.say(&ToShim::Wait).await?,
+            hung_up = line.hung_up() => return Err(hung_up),
+        }
+    };
+    match start {
+        desk::Start::Cold => Ok(Some(ToShim::ColdStart)),
+        desk::Start::Cut => {
+            Ok(Some(ToShim::Refuse { reason: "the restore of its checkpoint was cut short".to_owned() }))
+        }
+        desk::Start::Restore(name) => {
+            let (answer, answers) = mpsc::channel(1);
+            let question = Event::Create { create: create.clone(), answer };
+            ask(registry, &name, question, answers, line, still_here).await
+        }
+    }
+}
+
+/// Asks the task of the Migration, or of the restore of a checkpoint, `uid`. `None` where there is none, or it has let go of the
+/// question: then it is asked again from the beginning.
 async fn ask(
     registry: &Registry,
     uid: &str,

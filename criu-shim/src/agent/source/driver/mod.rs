@@ -193,6 +193,8 @@ impl SourceDriver {
 
     async fn preflight(&mut self, migration: &Migration) {
         let Some(pod) = migration.status.as_ref().and_then(|status| status.source_pod.clone()) else { return };
+        // Two at once would both follow its memory. No other is begun while this Migration is open.
+        self.context.checkpoints.leave(&pod.uid).await;
         match self.context.facts().await {
             Ok(facts) => self.report.host = Some(facts),
             Err(failure) => return self.fail(failure).await,

@@ -49,7 +49,10 @@ pub(super) fn verify_images(directory: &Path) -> Result<(), Failure> {
 
 /// Sees to it that this node has the `tideover-init` under which the container runs, if it is supervised: as long as nothing is
 /// frozen, another node may be chosen. What the source has sent is kept where this node has none. Blocking.
-fn have_program(directory: &Path, node: &NodeRoot) -> Result<(), Failure> {
+///
+/// # Errors
+/// With the failure to report.
+pub(in crate::agent) fn have_program(directory: &Path, node: &NodeRoot) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::IncompatibleHost, chain(error));
     let images = directory.join(IMAGES);
     match Program::read(&images).map_err(|error| failed(&error))? {

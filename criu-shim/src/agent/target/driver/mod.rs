@@ -12,6 +12,11 @@ mod reply;
 mod restore;
 mod verdict;
 
+pub(in crate::agent) use integrity::have_program;
+pub(in crate::agent) use memory::{filled, is_served, to_come};
+pub(in crate::agent) use restore::{new_token, options_within};
+pub(in crate::agent) use verdict::criu_failed;
+
 use crate::agent::context::{Context, Key, News};
 use crate::agent::duty::{TargetDuty, TargetLocal, target_duty, verdict_of};
 use crate::agent::failure::retryable;
@@ -41,7 +46,7 @@ use tracing::info;
 /// Room without which a target does not wait for a source, bytes: every image has some files besides memory.
 const LEAST: u64 = 1 << 20;
 /// How long a peer may take to take a word, before it counts as gone.
-const WORD_LIMIT: Duration = Duration::from_millis(500);
+pub(in crate::agent) const WORD_LIMIT: Duration = Duration::from_millis(500);
 
 /// The target's side of one Migration.
 #[derive(Debug)]

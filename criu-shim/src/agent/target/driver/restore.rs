@@ -190,7 +190,11 @@ impl TargetDriver {
 
 pub(super) fn release_options(migration: &Migration) -> ReleaseOptions {
     let policy = migration.status.as_ref().and_then(|status| status.policy.as_ref());
-    let limit = policy.map_or(64 << 20, |policy| policy.deleted_file_limit_bytes);
+    options_within(policy.map_or(64 << 20, |policy| policy.deleted_file_limit_bytes))
+}
+
+/// What CRIU is to restore where deleted files have `limit` bytes at most.
+pub(in crate::agent) fn options_within(limit: u64) -> ReleaseOptions {
     ReleaseOptions {
         log_level: 2,
         ghost_limit: u32::try_from(limit).unwrap_or(u32::MAX),
@@ -211,7 +215,7 @@ pub(super) fn system_v(directory: &Path) -> Result<Option<SystemV>, Failure> {
 }
 
 /// 128 random bits, hexadecimal.
-pub(super) fn new_token() -> std::io::Result<String> {
+pub(in crate::agent) fn new_token() -> std::io::Result<String> {
     use std::io::Read;
     let mut random = [0_u8; 16];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;

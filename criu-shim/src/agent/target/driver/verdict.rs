@@ -1,6 +1,7 @@
 //! From held to running: the commit, the resume, and what becomes of a restore that fails.
 
 use super::TargetDriver;
+use super::memory::is_served;
 use crate::agent::duty::verdict_of;
 use crate::agent::failure::retryable;
 use crate::agent::owner::{Committed, Decision};
@@ -27,7 +28,7 @@ impl TargetDriver {
     pub(super) async fn commit(&mut self, migration: &Migration, attempt: u32) {
         let begun = Instant::now();
         if self.local.held
-            && let Err(failure) = self.is_served().await
+            && let Err(failure) = is_served(&self.directory()).await
         {
             return self.fail(failure).await;
         }
@@ -122,7 +123,7 @@ impl TargetDriver {
 }
 
 /// That a restore failed, in a sentence with what CRIU's log in `work` says beyond `message`.
-pub(super) fn criu_failed(work: &Path, message: &str) -> String {
+pub(in crate::agent) fn criu_failed(work: &Path, message: &str) -> String {
     let lines = last_errors(&work.join("restore.log"), LOG_LINES);
     match lines.is_empty() || lines.iter().any(|line| message.contains(line.as_str())) {
         true => format!("CRIU's restore failed: {message}"),
