@@ -120,7 +120,7 @@ impl Packing {
                 None
             }
             State::Looking { tally, since, frames, samples } => {
-                if *frames % ONE_IN == 0 {
+                if frames.is_multiple_of(ONE_IN) {
                     samples.add(frame, packer);
                 }
                 *frames += 1;
