@@ -58,9 +58,11 @@ pub struct Poisoned {
 }
 
 impl About {
-    /// Whether it may be restored on a node with these facts, into a container of this image.
+    /// Whether it may be restored on a node with these facts, into a container of this image. How agents speak with each other has
+    /// nothing to do with it.
     pub fn is_good(&self, host: &HostFacts, image: &str) -> bool {
-        self.poisoned.is_none() && self.host == *host && self.image == image
+        let taken_on = HostFacts { protocol: host.protocol, ..self.host.clone() };
+        self.poisoned.is_none() && taken_on == *host && self.image == image
     }
 }
 
@@ -75,7 +77,7 @@ pub(super) mod tests {
 
     fn host() -> HostFacts {
         let [architecture, cpu_features, kernel, criu] = ["x86_64", "avx", "6.1", "4.1"].map(str::to_owned);
-        HostFacts { architecture, cpu_features, kernel, criu }
+        HostFacts { architecture, cpu_features, kernel, criu, protocol: 1 }
     }
 
     /// Checkpoint `number`, of `bytes` bytes.

@@ -12,7 +12,9 @@ use super::{Subject, ledger::Ledger};
 use crate::agent::context::Context;
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
-use crate::agent::target::driver::{WORD_LIMIT, criu_failed, filled, is_served, new_token, options_within, to_come};
+use crate::agent::target::driver::{
+    WORD_LIMIT, criu_failed, filled, is_served, new_token, options_within, system_v, to_come,
+};
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::agent::target::stage::{self as files, Placed};
@@ -176,14 +178,14 @@ impl Task {
         let mut placed = std::mem::take(&mut self.placed);
         let placing = tokio::task::spawn_blocking(move || {
             files::place_files(&context, &directory, &entry, &mut placed, &AtomicBool::new(false))?;
-            Ok((to_come(&directory)?, placed))
+            Ok((to_come(&directory)?, system_v(&directory.join(IMAGES))?, placed))
         });
         let placing = placing.await;
         let placing = placing.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));
-        let (pages, placed) = placing?;
+        let (pages, system_v, placed) = placing?;
         self.placed = placed;
         let limit = u64::from(DumpOptions::default().ghost_limit);
-        let options = ReleaseOptions { pages, ..options_within(limit) };
+        let options = ReleaseOptions { pages, system_v, ..options_within(limit) };
         self.tell_relay(ToRelay::Release { options }).await;
         Ok(())
     }
@@ -245,9 +247,9 @@ impl Task {
 /// Waits until all memory of what was restored has come, and removes what it came from.
 async fn complete(context: &Arc<Context>, subject: &Subject, container_id: &str) {
     let shelf = context.checkpoints.shelf.clone();
-    let filled = filled(context, &shelf.restoring(subject, container_id), container_id, &subject.pod_name);
+    let directory = shelf.restoring(subject, container_id);
     // Where memory is lost, the container has been ended, and that is logged and counted.
-    filled.await.ok();
+    filled(context, &directory, container_id, &subject.pod_name).await.ok();
     let (subject, id) = (subject.clone(), container_id.to_owned());
     match tokio::task::spawn_blocking(move || shelf.clear_restoring(&subject, &id)).await {
         Ok(Ok(())) => {}

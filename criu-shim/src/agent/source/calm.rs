@@ -93,7 +93,8 @@ mod tests {
     #[test]
     fn the_time_that_some_have_waited_is_read_in_microseconds() {
         let file = std::env::temp_dir().join(format!("tideover-pressure-{}", std::process::id()));
-        let text = "some avg10=1.00 avg60=2.00 avg300=3.00 total=1500\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n";
+        let text =
+            "some avg10=1.00 avg60=2.00 avg300=3.00 total=1500\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n";
         std::fs::write(&file, text).expect("write");
         let read = waited(&file);
         std::fs::remove_file(&file).expect("remove");

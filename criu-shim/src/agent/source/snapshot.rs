@@ -113,7 +113,7 @@ async fn rounds(
     match refused {
         None => Ok(followed),
         Some(failure) => {
-            precopy::let_go(followed).await;
+            precopy::let_go((followed, trees.clone())).await;
             Err(failure)
         }
     }
@@ -152,7 +152,7 @@ async fn freeze<G: Send>(
     let (pod, froze) = round::freeze(inspected.container.freezer.clone(), cpu.limits).await;
     let dumped = match froze {
         Ok(_) => {
-            let going = Going { trees, number: round, followed: &mut followed };
+            let going = Going { trees: trees.clone(), number: round, followed: &mut followed };
             line.dump(send::begin(&sender, round, true), request, criu, going).await
         }
         Err(error) => {
@@ -166,7 +166,7 @@ async fn freeze<G: Send>(
     };
     settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)), OnlyStored(())).await;
     let paused = since.elapsed();
-    precopy::let_go(followed).await;
+    precopy::let_go((followed, trees)).await;
     forget(&context.journal, &uid).await;
     drop(untouched);
     line.watching.extend();

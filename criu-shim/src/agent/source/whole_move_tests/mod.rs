@@ -183,6 +183,7 @@ fn restore(name: &str, source: &Pod, moved: &Moved) {
         link_remap: true,
         pages,
         external_mounts,
+        system_v: None,
     });
     let held = relay.is_held();
     assert!(held.is_ok(), "{held:?}; {}", said(&work.join("restore.log")));

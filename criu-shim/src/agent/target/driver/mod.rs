@@ -14,7 +14,7 @@ mod verdict;
 
 pub(in crate::agent) use integrity::have_program;
 pub(in crate::agent) use memory::{filled, is_served, to_come};
-pub(in crate::agent) use restore::{new_token, options_within};
+pub(in crate::agent) use restore::{new_token, options_within, system_v};
 pub(in crate::agent) use verdict::criu_failed;
 
 use crate::agent::context::{Context, Key, News};

@@ -208,7 +208,7 @@ pub(in crate::agent) fn options_within(limit: u64) -> ReleaseOptions {
 ///
 /// # Errors
 /// With the failure to report, where they can't be read.
-pub(super) fn system_v(directory: &Path) -> Result<Option<SystemV>, Failure> {
+pub(in crate::agent) fn system_v(directory: &Path) -> Result<Option<SystemV>, Failure> {
     let removed = system_v::removed_segments(directory);
     let removed = removed.map_err(|error| retryable(FailureReason::RestoreFailed, chain(&error)))?;
     Ok(removed.map(|removed| SystemV { removed }))
