@@ -221,7 +221,7 @@ fn throttle(aims: &Aims, progress: &Progress<'_>, estimate: &Estimate) -> Option
             let crossing = estimate.crossing.saturating_add(estimate.placing).as_secs_f64();
             let room = aims.max_downtime.saturating_sub(progress.beside).as_secs_f64();
             let would_do = |percent: u32| crossing * f64::from(percent) <= room * f64::from(progress.cpu_percent);
-            let last = steps.clone().last();
+            let last = steps.clone().next_back();
             steps.find(|percent| would_do(*percent)).or(last)
         }
     }
