@@ -78,9 +78,10 @@ impl Snapshot {
             for address in (number(range.0)..number(range.1)).step_by(PAGE as usize) {
                 let (mut entry, mut page) = ([0; 8], vec![0; PAGE as usize]);
                 pagemap.read_exact_at(&mut entry, address / PAGE * 8).expect("an entry");
-                // Asked for what is not there, the kernel would put a page of zeroes there. Source: pagemap.rst, present or swapped.
-                if u64::from_ne_bytes(entry) >> 62 != 0 {
-                    memory.read_exact_at(&mut page, address).expect("a page");
+                // Asked for what is not there, the kernel would put a page of zeroes there. Source: pagemap.rst, present or swapped. A
+                // guard page counts as swapped, and can't be read.
+                let has_content = u64::from_ne_bytes(entry) >> 62 != 0;
+                if has_content && memory.read_exact_at(&mut page, address).is_ok() {
                     pages.insert(address, page);
                 }
             }
