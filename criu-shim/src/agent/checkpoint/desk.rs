@@ -43,7 +43,7 @@ pub enum Start {
 enum Found {
     Cold,
     Cut,
-    Checkpoint(About, PathBuf),
+    Checkpoint(Box<About>, PathBuf),
 }
 
 /// Answers for the container `create`. Where something can't be known it starts cold: it is no second copy of anything.
@@ -86,7 +86,7 @@ pub async fn start(context: &Arc<Context>, registry: &Registry, create: &Create)
         Ok(Found::Cold) => Start::Cold,
         Ok(Found::Cut) => Start::Cut,
         Ok(Found::Checkpoint(about, directory)) => {
-            let begun = Begun { subject, about, directory, create: create.clone() };
+            let begun = Begun { subject, about: *about, directory, create: create.clone() };
             match restore::begin(context, registry, begun) {
                 Ok(()) => Start::Restore(name),
                 Err(error) => {
@@ -135,7 +135,7 @@ fn find(
             Err(failure) => Err(failure.message),
         });
         match prepared {
-            Ok(directory) => return Ok(Found::Checkpoint(about, directory)),
+            Ok(directory) => return Ok(Found::Checkpoint(Box::new(about), directory)),
             Err(why) => {
                 let poisoned = shelf.judge(subject, now, |ledger| ledger.failed(&why))?;
                 shelf.clear_restoring(subject, &create.container_id)?;

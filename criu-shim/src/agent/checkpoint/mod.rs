@@ -1,10 +1,10 @@
 //! Checkpoints of this node's containers: taken while they run, and restored when one gives up and asks for it.
 //!
-//! [`due`] says when one is taken, [`obstacle`] of which pods none is, [`take`] takes it; the freeze is
-//! [`source::snapshot`](crate::agent::source::snapshot). [`ledger`] says what a container that is created is to start from, and
-//! which checkpoints must not be used again, [`desk`] answers the shim by that, [`restore`] sees the restore through. [`about`] is
-//! what is known of a checkpoint, [`keep`] which ones stay, [`shelf`] where they are. All but the last three and [`tell`] decide
-//! or do nothing on a disk.
+//! Pure decisions: [`due`] says when one is taken, [`obstacle`] of which pods none is, [`keep`] which ones stay, [`about`] which may be
+//! restored, [`ledger`] whether a container is to come back from one and which must not be used again, [`stage`] what follows from what
+//! a restore does. Around them: [`watch`] looks what is due, [`take`] takes it (the freeze is
+//! [`source::snapshot`](crate::agent::source::snapshot)), [`desk`] answers the shim, [`restore`] sees a restore through, [`tell`]
+//! tells of it, and [`shelf`] alone touches what is stored.
 //!
 //! Nothing here has to do with a Migration, and never is a checkpoint taken beside one of the same pod.
 

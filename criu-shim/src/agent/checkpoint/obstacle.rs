@@ -3,7 +3,7 @@
 //! A checkpoint is memory and files of one moment. What is not in it, a claim's content above all, would be of another one when the
 //! memory comes back.
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 
 /// The first obstacle that the pod's object shows; what its processes show, the preflight finds.
 pub fn obstacle(pod: &Pod) -> Option<String> {
@@ -35,7 +35,7 @@ fn shared(spec: &PodSpec) -> Option<&'static str> {
     if spec.host_users == Some(false) {
         return Some("the pod has a user namespace of its own");
     }
-    let holds = |container: &k8s_openapi::api::core::v1::Container| {
+    let holds = |container: &Container| {
         is(container.tty) || is(container.security_context.as_ref().and_then(|context| context.privileged))
     };
     if spec.containers.iter().any(holds) {
@@ -45,7 +45,7 @@ fn shared(spec: &PodSpec) -> Option<&'static str> {
 }
 
 fn several(spec: &PodSpec) -> Option<&'static str> {
-    let sidecar = |one: &&k8s_openapi::api::core::v1::Container| one.restart_policy.as_deref() == Some("Always");
+    let sidecar = |one: &&Container| one.restart_policy.as_deref() == Some("Always");
     if spec.containers.len() > 1 || spec.init_containers.iter().flatten().any(|one| sidecar(&one)) {
         return Some("the pod has several containers; one is supported");
     }

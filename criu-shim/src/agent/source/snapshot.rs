@@ -5,6 +5,7 @@
 
 use crate::agent::context::Context;
 use crate::agent::failure::retryable;
+use crate::agent::host::NodeRoot;
 use crate::agent::journal::{CheckpointEntry, Entry, Journal, JournalError, Side};
 use crate::agent::source::connect::{self, Connected, Warm};
 use crate::agent::source::cpu::SourceCpu;
@@ -200,11 +201,7 @@ async fn forget(journal: &Journal, pod_uid: &str) {
 ///
 /// # Errors
 /// Where the journal can't be changed.
-pub async fn take_over(
-    entries: Vec<Entry>,
-    journal: &Journal,
-    node: &crate::agent::host::NodeRoot,
-) -> Result<Vec<Entry>, JournalError> {
+pub async fn take_over(entries: Vec<Entry>, journal: &Journal, node: &NodeRoot) -> Result<Vec<Entry>, JournalError> {
     let mut others = Vec::new();
     for entry in entries {
         let Side::Checkpoint(checkpoint) = &entry.side else {
@@ -235,7 +232,6 @@ pub async fn take_over(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::host::NodeRoot;
     use crate::agent::journal::TargetEntry;
     use crate::criu::ProcessId;
     use crate::freezer::FreezerState;
