@@ -1,8 +1,8 @@
 #!/bin/sh
-# The end-to-end tests: one at a time, because they cordon nodes and end agents of the one lab they share.
+# The end-to-end tests. Two at a time at most, and one where it cordons nodes or ends agents of the lab that they share.
 set -eu
 cd "$(dirname "$0")/.."
 cargo build --quiet --package tideover-e2e --bins
 # An error tells its whole chain; a backtrace through the test runner would only bury it.
 export RUST_LIB_BACKTRACE=0
-exec cargo test --package tideover-e2e --test cluster -- --test-threads=1 "$@"
+exec cargo test --package tideover-e2e --test cluster -- --test-threads=2 "$@"

@@ -10,6 +10,7 @@
 // Each printer column is an attribute of its own, and two of one type look alike to this lint.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod checkpoint;
 pub mod migration;
 pub mod names;
 pub mod node_maintenance;
@@ -21,6 +22,7 @@ pub mod restart;
 pub mod restart_report;
 pub mod supervision;
 
+pub use checkpoint::CheckpointPolicy;
 pub use migration::{
     Migration, MigrationReason, MigrationSpec, MigrationStatus, ObjectRef, Owner, Phase, PhaseTime, PodRef,
     ResolvedPolicy, Strategy,
@@ -30,11 +32,11 @@ pub use obstacle::{Obstacle, ObstacleReason};
 pub use pre_copy::{NonConvergence, PreCopyPolicy, ResolvedPreCopy};
 pub use protected_workload::{
     FailurePolicy, MaintenanceAction, MigrationPolicy, OnMaintenance, PodProtection, PodRestarts, ProtectedWorkload,
-    ProtectedWorkloadSpec, ProtectedWorkloadStatus,
+    ProtectedWorkloadSpec, ProtectedWorkloadStatus, StartLimitMove,
 };
 pub use report::{
-    Convergence, Failure, FailureReason, HostFacts, MemoryEngine, PreCopied, Round, SourceReport, SourceStep,
-    SourceTimings, TargetReport, TargetStep, TargetTimings,
+    Compression, Convergence, Failure, FailureReason, HostFacts, MemoryEngine, PreCopied, Round, SourceReport,
+    SourceStep, SourceTimings, TargetReport, TargetStep, TargetTimings,
 };
 pub use restart::RestartPolicy;
 pub use restart_report::RestartReport;

@@ -1,10 +1,11 @@
 //! ProtectedWorkload: the policy that people apply with kubectl.
 
+use crate::checkpoint::CheckpointPolicy;
 use crate::obstacle::Obstacle;
 use crate::pre_copy::PreCopyPolicy;
 use crate::restart::RestartPolicy;
 use crate::restart_report::LastEnd;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -31,6 +32,8 @@ use std::time::Duration as StdDuration;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.restart) || self.restart.startLimit.action != 'RestoreCheckpoint' || has(self.checkpoint)").message("startLimit.action RestoreCheckpoint needs spec.checkpoint, which says how often one is taken"))]
+#[x_kube(validation = Rule::new("!has(self.checkpoint) || (has(self.restart) && self.restart.startLimit.action == 'RestoreCheckpoint')").message("checkpoint is of use only with restart.startLimit.action RestoreCheckpoint"))]
 pub struct ProtectedWorkloadSpec {
     /// The pods of this namespace that are protected. It must select something: an empty selector is refused.
     #[x_kube(validation = Rule::new("(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)").message("selector is empty: name at least one label of the pods to protect"))]
@@ -48,6 +51,11 @@ pub struct ProtectedWorkloadSpec {
     /// the container. It holds for pods that are created from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartPolicy>,
+
+    /// How often the state of each container is stored on its node, for `restart.startLimit.action: RestoreCheckpoint`. It holds
+    /// for pods that are created from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPolicy>,
 }
 
 /// What happens when the node of a protected pod is to be emptied.
@@ -159,7 +167,8 @@ pub struct ProtectedWorkloadStatus {
     /// `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Protected`: every selected pod can be moved (or, with `action: Ignore`, nothing was asked for).
+    /// `Protected`: every selected pod can be moved (or, with `action: Ignore`, nothing was asked for). `MovedTooOften`: a pod
+    /// waits at its start limit and is not moved, because it was moved for that as often as may be within an hour.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_string()]))]
     #[serde(default)]
     pub conditions: Vec<Condition>,
@@ -175,6 +184,21 @@ pub struct ProtectedWorkloadStatus {
     /// Per pod, what is known; at most 100.
     #[serde(default)]
     pub pods: Vec<PodProtection>,
+    /// Moves of the last hour that were begun because a start limit was hit, oldest first; at most 100.
+    #[serde(default)]
+    pub start_limit_moves: Vec<StartLimitMove>,
+}
+
+/// One move that was begun because a start limit was hit.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StartLimitMove {
+    /// Name of the Migration.
+    pub migration: String,
+    /// UID of the pod that has the application now: that of the replacement once it was moved, for whatever reason.
+    pub pod_uid: String,
+    /// When the Migration was created.
+    pub at: Time,
 }
 
 /// What is known of one protected pod.

@@ -21,6 +21,9 @@ pub struct SourceReport {
     /// Why that engine, and every fallback in use, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// How pages cross. It is decided by the first pages that are sent, where there are enough of them, and the notes say why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     /// Pre-copy rounds so far.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<Round>,
@@ -47,6 +50,7 @@ impl SourceReport {
             host: None,
             engine: None,
             notes: Vec::new(),
+            compression: None,
             rounds: Vec::new(),
             pre_copied: None,
             convergence: None,
@@ -127,17 +131,31 @@ pub enum TargetStep {
     Destroyed,
 }
 
-/// How memory reaches the target.
-#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How memory reaches the target, the best way first.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum MemoryEngine {
     /// Most of it before the freeze. What is written meanwhile is found by write protection, in rounds (userfaultfd with
     /// `WP_ASYNC`, and `PAGEMAP_SCAN`), and the restore fetches pages from where they were put on the target.
     WriteProtect,
-    /// Most of it before the freeze. At least one process can't be write-protected, for a reason that the notes name. Its
-    /// pages are read and compared with what was sent, in rounds, and once more in the freeze: 0.3 ms for each MiB.
+    /// Most of it before the freeze. At least one process can't be write-protected, for a reason that the notes name. The kernel
+    /// marks what it writes (soft-dirty), and that is read and compared with what was sent, in rounds, and once more in the
+    /// freeze: 0.3 ms for each MiB that was written.
+    SoftDirty,
+    /// Most of it before the freeze. At least one process can neither be write-protected nor go by such marks, for reasons that the
+    /// notes name. All its pages are read and compared with what was sent, in rounds, and once more in the freeze: 0.3 ms for each
+    /// MiB.
     ReadAndCompare,
     /// All of it inside the freeze.
     StopAndCopy,
+}
+
+/// How pages cross from node to node.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compression {
+    /// As they are: the connection, or the processors, would not be done earlier otherwise.
+    None,
+    /// As LZ4 blocks, where these are shorter.
+    Lz4,
 }
 
 /// One pre-copy round.
@@ -230,6 +248,8 @@ pub struct HostFacts {
     pub kernel: String,
     /// CRIU's version.
     pub criu: String,
+    /// Version of the protocol that the host's agent speaks with others; 0 where it does not say.
+    pub protocol: u32,
 }
 
 /// Why a side could not go on.
@@ -269,6 +289,8 @@ pub enum FailureReason {
     RestoreFailed,
     /// An agent did not answer in time.
     AgentUnreachable,
+    /// The two agents speak different versions of their protocol: one of them is being upgraded. It does not count as an attempt.
+    AgentVersions,
     /// An agent was restarted in mid-attempt and undid what it found.
     AgentRestarted,
     /// The attempt took longer than the policy allows.
@@ -277,7 +299,8 @@ pub enum FailureReason {
     NotConverging,
     /// Called off: uncordoned, deleted, or the pod was deleted.
     Cancelled,
-    /// After the commit the state was lost with the target, or given up: the application starts cold.
+    /// After the commit the state was lost with the target, or given up, or memory that was still to come did not come: the
+    /// application starts cold.
     StateLost,
     /// Another Migration is moving this pod.
     AlreadyMoving,

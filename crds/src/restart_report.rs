@@ -49,6 +49,8 @@ pub enum Outcome {
     Restart,
     /// None as yet: the container waits to be moved, and has another run on the node that it comes to.
     Migrate,
+    /// The end of the container, which is to come back from a stored checkpoint.
+    RestoreCheckpoint,
     /// The end of the container.
     Exit,
 }

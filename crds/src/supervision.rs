@@ -1,5 +1,6 @@
 //! What admission tells the shim about the restarts of a pod's containers.
 
+use crate::checkpoint::CheckpointPolicy;
 use crate::restart::RestartPolicy;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -18,6 +19,9 @@ pub struct Supervision {
     pub containers: Vec<String>,
     /// The rules, with every default.
     pub restart: RestartPolicy,
+    /// How often a checkpoint is taken; not at all where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPolicy>,
 }
 
 /// Why an annotation says nothing.
@@ -42,8 +46,8 @@ struct Versioned {
 
 impl Supervision {
     /// The annotation for these containers.
-    pub fn new(containers: Vec<String>, restart: RestartPolicy) -> Self {
-        Self { version: VERSION, containers, restart }
+    pub fn new(containers: Vec<String>, restart: RestartPolicy, checkpoint: Option<CheckpointPolicy>) -> Self {
+        Self { version: VERSION, containers, restart, checkpoint }
     }
 
     /// Reads an annotation's value.
@@ -71,7 +75,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let rules = serde_json::from_str(r#"{"policy": "Always", "delay": "20ms"}"#).expect("rules");
-        let supervision = Supervision::new(vec!["app".into()], rules);
+        let checkpoint = serde_json::from_str(r#"{"interval": "5m"}"#).expect("a policy");
+        let supervision = Supervision::new(vec!["app".into()], rules, Some(checkpoint));
         let text = serde_json::to_string(&supervision).expect("JSON");
         let read = Supervision::parse(&text).expect("supervision");
         assert_eq!(read, supervision);

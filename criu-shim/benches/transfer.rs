@@ -1,9 +1,17 @@
 //! What a transfer moves beside what the same TLS connection moves without it: `make bench-transfer`.
 //!
 //! Two runtimes, as of two agents, over loopback: one sends 256 MiB that can't be compressed, and the time runs until the
-//! other has all of it. `plain` writes them into the TLS stream in large pieces and drops what arrives. `memory` sends them
-//! as pages of a process, read from it and landed in a page store; `image` as a file, read and landed. The variants take
-//! turns. Arguments: the directory that things land in, the repetitions, and where the figures are kept as JSON.
+//! other has all of it and has said so. All variants have the same certificates, library, cipher, socket options and sizes of TLS
+//! writes and socket reads ([`wire`]), and the same threads to run on. The variants take turns. What each does beside that:
+//!
+//! | | on the source | on the target |
+//! |---|---|---|
+//! | `plain` | nothing: what is written is in memory | nothing: what is read is dropped |
+//! | `memory` | reads the pages from the process, looks for zeros and for pages that others share, XXH3, frames | takes the frames, XXH3, the pages' places, writes to the page store |
+//! | `image` | reads the file, BLAKE3, frames | takes the frames, writes to a file |
+//!
+//! So a ratio of 1 would mean that all of this is free, and what is not is paid for with the same processors that encrypt: the less of
+//! them there are, the lower it is. Arguments: the directory that things land in, the repetitions, and where the figures are kept as JSON.
 
 use criu_shim::agent::identity::Tls;
 use criu_shim::agent::room::Room;
@@ -209,14 +217,17 @@ impl Bench {
         let directory = self.directory.join(ATTEMPT);
         let room = Room::new(|| 8 << 30).promise(BYTES as u64)?;
         let mut landing = Landing::create(&directory, room)?;
-        let taking = self.target.spawn(async move {
-            let (sender, mut receiver) = link::open::<_, FromTarget, FromSource>(target);
-            let round = landing.round(&mut receiver).await?;
-            let digest = round.manifest.digest();
-            sender.say(&FromTarget::Verified { round: round.number, digest }).await?;
-            // Until the source hangs up.
-            receiver.next().await.err();
-            Outcome::Ok(())
+        let runtime = self.target.handle().clone();
+        let taking = self.target.spawn_blocking(move || {
+            runtime.block_on(async move {
+                let (sender, mut receiver) = link::open::<_, FromTarget, FromSource>(target);
+                let round = landing.round(&mut receiver).await?;
+                let digest = round.manifest.digest();
+                sender.say(&FromTarget::Verified { round: round.number, digest }).await?;
+                // Until the source hangs up.
+                receiver.next().await.err();
+                Outcome::Ok(())
+            })
         });
         let content = self.content.clone();
         let image = self.directory.join("image");

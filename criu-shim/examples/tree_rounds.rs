@@ -1,14 +1,19 @@
 //! What a tree adds to the freeze: sends one in rounds to a directory beside it, and prints the milliseconds of the last one.
 //!
-//! `tree_rounds DIRECTORY FILES MIB` makes a tree of FILES files with MIB mebibytes together under DIRECTORY, changes 1,000 of them
-//! before the freeze, and then 0, 10 and 1,000 more. `look` and `pack` are the source's, `unpack` is the target's.
+//! `tree_rounds DIRECTORY FILES MIB volume|layer` makes a tree of FILES files with MIB mebibytes together under DIRECTORY, and changes
+//! 1,000, 10 or none of them before each freeze. `look` and `pack` are the source's; the target unpacks what it packs meanwhile,
+//! and is done so long after it (`unpack`) and so long after the beginning (`placed`). Minimum, median and maximum. A layer is that
+//! of an overlay, into that of another: run it by `unshare -m`, as root.
 
 use criu_shim::agent::files::TreeKind;
 use criu_shim::agent::files::held::Held;
+use criu_shim::agent::files::pack::Packing;
 use criu_shim::agent::files::tree::{Tree, now};
 use criu_shim::agent::files::unpack::unpack;
 use criu_shim::causes::chain;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::error::Error;
+use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -21,92 +26,207 @@ const A_DIRECTORY: usize = 100;
 /// How often each figure is taken.
 const TIMES: usize = 9;
 
-fn main() -> Result<(), Box<dyn Error>> {
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, directory, files, mib] = arguments.as_slice() else { return Err("DIRECTORY FILES MIB".into()) };
-    let (files, bytes) = (files.parse::<usize>()?, mib.parse::<usize>()? << 20);
-    let place = Path::new(directory).join(format!("tree-rounds-{}", std::process::id()));
-    let measured = measure(&place, files, bytes);
-    std::fs::remove_dir_all(&place)?;
-    measured
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        [_, directory, files, mib, kind] => {
+            let place = Path::new(directory).join(format!("tree-rounds-{}", std::process::id()));
+            let measured = Place::make(&place, *kind == "layer").and_then(|trees| {
+                let measured = measure(&trees, files.parse()?, mib.parse::<usize>()? << 20);
+                trees.give_up()?;
+                measured
+            });
+            std::fs::remove_dir_all(&place)?;
+            measured
+        }
+        // What this process does itself is passed over by the watch.
+        [_, "change", files, count, length, salt, from] => {
+            change(Path::new(from), files.parse()?, count.parse()?, length.parse()?, salt.parse()?)
+        }
+        _ => Err("DIRECTORY FILES MIB volume|layer".into()),
+    }
 }
 
-fn measure(place: &Path, files: usize, bytes: usize) -> Result<(), Box<dyn Error>> {
-    let (from, to) = (place.join("from"), place.join("to"));
-    std::fs::create_dir_all(&to)?;
+/// Where the trees are.
+struct Place {
+    kind: TreeKind,
+    /// As it is listed.
+    tree: PathBuf,
+    /// As the application sees it.
+    from: PathBuf,
+    /// As the application sees its copy.
+    to: PathBuf,
+}
+
+impl Place {
+    fn make(place: &Path, layer: bool) -> Result<Self> {
+        if !layer {
+            let (from, to) = (place.join("from"), place.join("to"));
+            std::fs::create_dir_all(&from)?;
+            std::fs::create_dir_all(&to)?;
+            return Ok(Self { kind: TreeKind::Volume, tree: from.clone(), from, to });
+        }
+        let overlay = |name: &str| -> Result<PathBuf> {
+            let at = place.join(name);
+            for name in ["lower", "upper", "work", "merged"] {
+                std::fs::create_dir_all(at.join(name))?;
+            }
+            let options = format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", at.display());
+            let options = CString::new(options)?;
+            mount("overlay", at.join("merged"), "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
+            Ok(at.join("merged"))
+        };
+        let (from, to) = (overlay("source")?, overlay("target")?);
+        Ok(Self { kind: TreeKind::Layer, tree: place.join("source/upper"), from, to })
+    }
+
+    fn give_up(&self) -> Result<()> {
+        if self.kind == TreeKind::Layer {
+            unmount(&self.from, UnmountFlags::empty())?;
+            unmount(&self.to, UnmountFlags::empty())?;
+        }
+        Ok(())
+    }
+}
+
+fn measure(place: &Place, files: usize, bytes: usize) -> Result<()> {
     let length = bytes / files.max(1);
     for number in 0..files {
-        let path = name(&from, number);
+        let path = name(&place.from, number);
         if number % A_DIRECTORY == 0 {
-            std::fs::create_dir_all(path.parent().unwrap_or(&from))?;
+            std::fs::create_dir_all(path.parent().unwrap_or(&place.from))?;
         }
         std::fs::write(path, content(number, length))?;
     }
-    let tree = Arc::new(Mutex::new(Tree::new(from.clone(), TreeKind::Volume)));
-    print("first", &[round(&tree, &to, false)?]);
-    change(&from, files, 1000, length, 1)?;
-    print("1000 changed while it runs", &[round(&tree, &to, false)?]);
-    for (changed, salt) in [(0, 10), (10, 100), (1000, 1000)] {
+    let change = |count: usize, salt: usize| -> Result<()> {
+        let numbers = [files, count, length, salt].map(|number| number.to_string());
+        let program = std::process::Command::new(std::env::current_exe()?);
+        let changed = { program }.arg("change").args(numbers).arg(&place.from).status()?;
+        if changed.success() { Ok(()) } else { Err("the files could not be changed".into()) }
+    };
+    let tree = Arc::new(Mutex::new(Tree::new(place.tree.clone(), place.kind)));
+    print("first", &[round(&tree, place)?]);
+    change(1000, 1)?;
+    print("1000 changed while it runs", &[round(&tree, place)?]);
+    for (changed, salt) in [(1000, 1000), (10, 100), (0, 10)] {
         let mut taken = Vec::new();
         for time in 0..TIMES {
-            // The last round before the freeze, some time after the last change.
-            std::thread::sleep(Duration::from_millis(100));
-            round(&tree, &to, false)?;
-            change(&from, files, changed, length, salt + time)?;
-            taken.push(round(&tree, &to, true)?);
+            taken.push(freeze(&tree, place, || change(changed, salt + time))?);
         }
         print(&format!("frozen, {changed} changed since the last round"), &taken);
     }
-    let log = from.join("log");
+    let log = place.from.join("log");
     std::fs::write(&log, content(1, bytes / 2))?;
-    round(&tree, &to, false)?;
+    round(&Arc::new(Mutex::new(Tree::new(place.tree.clone(), place.kind))), place)?;
     let mut taken = Vec::new();
-    for _ in 0..3 {
-        std::thread::sleep(Duration::from_millis(100));
-        round(&tree, &to, false)?;
-        OpenOptions::new().append(true).open(&log)?.write_all(b"a line\n")?;
-        taken.push(round(&tree, &to, true)?);
+    for _ in 0..TIMES {
+        taken.push(freeze(&tree, place, || {
+            OpenOptions::new().append(true).open(&log)?.write_all(b"a line\n")?;
+            // By a process that is not passed over.
+            Ok(std::process::Command::new("touch").arg(&log).status().map(drop)?)
+        })?);
     }
     print(&format!("frozen, a line appended to {} MiB", bytes >> 21), &taken);
     Ok(())
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Taken {
     look: Duration,
     pack: Duration,
     unpack: Duration,
+    placed: Duration,
     bytes: usize,
 }
 
-fn round(tree: &Arc<Mutex<Tree>>, to: &Path, frozen: bool) -> Result<Taken, Box<dyn Error>> {
+/// Rounds of a tree that the target has by now; then what `happens`, and the round in the freeze. Nothing can follow that, so each
+/// begins anew.
+fn freeze(tree: &Arc<Mutex<Tree>>, place: &Place, happens: impl Fn() -> Result<()>) -> Result<Taken> {
+    std::thread::sleep(Duration::from_millis(100));
+    *lock(tree) = Tree::new(place.tree.clone(), place.kind);
+    for _ in 0..2 {
+        if let Some(mut packing) = look(tree, false)? {
+            std::io::copy(&mut packing, &mut std::io::sink())?;
+        }
+    }
+    happens()?;
     let begun = Instant::now();
-    let packing = Tree::look(tree, &Held::default(), now(), frozen).map_err(|error| chain(&error))?;
+    let packing = look(tree, true)?;
+    let mut taken = Taken { look: begun.elapsed(), ..Taken::default() };
+    let Some(mut packing) = packing else {
+        taken.placed = taken.look;
+        return Ok(taken);
+    };
+    let (from_source, mut to_target) = std::io::pipe()?;
+    rustix::pipe::fcntl_setpipe_size(&to_target, 1 << 20)?;
+    let unpacking = {
+        let (to, kind) = (place.to.clone(), place.kind);
+        std::thread::spawn(move || {
+            let archive = std::io::BufReader::with_capacity(256 << 10, from_source);
+            unpack(&to, kind, archive, u64::MAX).map_err(|error| chain(&error))
+        })
+    };
+    let mut archive = vec![0; 256 << 10];
+    loop {
+        let count = packing.read(&mut archive)?;
+        if count == 0 {
+            break;
+        }
+        taken.bytes += count;
+        to_target.write_all(&archive[..count])?;
+    }
+    taken.pack = begun.elapsed() - taken.look;
+    drop(to_target);
+    unpacking.join().map_err(|_| "the target has panicked")??;
+    taken.placed = begun.elapsed();
+    taken.unpack = taken.placed - taken.look - taken.pack;
+    Ok(taken)
+}
+
+/// A round while the application runs.
+fn round(tree: &Arc<Mutex<Tree>>, place: &Place) -> Result<Taken> {
+    let begun = Instant::now();
+    let packing = look(tree, false)?;
     let look = begun.elapsed();
     let mut archive = Vec::new();
     if let Some(mut packing) = packing {
         packing.read_to_end(&mut archive)?;
     }
     let pack = begun.elapsed() - look;
-    let begun = Instant::now();
+    let unpacking = Instant::now();
     if !archive.is_empty() {
-        unpack(to, TreeKind::Volume, archive.as_slice(), u64::MAX).map_err(|error| chain(&error))?;
+        unpack(&place.to, place.kind, archive.as_slice(), u64::MAX).map_err(|error| chain(&error))?;
     }
-    Ok(Taken { look, pack, unpack: begun.elapsed(), bytes: archive.len() })
+    Ok(Taken { look, pack, unpack: unpacking.elapsed(), placed: begun.elapsed(), bytes: archive.len() })
+}
+
+fn look(tree: &Arc<Mutex<Tree>>, frozen: bool) -> Result<Option<Packing>> {
+    let began = now();
+    lock(tree).note_events(frozen);
+    Ok(Tree::look(tree, &Held::default(), began, frozen).map_err(|error| chain(&error))?)
+}
+
+fn lock(tree: &Mutex<Tree>) -> std::sync::MutexGuard<'_, Tree> {
+    tree.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn print(what: &str, taken: &[Taken]) {
-    let median = |of: fn(&Taken) -> Duration| {
-        let mut all: Vec<Duration> = taken.iter().map(of).collect();
-        all.sort();
-        all.get(all.len() / 2).map_or(0.0, |middle| middle.as_secs_f64() * 1e3)
+    let figures = |of: fn(&Taken) -> Duration| {
+        let mut all: Vec<f64> = taken.iter().map(|one| of(one).as_secs_f64() * 1e3).collect();
+        all.sort_by(f64::total_cmp);
+        let at = |place: usize| all.get(place).copied().unwrap_or_default();
+        format!("{:.1} {:.1} {:.1}", at(0), at(all.len() / 2), at(all.len() - 1))
     };
     let bytes = taken.iter().map(|one| one.bytes).max().unwrap_or_default();
     println!(
-        "{what}: look {:.1} ms, pack {:.1} ms, unpack {:.1} ms, {bytes} bytes",
-        median(|one| one.look),
-        median(|one| one.pack),
-        median(|one| one.unpack)
+        "{what}: look {}, pack {}, then unpack {}, placed {} ms, {bytes} bytes",
+        figures(|one| one.look),
+        figures(|one| one.pack),
+        figures(|one| one.unpack),
+        figures(|one| one.placed)
     );
 }
 
@@ -120,7 +240,7 @@ fn content(number: usize, length: usize) -> Vec<u8> {
 }
 
 /// Changes some bytes of this many files, spread over the tree.
-fn change(from: &Path, files: usize, count: usize, length: usize, salt: usize) -> Result<(), Box<dyn Error>> {
+fn change(from: &Path, files: usize, count: usize, length: usize, salt: usize) -> Result<()> {
     for number in 0..count.min(files) {
         let file = OpenOptions::new().write(true).open(name(from, number * (files / count.max(1)).max(1) % files))?;
         file.write_all_at(&(salt as u64 | 1 << 60).to_le_bytes(), (length / 2) as u64)?;

@@ -15,4 +15,5 @@ pub mod pages;
 pub mod relay;
 pub mod shim;
 pub mod supervised;
+pub mod system_v;
 pub mod throttle;

@@ -25,11 +25,11 @@ const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
 #[test]
-#[ignore = "needs root, CRIU at the path in TIDEOVER_CRIU and libdump_preload.so at the one in TIDEOVER_DUMP_PRELOAD"]
+#[ignore = "needs root, CRIU at the path in TIDEOVER_CRIU and libdump_preload.so at the one in TIDEOVER_DUMP_PRELOAD: make test-vm"]
 fn a_dump_leaves_shared_memory_out_and_every_page_of_it_has_crossed() {
     let root = tempfile::tempdir().unwrap();
-    let container = Container::start(root.path(), "hold_shared_memory", "64");
-    let place = Place { namespaces_of: container.pid, node_root: "/".into() };
+    let container = Container::start(root.path(), "hold_shared_memory", "16");
+    let place = Place { namespaces_of: container.pid, outside_ipc: false, node_root: "/".into() };
     let freezer = Freezer::of_process(container.pid, Path::new("/")).unwrap();
     WarmCriu::examine(&criu(), Path::new("/")).unwrap();
     let plain = WarmCriu::start(&criu(), &place).unwrap();
@@ -95,7 +95,7 @@ fn a_dump_leaves_shared_memory_out_and_every_page_of_it_has_crossed() {
         assert!(theirs.len() > 100);
     }
     assert_eq!(shared::incomplete(images).unwrap(), None);
-    println!("4 objects of 64 MiB: full dump {full_millis:.1} ms, with one of them {less_millis:.1} ms");
+    println!("4 objects of 16 MiB: full dump {full_millis:.1} ms, with one of them {less_millis:.1} ms");
     println!("  compared by one thread in {compare_millis:.1} ms");
 
     // The same process again, from these images.

@@ -15,7 +15,7 @@ use crate::command::{self, CommandError};
 pub(crate) const SUITE: &str = "sid";
 
 /// What a node needs beyond Debian's minimal base, and the programs that the lab's images are made from.
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 20] = [
     "busybox-static",
     "ca-certificates",
     "conntrack",
@@ -29,6 +29,7 @@ const PACKAGES: [&str; 19] = [
     "iptables",
     "kmod",
     "nftables",
+    "postgresql-18",
     "procps",
     "redis-server",
     "redis-tools",

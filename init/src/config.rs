@@ -159,6 +159,8 @@ pub enum StartLimitAction {
     /// It waits, without a run, until it is on another node, and starts the application there. If nobody moves it, or the
     /// limit is hit there as well, it exits.
     Migrate,
+    /// As [`Self::Exit`], and the record says that the container is to come back from a stored checkpoint.
+    RestoreCheckpoint,
 }
 
 /// `Type=`: when start-up is complete.

@@ -47,6 +47,8 @@ pub enum Decision {
         /// For so long at most.
         hold: Duration,
     },
+    /// The container exits with the application's status, because of the start limit, and is to come back from a checkpoint.
+    RestoreCheckpoint,
     /// The container exits with the application's status.
     Exit {
         /// What decided.
@@ -99,6 +101,7 @@ fn given_up(settings: &Settings, history: &History, now: Moment) -> Decision {
     let same_cause = SAME_CAUSE.max(settings.start_limit.interval);
     match settings.start_limit.action {
         StartLimitAction::Migrate if !history.has_arrived_within(same_cause, now) => Decision::Migrate { hold: HOLD },
+        StartLimitAction::RestoreCheckpoint => Decision::RestoreCheckpoint,
         StartLimitAction::Migrate | StartLimitAction::Exit => Decision::Exit { rule: Rule::StartLimit },
     }
 }
@@ -168,7 +171,7 @@ mod tests {
     fn decided(end: &End, settings: &Settings) -> (bool, Rule) {
         match decide(end, settings, &History::default(), Moment::default()) {
             Decision::Restart { rule, .. } => (true, rule),
-            Decision::Migrate { .. } => (false, Rule::StartLimit),
+            Decision::Migrate { .. } | Decision::RestoreCheckpoint => (false, Rule::StartLimit),
             Decision::Exit { rule } => (false, rule),
         }
     }
@@ -261,7 +264,7 @@ mod tests {
             starts += 1;
             match decide(&end(Cause::UncleanExitCode), &settings, &history, now) {
                 Decision::Restart { delay, .. } => now = now + delay,
-                Decision::Migrate { .. } => panic!("nobody asked for that"),
+                Decision::Migrate { .. } | Decision::RestoreCheckpoint => panic!("nobody asked for that"),
                 Decision::Exit { rule } => break rule,
             }
         };
@@ -275,12 +278,14 @@ mod tests {
 
     #[test]
     fn the_limits_action_is_taken_once_and_again_only_when_the_other_node_has_done_for_a_while() {
-        use StartLimitAction::{Exit, Migrate};
+        use StartLimitAction::{Exit, Migrate, RestoreCheckpoint};
         let (exit, migrate) = (Decision::Exit { rule: Rule::StartLimit }, Decision::Migrate { hold: HOLD });
         // The action, startLimit.interval, how long ago it arrived here, all in seconds, and what follows.
         let table = [
             (Exit, 10, None, exit),
             (Exit, 10, Some(9000), exit),
+            (RestoreCheckpoint, 10, None, Decision::RestoreCheckpoint),
+            (RestoreCheckpoint, 10, Some(9000), Decision::RestoreCheckpoint),
             (Migrate, 10, None, migrate),
             (Migrate, 10, Some(0), exit),
             (Migrate, 10, Some(599), exit),
@@ -309,7 +314,11 @@ mod tests {
     }
 
     fn any_settings() -> impl Strategy<Value = Settings> {
-        let action = prop::sample::select(vec![StartLimitAction::Exit, StartLimitAction::Migrate]);
+        let action = prop::sample::select(vec![
+            StartLimitAction::Exit,
+            StartLimitAction::Migrate,
+            StartLimitAction::RestoreCheckpoint,
+        ]);
         let numbers = (0..2000u64, 0..6u32, 0..20_000u64, 1..3000u64, 1..8u32);
         (numbers, action).prop_map(|((delay, steps, more, interval, burst), action)| {
             let delay = Duration::from_millis(delay);
@@ -353,6 +362,10 @@ mod tests {
                         history.arrived(now);
                         arrivals.push(now);
                         starts.push(Vec::new());
+                    }
+                    Decision::RestoreCheckpoint => {
+                        prop_assert_eq!(limit.action, StartLimitAction::RestoreCheckpoint);
+                        break;
                     }
                     Decision::Exit { rule } => {
                         prop_assert_eq!(rule, Rule::StartLimit);

@@ -4,6 +4,7 @@ use crate::pod::seen;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::core::{ParseExpressionError, Selector, SelectorExt};
+use tideover_crds::restart::StartLimitAction;
 use tideover_crds::{MaintenanceAction, ProtectedWorkload};
 
 /// The selector of a policy.
@@ -30,6 +31,11 @@ pub fn selecting<'a>(policies: &'a [ProtectedWorkload], pod: &Pod) -> Option<&'a
 /// True of a policy under which pods are moved.
 pub fn moves(policy: &ProtectedWorkload) -> bool {
     policy.spec.on_maintenance.action == MaintenanceAction::Migrate
+}
+
+/// True of a policy under which a pod is moved once its start limit is hit.
+pub fn moves_at_start_limit(policy: &ProtectedWorkload) -> bool {
+    policy.spec.restart.as_ref().is_some_and(|restart| restart.start_limit.action == StartLimitAction::Migrate)
 }
 
 #[cfg(test)]

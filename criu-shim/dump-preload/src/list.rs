@@ -51,7 +51,11 @@ impl List {
             }
             CStr::from_ptr(value)
         };
-        let descriptor: c_int = value.to_str().ok()?.parse().ok()?;
+        Self::mapped(value.to_str().ok()?.parse().ok()?)
+    }
+
+    /// The list in `descriptor`, which is closed then; none where it holds something else.
+    pub(crate) fn mapped(descriptor: c_int) -> Option<Self> {
         let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
         // SAFETY: `stat` is read only where the kernel has written it. A new mapping at an address that the kernel chooses; the
         // descriptor was handed over to be used here.

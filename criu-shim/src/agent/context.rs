@@ -1,6 +1,7 @@
 //! What every task of the agent shares.
 
 use crate::agent::beside::Beside;
+use crate::agent::checkpoint::Checkpoints;
 use crate::agent::failure::retryable;
 use crate::agent::host::{self, NodeRoot};
 use crate::agent::identity::Tls;
@@ -8,6 +9,8 @@ use crate::agent::journal::Journal;
 use crate::agent::owner::Ownership;
 use crate::agent::room::Room;
 use crate::agent::settings::Settings;
+use crate::agent::target::lost::Lost;
+use crate::agent::transfer::tally::Tally;
 use crate::causes::chain;
 use crate::criu::CriuProgram;
 use crate::criu::version::Version;
@@ -16,7 +19,6 @@ use kube::api::Api;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason, HostFacts, Migration};
@@ -43,8 +45,14 @@ pub struct Context {
     pub room: Room,
     /// What freezes of this node's moves have taken.
     pub beside: Arc<Beside>,
-    /// Set when the agent was told to end: nothing new is begun.
-    pub leaving: Arc<AtomicBool>,
+    /// How the pages of moves from this node have crossed.
+    pub compression: Tally,
+    /// States that were lost here.
+    pub lost: Lost,
+    /// Checkpoints of this node's containers.
+    pub checkpoints: Checkpoints,
+    /// True when the agent was told to end: nothing new is begun.
+    pub leaving: Arc<watch::Sender<bool>>,
 }
 
 impl fmt::Debug for Context {
@@ -56,7 +64,13 @@ impl fmt::Debug for Context {
 impl Context {
     /// Whether the agent was told to end.
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Relaxed)
+        *self.leaving.borrow()
+    }
+
+    /// Returns once it was.
+    pub async fn told_to_leave(&self) {
+        // The sender is here, so that it does not end before.
+        self.leaving.subscribe().wait_for(|leaving| *leaving).await.ok();
     }
 
     /// Facts of this node as they are now.

@@ -1,5 +1,6 @@
 //! The node as the agent sees it: its file system, and the facts on which it depends whether an image can run here.
 
+use crate::agent::transfer::message::VERSION;
 use crate::criu::CriuProgram;
 use crate::criu::version::Version;
 use std::path::{Path, PathBuf};
@@ -83,6 +84,7 @@ pub fn facts(node: &NodeRoot, criu_version: Version) -> Result<HostFacts, FactsE
         cpu_features: cpu_features(&read("/proc/cpuinfo")?),
         kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
         criu: criu_version.to_string(),
+        protocol: VERSION,
     })
 }
 

@@ -6,6 +6,7 @@
 
 pub mod alone;
 pub mod beside;
+pub mod checkpoint;
 pub mod context;
 pub mod duty;
 pub mod failure;

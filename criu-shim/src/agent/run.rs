@@ -1,6 +1,10 @@
 //! The agent as it runs: everything is started in the order in which it may be relied on, and ended when it is told to.
 
 use crate::agent::alone::{Alone, AloneError, LOCK};
+use crate::agent::checkpoint::Checkpoints;
+use crate::agent::checkpoint::shelf::ShelfError;
+use crate::agent::checkpoint::tell::Figures;
+use crate::agent::checkpoint::watch::watch as take_checkpoints;
 use crate::agent::context::{Context, RequestError, answer};
 use crate::agent::host::{self, FactsError, NodeRoot};
 use crate::agent::identity;
@@ -13,10 +17,13 @@ use crate::agent::restarts::watch::watch as tell_restarts;
 use crate::agent::room::Room;
 use crate::agent::settings::Settings;
 use crate::agent::source::cpu::put_back;
+use crate::agent::source::snapshot;
 use crate::agent::supervise::{Supervisor, known};
 use crate::agent::target::listen::{self, ListenError};
 use crate::agent::target::local::{self, LocalError};
+use crate::agent::target::lost::Lost;
 use crate::agent::target::registry::Registry;
+use crate::agent::transfer::tally::Tally;
 use crate::causes::chain;
 use crate::criu::CriuProgram;
 use crate::local::SOCKET;
@@ -25,7 +32,6 @@ use kube::api::Api;
 use prometheus_client::registry::Registry as Metrics;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -57,6 +63,9 @@ pub enum RunError {
     /// Left-over images.
     #[error("remove images that belong to nothing")]
     Images(#[source] std::io::Error),
+    /// Half a checkpoint.
+    #[error("clear what an agent before this one has left of checkpoints")]
+    Shelf(#[from] ShelfError),
     /// The address for other agents.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -88,6 +97,11 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let journal = Journal::open(&settings.journal())?;
     let node = NodeRoot::default();
     let entries = put_back(journal.entries()?, &journal, &node)?;
+    let entries = snapshot::take_over(entries, &journal, &node).await?;
+    let mut registered = Metrics::default();
+    let figures = Figures::in_registry(&mut registered);
+    let checkpoints = Checkpoints::new(settings.checkpoints(), settings.checkpoint_quota, figures);
+    checkpoints.shelf.clear()?;
     images::remove_unknown(&settings.images(), &known(&entries)).map_err(RunError::Images)?;
     let client = kube::Client::try_default().await.map_err(|error| RunError::Config(Box::new(error)))?;
     let criu = CriuProgram::installed().withholding();
@@ -97,6 +111,8 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let keeping =
         identity::keep(client.clone(), settings.namespace.clone(), settings.node_name.clone(), identity_sender);
     let room = Room::on(settings.images());
+    let mut registered = Metrics::default();
+    let lost = Lost::in_registry(&mut registered);
     let context = Arc::new(Context {
         settings,
         client,
@@ -107,6 +123,9 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         criu_version,
         room,
         beside: Arc::default(),
+        compression: Tally::in_registry(&mut registered),
+        lost,
+        checkpoints,
         leaving: Arc::default(),
     });
     let registry = Registry::default();
@@ -114,7 +133,6 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let supervisor = Supervisor::new(context.clone(), registry.clone(), entries);
     let agents = listen::bind(context.settings.address()).await?;
     let locals = local::bind(Path::new(SOCKET))?;
-    let mut registered = Metrics::default();
     let restarts = Counts::in_registry(&mut registered);
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let ended = tokio::select! {
@@ -123,6 +141,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         () = listen::serve(context.clone(), registry.clone(), agents) => "the listener for agents",
         () = local::serve(context.clone(), registry.clone(), locals) => "the listener for shim and relay",
         () = tell_restarts(context.clone(), restarts) => "the look at restarts",
+        () = take_checkpoints(context.clone(), registry.clone()) => "the look at checkpoints",
         () = metrics::serve(context.settings.metrics(), Arc::new(registered)) => "the metrics",
         result = tell_readiness(context.clone(), registry) => return result,
         () = told_to_end(&context, &mut terminate) => return leave(&context).await,
@@ -151,7 +170,7 @@ fn not_ready() {
 async fn told_to_end(context: &Context, terminate: &mut Signal) {
     terminate.recv().await;
     not_ready();
-    context.leaving.store(true, Ordering::Relaxed);
+    context.leaving.send_replace(true);
     let begun = Instant::now();
     while begun.elapsed() < LEAVE_LIMIT && context.journal.entries().is_ok_and(|entries| !entries.is_empty()) {
         tokio::time::sleep(LOOK).await;

@@ -31,6 +31,9 @@ pub struct Settings {
     /// Where journal and images are.
     #[arg(long, default_value = "/var/lib/tideover")]
     pub state: PathBuf,
+    /// The most bytes that stored checkpoints may take, all together. Default 10 GiB.
+    #[arg(long, env = "TIDEOVER_CHECKPOINT_QUOTA", default_value_t = 10 << 30)]
+    pub checkpoint_quota: u64,
     /// The DaemonSet that this agent is of. Given, the agent cleans the node when it is stopped and that is gone.
     #[arg(long, env = "DAEMONSET_NAME")]
     pub daemonset: Option<String>,
@@ -58,6 +61,11 @@ impl Settings {
     /// Directory under which each Migration has its images.
     pub fn images(&self) -> PathBuf {
         self.state.join("images")
+    }
+
+    /// Directory of stored checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.state.join("checkpoints")
     }
 
     /// Directory of one attempt's images.

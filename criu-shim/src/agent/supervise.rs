@@ -4,8 +4,8 @@ use crate::agent::context::{Context, Key};
 use crate::agent::duty::{
     Role, SourceAt, SourceDuty, SourceLocal, TargetDuty, TargetLocal, role, source_duty, target_duty,
 };
-use crate::agent::journal::{Entry, Side, SourceEntry, TargetEntry};
-use crate::agent::source::driver::SourceDriver;
+use crate::agent::journal::{Entry, Side, TargetEntry};
+use crate::agent::source::driver::{Left, SourceDriver};
 use crate::agent::target::driver::TargetDriver;
 use crate::agent::target::registry::Registry;
 use crate::causes::chain;
@@ -40,10 +40,13 @@ impl Supervisor {
             let key = Key { namespace: entry.namespace, name: entry.name, uid: entry.uid };
             info!(migration = key.name, attempt = entry.attempt, "found in the journal");
             match entry.side {
-                Side::Source(source) => supervisor.start_source(key, Some((entry.attempt, source))),
+                Side::Source(source) => {
+                    supervisor.start_source(key, Some((entry.attempt, Left::Frozen(source))));
+                }
                 Side::Target(target) => supervisor.start_target(key, Some((entry.attempt, target))),
-                // Put back before anything is started.
-                Side::Slowed(_) => {}
+                Side::Slowed(slowed) => supervisor.start_source(key, Some((entry.attempt, Left::Slowed(slowed)))),
+                // Thawed before anything is started.
+                Side::Checkpoint(_) => {}
             }
         }
         supervisor
@@ -107,9 +110,9 @@ impl Supervisor {
         target_duty(migration, &self.context.settings.node_name, TargetLocal::default()) != TargetDuty::None
     }
 
-    fn start_source(&mut self, key: Key, entry: Option<(u32, SourceEntry)>) {
+    fn start_source(&mut self, key: Key, left: Option<(u32, Left)>) {
         let (news, receiver) = watch::channel(None);
-        let driver = SourceDriver::new(self.context.clone(), key.clone(), entry);
+        let driver = SourceDriver::new(self.context.clone(), key.clone(), left);
         let ended = tokio::spawn(driver.run(receiver));
         self.tasks.insert(key.uid, Task { news, ended });
     }

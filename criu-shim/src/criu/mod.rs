@@ -2,7 +2,7 @@
 //!
 //! Owns starting `criu swrk` warm, asking for one dump, reading why one failed, and the image files that Tideover
 //! itself reads or writes: also those of a dump without memory ([`pagemap`], [`shared`]). It never freezes or
-//! thaws anything and never ends CRIU: a CRIU that is killed half way leaves its parasite in the tasks.
+//! thaws anything and never ends CRIU: a CRIU that is killed half way leaves its parasite in the tasks ([`parasite`]).
 //!
 //! Restores are not asked for here: `runc restore` does that, through the relay ([`crate::relay`]).
 
@@ -17,6 +17,7 @@ mod log;
 pub mod mend;
 pub mod mounts;
 pub mod pagemap;
+pub mod parasite;
 mod place;
 pub mod preflight;
 pub mod prepared;
@@ -27,6 +28,7 @@ pub mod rpc;
 pub mod shared;
 mod spawn;
 mod swrk;
+pub mod system_v;
 pub mod version;
 pub mod wire;
 mod withheld;

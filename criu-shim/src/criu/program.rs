@@ -39,6 +39,19 @@ impl CriuProgram {
         self.preloading(&Path::new(INSTALL_ROOT).join("lib/libdump_preload.so"))
     }
 
+    /// With the installed preload that restores into the IPC namespace which CRIU is in.
+    #[must_use]
+    pub fn keeping_ipc(self) -> Self {
+        self.preloading_first(&Path::new(INSTALL_ROOT).join("lib/libipc_preload.so"))
+    }
+
+    /// With this preload before all others: one that hands on what it stands in front of to whoever is behind it.
+    #[must_use]
+    pub fn preloading_first(mut self, library: &Path) -> Self {
+        self.preloads.insert(0, library.to_owned());
+        self
+    }
+
     /// CRIU in `criu/criu` below `root`, started by the loader in `criu/lib` where there is one, and without preload.
     pub fn below(root: &Path) -> Self {
         let libraries = root.join("criu/lib");
@@ -120,6 +133,11 @@ mod tests {
         let program = CriuProgram::at(Path::new("/usr/sbin/criu")).preloading(Path::new("/p.so"));
         assert_eq!(program.command(), ("/usr/sbin/criu".into(), vec![]));
         assert_eq!(program.environment(), [("LD_PRELOAD", "/p.so".into())]);
-        assert_eq!(program.preloading(Path::new("/q.so")).environment(), [("LD_PRELOAD", "/p.so:/q.so".into())]);
+        let program = program.preloading(Path::new("/q.so"));
+        assert_eq!(program.environment(), [("LD_PRELOAD", "/p.so:/q.so".into())]);
+        assert_eq!(
+            program.preloading_first(Path::new("/r.so")).environment(),
+            [("LD_PRELOAD", "/r.so:/p.so:/q.so".into())]
+        );
     }
 }

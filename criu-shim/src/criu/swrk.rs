@@ -108,6 +108,7 @@ impl Drop for Swrk {
 pub struct WarmCriu {
     swrk: Swrk,
     process: ProcessId,
+    outside_ipc: bool,
 }
 
 impl WarmCriu {
@@ -133,7 +134,7 @@ impl WarmCriu {
         if !swrk.exchange(&check, RequestType::FeatureCheck)?.success {
             return Err(CriuError::Examine);
         }
-        Ok(Self { swrk, process })
+        Ok(Self { swrk, process, outside_ipc: place.outside_ipc })
     }
 
     /// Has CRIU write down what it knows of the kernel, below `node_root`, where that is missing or another build's. In the
@@ -143,7 +144,13 @@ impl WarmCriu {
     /// As [`WarmCriu::start`].
     pub fn examine(program: &CriuProgram, node_root: &Path) -> Result<(), CriuError> {
         let own = std::process::id().cast_signed();
-        Self::start(program, &Place { namespaces_of: own, node_root: node_root.to_owned() }).map(drop)
+        let place = Place { namespaces_of: own, outside_ipc: false, node_root: node_root.to_owned() };
+        Self::start(program, &place).map(drop)
+    }
+
+    /// Whether its dump has the System V objects of the container's IPC namespace ([`Place::outside_ipc`]).
+    pub fn is_outside_ipc(&self) -> bool {
+        self.outside_ipc
     }
 
     /// What its dump leaves out.

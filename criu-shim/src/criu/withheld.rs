@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Environment variable that names the list's descriptor to the library.
 pub(super) const VARIABLE: &str = "TIDEOVER_WITHHELD";
 
-// The library's `list.rs` has the same format: words of 64 bits.
+// The library's `list.rs` has the same format, words of 64 bits; a test below reads with that what is written here.
 const LENGTH: u64 = 1 << 20;
 const STATE_AT: u64 = 0;
 const OBJECT_COUNT_AT: u64 = 1;
@@ -124,9 +124,54 @@ impl Withheld {
     }
 }
 
+/// The library's own code.
+#[cfg(test)]
+#[allow(dead_code, reason = "the library needs all of it, a test of the format does not")]
+#[path = "../../dump-preload/src/list.rs"]
+mod list;
+
 #[cfg(test)]
 mod tests {
+    use super::list::{List, Ranges};
     use super::*;
+    use std::os::fd::IntoRawFd;
+
+    /// What of `list` the library finds at and behind `address`, until there is nothing.
+    fn found(ranges: Ranges) -> Vec<(u64, u64)> {
+        let next = |before: &(u64, u64)| ranges.after(before.1);
+        std::iter::successors(ranges.after(0), next).collect()
+    }
+
+    #[test]
+    fn the_library_reads_what_is_written_here() {
+        let written = Withheld::new().unwrap();
+        let read = List::mapped(written.descriptor().unwrap().into_raw_fd()).unwrap();
+        assert!(!read.withholds_memory());
+        let objects: Vec<_> =
+            (0..MOST as u32).map(|at| ObjectId { device: 7 + u64::from(at % 2), inode: at }).collect();
+        written.set_objects(&objects).unwrap();
+        let reads = |read: &List| {
+            let some = objects.iter().step_by(63).chain(objects.last());
+            some.into_iter().all(|object| read.has(object.device, object.inode.into()))
+        };
+        assert!(reads(&read));
+        assert!(!read.has(7, 1) && !read.has(7, MOST as u64));
+
+        written.expect_memory().unwrap();
+        assert!(read.withholds_memory());
+        let range = |pid, at: u64| ProcessRange { pid, start: at << 20, end: (at << 20) + 4096 * (1 + at % 3) };
+        let mut ranges: Vec<_> = (0..MOST_RANGES as u64 - 2).map(|at| range(i32::MAX, at)).collect();
+        ranges.extend([range(1, 5), range(1, 3)]);
+        let ranges = fitting(ranges);
+        assert_eq!(ranges.len(), MOST_RANGES);
+        written.set_memory(&ranges).unwrap();
+        for pid in [1, i32::MAX, 2] {
+            let expected: Vec<_> =
+                ranges.iter().filter(|range| range.pid == pid).map(|range| (range.start, range.end)).collect();
+            assert_eq!(found(read.memory(pid.unsigned_abs().into())), expected, "process {pid}");
+        }
+        assert!(reads(&read), "they are still there");
+    }
 
     #[test]
     fn where_there_is_no_room_the_longest_ranges_are_left_out() {

@@ -48,7 +48,9 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, LineError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Create, FromRelay, FromShim, Hello, RelayStage, ReleaseOptions, Role, ToRelay, ToShim};
+    use super::super::{
+        Create, FromRelay, FromShim, Hello, RelayStage, ReleaseOptions, Role, SystemV, ToRelay, ToShim,
+    };
     use super::*;
     use proptest::prelude::*;
     use std::fmt::Debug;
@@ -78,8 +80,11 @@ mod tests {
         let of_before: FromRelay = decode(br#"{"type":"relay","token":"t","stage":"held"}"#).unwrap();
         assert_eq!(of_before, FromRelay::Relay { token: "t".into(), stage: RelayStage::Held, criu: None });
         reads_back(ToRelay::Abandon, r#"{"type":"abandon"}"#);
-        let release: ToRelay = decode(br#"{"type":"release","options":{"logLevel":2}}"#).unwrap();
-        assert_eq!(release, ToRelay::Release { options: ReleaseOptions { log_level: 2, ..Default::default() } });
+        let release: ToRelay =
+            decode(br#"{"type":"release","options":{"logLevel":2,"systemV":{"removed":[7]}}}"#).unwrap();
+        let options =
+            ReleaseOptions { log_level: 2, system_v: Some(SystemV { removed: vec![7] }), ..Default::default() };
+        assert_eq!(release, ToRelay::Release { options });
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 /// Version of this protocol. Shim, relay and agent of one node are installed together; a shim that was started
-/// before an upgrade may still meet the agent that came with it.
-pub const VERSION: u32 = 4;
+/// before an upgrade may still meet the agent that came with it. [`Hello`], [`FromRelay::Relay`] as a line of its own, and
+/// [`ToRelay::Abandon`] are the same in every version: they are how one that is too old is made to end.
+pub const VERSION: u32 = 5;
 
 /// The first line of every connection, from the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,6 +214,14 @@ pub struct Pages {
     pub pids: Vec<i32>,
 }
 
+/// System V objects that the images hold with their IPC namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SystemV {
+    /// Ids of the segments that were removed while processes had them mapped: they go with the last mapping.
+    pub removed: Vec<i32>,
+}
+
 /// What the agent wants in the restore request beyond what runc put there.
 ///
 /// The relay always sets what a move needs whatever the agent says: `tcp-close`, `skip-in-flight`, network lock `skip`,
@@ -230,6 +239,8 @@ pub struct ReleaseOptions {
     pub link_remap: bool,
     /// Where memory is that comes after the restore, if any does: the relay starts the daemon that brings it.
     pub pages: Option<Pages>,
+    /// The System V objects that the restore makes, if the images hold any: the pod has no others then.
+    pub system_v: Option<SystemV>,
     /// Mounts that were dumped as external beyond the OCI spec's own: key in the image, path on this node. Replaces
     /// runc's entry of the same key.
     pub external_mounts: BTreeMap<String, PathBuf>,

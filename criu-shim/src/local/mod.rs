@@ -13,8 +13,8 @@ mod ran;
 pub use client::{Client, ClientError};
 pub use line::{LineError, MAX_LINE, decode, encode};
 pub use message::{
-    ContainerType, Create, FromRelay, FromShim, Hello, Pages, PagesAt, RelayStage, ReleaseOptions, Role, ToRelay,
-    ToShim, VERSION, VersionMismatch,
+    ContainerType, Create, FromRelay, FromShim, Hello, Pages, PagesAt, RelayStage, ReleaseOptions, Role, SystemV,
+    ToRelay, ToShim, VERSION, VersionMismatch,
 };
 pub use ran::{has_ran_mark, mark_ran};
 

@@ -4,22 +4,15 @@
 //! is in the freeze. In return it needs nothing of the process but that its memory can be read, and it sees every change,
 //! whatever made it.
 
+use super::entries::{self, Entry};
 use super::range::{coalesce, covers};
 use super::sent::{PAGE, Sent};
 use super::tracker::{AddressSpace, address_space, is_gone, mappings, read_error};
-use super::{AttachError, LastLook, MemoryReader, Piece, Range, ReadError, TrackError, tracking};
+use super::{AttachError, LastLook, MemoryReader, Piece, Range, ReadError, TrackError, Vma, tracking};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Bits of an entry of `/proc/PID/pagemap`: the page is in memory, or in swap. Source: Documentation/admin-guide/mm/pagemap.rst
-/// of the kernel.
-const HAS_CONTENT: u64 = 1 << 63 | 1 << 62;
-
-/// Entries that are read at once.
-const ENTRIES: usize = 8 << 10;
 
 /// While the process runs, looking takes at most one part in so many of one processor.
 const LEISURE: u32 = 10;
@@ -28,7 +21,9 @@ const LEISURE: u32 = 10;
 ///
 /// # Guarantees
 /// Those of [`super::Tracker`], if what is sent is what a reader has read that notes it ([`Comparer::sent`]).
-#[derive(Debug)]
+///
+/// A clone knows the same of what was sent.
+#[derive(Clone, Debug)]
 pub struct Comparer {
     pub(super) pid: i32,
     space: AddressSpace,
@@ -39,13 +34,32 @@ pub struct Comparer {
     awake: bool,
 }
 
-/// What a look has seen of one mapping.
+/// A page with content, as a look comes to it.
+pub(super) struct Page<'a> {
+    /// The mapping that it is in, with the flags of smaps.
+    pub vma: &'a Vma,
+    /// Address divided by the length of a page.
+    pub number: u64,
+    /// What the kernel says of it.
+    pub entry: Entry,
+    /// What was sent so far.
+    pub sent: &'a Sent,
+}
+
+/// What a mapping holds.
 #[derive(Default)]
-struct Seen {
+struct Content {
     present: Vec<Range>,
+    /// What is to be compared of it.
+    doubtful: Vec<Range>,
+}
+
+/// What has come of comparing one mapping.
+#[derive(Default)]
+struct Compared {
     differing: Vec<Range>,
     /// A page can't be read.
-    doubtful: bool,
+    unreadable: bool,
 }
 
 impl Comparer {
@@ -80,13 +94,21 @@ impl Comparer {
     /// Everything returned so far is void.
     pub fn take_written(&mut self) -> Result<Option<Vec<Range>>, TrackError> {
         self.space.check(self.pid)?;
+        self.at_leisure(|comparer| Ok(comparer.look(|_| true)?.written))
+    }
+
+    /// What `look` returns; none, and no look, where it was looked just now.
+    pub(super) fn at_leisure<T>(
+        &mut self,
+        look: impl FnOnce(&Self) -> Result<T, TrackError>,
+    ) -> Result<Option<T>, TrackError> {
         if !self.awake && self.rest.is_some_and(|rest| Instant::now() < rest) {
             return Ok(None);
         }
         let begun = Instant::now();
-        let look = self.look()?;
+        let seen = look(self)?;
         self.rest = Some(begun + begun.elapsed().max(Duration::from_millis(1)) * LEISURE);
-        Ok(Some(look.written))
+        Ok(Some(seen))
     }
 
     /// Bytes that the last look compares, as far as is known.
@@ -102,24 +124,31 @@ impl Comparer {
         match self.space.check(self.pid) {
             Err(TrackError::Replaced { .. }) => Ok(LastLook::default()),
             Err(error) => Err(error),
-            Ok(()) => self.look(),
+            Ok(()) => self.look(|_| true),
         }
     }
 
-    fn look(&self) -> Result<LastLook, TrackError> {
+    /// An error where the process has ended or executed another program.
+    pub(super) fn check_space(&self) -> Result<(), TrackError> {
+        self.space.check(self.pid)
+    }
+
+    /// Looks at all mappings, and compares those pages of which `is_doubtful` says so. The others must be known to be as they were
+    /// sent.
+    pub(super) fn look(&self, mut is_doubtful: impl FnMut(&Page<'_>) -> bool) -> Result<LastLook, TrackError> {
         let path = PathBuf::from(format!("/proc/{}/pagemap", self.pid));
         let pagemap = File::open(&path).map_err(|source| read_error(self.pid, path.clone(), source))?;
         let memory = MemoryReader::open(self.pid).map_err(|error| self.unread(error))?;
         let mut look = LastLook::default();
         for vma in mappings(self.pid, "smaps")?.iter().filter(|vma| tracking(vma).is_ok()) {
-            let content = content(&pagemap, vma.range);
+            let content = self.content(&pagemap, vma, &mut is_doubtful);
             let content = content.map_err(|source| read_error(self.pid, path.clone(), source))?;
-            let seen = self.compare(&memory, content)?;
-            if !seen.doubtful {
+            let compared = self.compare(&memory, &content.doubtful)?;
+            if !compared.unreadable {
                 look.covered.push(vma.range);
             }
-            look.present.extend(seen.present);
-            look.written.extend(seen.differing);
+            look.present.extend(content.present);
+            look.written.extend(compared.differing);
         }
         // It may have executed another program meanwhile.
         self.space.check(self.pid)?;
@@ -130,28 +159,47 @@ impl Comparer {
         Ok(look)
     }
 
-    fn compare(&self, memory: &MemoryReader, content: Vec<Range>) -> Result<Seen, TrackError> {
-        let mut seen = Seen::default();
+    /// What there is of a mapping, coalesced.
+    fn content(
+        &self,
+        pagemap: &File,
+        vma: &Vma,
+        mut is_doubtful: impl FnMut(&Page<'_>) -> bool,
+    ) -> std::io::Result<Content> {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut content = Content::default();
+        entries::walk(pagemap, vma.range, |number, entry| {
+            if entry.has_content() {
+                add(&mut content.present, number);
+                if is_doubtful(&Page { vma, number, entry, sent: &sent }) {
+                    add(&mut content.doubtful, number);
+                }
+            }
+        })?;
+        Ok(content)
+    }
+
+    fn compare(&self, memory: &MemoryReader, doubtful: &[Range]) -> Result<Compared, TrackError> {
+        let mut compared = Compared::default();
         let mut buffer = vec![0; super::read::CHUNK];
-        for range in &content {
+        for range in doubtful {
             let mut rest = *range;
             loop {
                 match memory.read_next(&mut rest, &mut buffer).map_err(|error| self.unread(error))? {
                     None => break,
-                    Some(Piece::Unreadable(_)) => seen.doubtful = true,
+                    Some(Piece::Unreadable(_)) => compared.unreadable = true,
                     Some(Piece::Read(read)) => {
                         let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
                         for (page, bytes) in (read.start / PAGE..read.end / PAGE).zip(buffer.chunks(PAGE as usize)) {
                             if !sent.is(page, bytes) {
-                                seen.differing.push(Range { start: page * PAGE, end: (page + 1) * PAGE });
+                                add(&mut compared.differing, page);
                             }
                         }
                     }
                 }
             }
         }
-        seen.present = content;
-        Ok(seen)
+        Ok(compared)
     }
 
     fn unread(&self, error: ReadError) -> TrackError {
@@ -165,21 +213,11 @@ impl Comparer {
     }
 }
 
-/// The pages of `range` that have content, coalesced.
-fn content(pagemap: &File, range: Range) -> std::io::Result<Vec<Range>> {
-    let mut content: Vec<Range> = Vec::new();
-    let mut bytes = vec![0; ENTRIES * size_of::<u64>()];
-    let mut page = range.start / PAGE;
-    while page < range.end / PAGE {
-        let wanted = ENTRIES.min((range.end / PAGE - page) as usize) * size_of::<u64>();
-        pagemap.read_exact_at(&mut bytes[..wanted], page * size_of::<u64>() as u64)?;
-        for entry in bytes[..wanted].as_chunks().0 {
-            if u64::from_ne_bytes(*entry) & HAS_CONTENT != 0 {
-                content.push(Range { start: page * PAGE, end: (page + 1) * PAGE });
-            }
-            page += 1;
-        }
-        content = coalesce(content);
+/// Adds a page to the end of ranges.
+pub(super) fn add(ranges: &mut Vec<Range>, page: u64) {
+    let range = Range { start: page * PAGE, end: (page + 1) * PAGE };
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
     }
-    Ok(content)
 }

@@ -1,13 +1,15 @@
 //! The ways to find out what a process writes, and which of them a process gets.
 
-use super::{AttachError, Comparer, LastLook, Range, Sent, TrackError, Tracker};
+use super::{AttachError, Comparer, LastLook, Range, Sent, SoftDirty, TrackError, Tracker};
 use std::sync::{Arc, Mutex};
 
-/// What finds out what one process writes. Both kinds promise the same; see [`Tracker`].
+/// What finds out what one process writes. All kinds promise the same; see [`Tracker`].
 #[derive(Debug)]
 pub enum Engine {
     /// The kernel's write protection.
     WriteProtect(Box<Tracker>),
+    /// Comparing what the kernel has marked as written.
+    SoftDirty(Box<SoftDirty>),
     /// Reading and comparing all of its memory.
     ReadAndCompare(Comparer),
 }
@@ -17,8 +19,8 @@ pub enum Engine {
 pub struct Attached {
     /// The engine.
     pub engine: Engine,
-    /// What the better one was refused with.
-    pub instead: Option<AttachError>,
+    /// What each of the better ones was refused with, the best one first.
+    pub instead: Vec<AttachError>,
 }
 
 impl Engine {
@@ -27,15 +29,20 @@ impl Engine {
     /// # Errors
     /// Where none does, which is so for a process that has ended. The process runs on as before.
     pub fn attach(pid: i32) -> Result<Attached, AttachError> {
-        match Tracker::attach(pid) {
-            Ok(tracker) => Ok(Attached { engine: Self::WriteProtect(Box::new(tracker)), instead: None }),
-            // Of such a process there is no memory to be seen.
-            Err(refusal @ (AttachError::Gone { .. } | AttachError::LeaderExited { .. })) => Err(refusal),
-            Err(refusal) => {
-                let engine = Self::ReadAndCompare(Comparer::attach(pid)?);
-                Ok(Attached { engine, instead: Some(refusal) })
+        let better: [fn(i32) -> Result<Self, AttachError>; 2] = [
+            |pid| Ok(Self::WriteProtect(Box::new(Tracker::attach(pid)?))),
+            |pid| Ok(Self::SoftDirty(Box::new(SoftDirty::attach(pid)?))),
+        ];
+        let mut instead = Vec::new();
+        for attach in better {
+            match attach(pid) {
+                Ok(engine) => return Ok(Attached { engine, instead }),
+                // Of such a process there is no memory to be seen.
+                Err(refusal @ (AttachError::Gone { .. } | AttachError::LeaderExited { .. })) => return Err(refusal),
+                Err(refusal) => instead.push(refusal),
             }
         }
+        Ok(Attached { engine: Self::ReadAndCompare(Comparer::attach(pid)?), instead })
     }
 
     /// The pages that must be sent (again): see [`Tracker::take_written`]. None where it was not looked, to leave the
@@ -46,6 +53,7 @@ impl Engine {
     pub fn take_written(&mut self) -> Result<Option<Vec<Range>>, TrackError> {
         match self {
             Self::WriteProtect(tracker) => tracker.take_written().map(Some),
+            Self::SoftDirty(soft_dirty) => soft_dirty.take_written(),
             Self::ReadAndCompare(comparer) => comparer.take_written(),
         }
     }
@@ -57,16 +65,21 @@ impl Engine {
     pub fn last_look(&mut self) -> Result<LastLook, TrackError> {
         match self {
             Self::WriteProtect(tracker) => tracker.last_look(),
+            Self::SoftDirty(soft_dirty) => soft_dirty.last_look(),
             Self::ReadAndCompare(comparer) => comparer.last_look(),
         }
     }
 
-    /// Goes over to comparing where write protection can't go on, of process `pid`. All of its memory must be sent again.
+    /// Goes over to comparing where nothing else can go on, of process `pid`. What was write-protected must all be sent again; of
+    /// what was marked it is known what was sent.
     ///
     /// # Errors
     /// As [`Comparer::attach`]. It is as it was then.
     pub fn compare_from_now_on(&mut self, pid: i32) -> Result<(), AttachError> {
-        *self = Self::ReadAndCompare(Comparer::attach(pid)?);
+        *self = Self::ReadAndCompare(match self {
+            Self::SoftDirty(soft_dirty) => soft_dirty.comparer(),
+            Self::WriteProtect(_) | Self::ReadAndCompare(_) => Comparer::attach(pid)?,
+        });
         Ok(())
     }
 
@@ -74,6 +87,7 @@ impl Engine {
     pub fn compared_bytes(&self) -> u64 {
         match self {
             Self::WriteProtect(_) => 0,
+            Self::SoftDirty(soft_dirty) => soft_dirty.bytes(),
             Self::ReadAndCompare(comparer) => comparer.bytes(),
         }
     }
@@ -82,6 +96,7 @@ impl Engine {
     pub fn wake(&mut self) {
         match self {
             Self::WriteProtect(_) => {}
+            Self::SoftDirty(soft_dirty) => soft_dirty.wake(),
             Self::ReadAndCompare(comparer) => comparer.wake(),
         }
     }
@@ -90,6 +105,7 @@ impl Engine {
     pub fn sent(&self) -> Option<Arc<Mutex<Sent>>> {
         match self {
             Self::WriteProtect(_) => None,
+            Self::SoftDirty(soft_dirty) => Some(soft_dirty.sent()),
             Self::ReadAndCompare(comparer) => Some(comparer.sent()),
         }
     }

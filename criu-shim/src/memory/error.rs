@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
-/// Why writes of a process can't be tracked. The process runs on as before, after each of these.
+/// Why writes of a process can't be tracked, or it can't be made to give something back. The process runs on as before, after
+/// each of these.
 #[derive(Debug, Error)]
 pub enum AttachError {
     /// Nobody has written the injection for this machine.
@@ -106,6 +107,12 @@ pub enum AttachError {
         /// Id of the process.
         pid: i32,
     },
+    /// Its first thread is in memory that it was to give back.
+    #[error("process {pid} runs in what it was to unmap")]
+    AtWork {
+        /// Id of the process.
+        pid: i32,
+    },
     /// A step of running system calls in the process failed.
     #[error("run a system call in process {pid}")]
     Inject {
@@ -136,6 +143,21 @@ pub enum AttachError {
     /// The kernel has no asynchronous write protection.
     #[error("turn on asynchronous write protection")]
     Features(#[source] io::Error),
+    /// The kernel keeps no soft-dirty marks: it was built without, or runs on a machine without room for them.
+    #[error("the kernel keeps no soft-dirty marks")]
+    NoMarks,
+    /// Whether the kernel keeps soft-dirty marks could not be tried.
+    #[error("try whether the kernel keeps soft-dirty marks")]
+    ProbeMarks(#[source] io::Error),
+    /// The soft-dirty marks of the process may not be cleared.
+    #[error("open {path} to clear soft-dirty marks")]
+    ClearMarks {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A file of the process could not be read.
     #[error("read {path}")]
     Read {
@@ -194,6 +216,21 @@ pub enum TrackError {
         /// The descriptor that stands in the way.
         #[source]
         source: Obstacle,
+    },
+    /// The soft-dirty marks could not be cleared.
+    #[error("clear the soft-dirty marks of process {pid}")]
+    ClearMarks {
+        /// Id of the process.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Pages have lost their soft-dirty marks.
+    #[error("somebody else clears the soft-dirty marks of process {pid}")]
+    Cleared {
+        /// Id of the process.
+        pid: i32,
     },
     /// The page table could not be scanned.
     #[error("scan the page table of process {pid}")]

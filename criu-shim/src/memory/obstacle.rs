@@ -32,14 +32,29 @@ pub enum Obstacle {
         /// Number of the descriptor.
         fd: String,
     },
+    /// The process clears soft-dirty marks itself, as collectors of garbage do, and would miss those that are cleared by others.
+    #[error("by descriptor {fd} the process clears soft-dirty marks itself")]
+    Marks {
+        /// Number of the descriptor.
+        fd: String,
+    },
 }
 
-/// The first descriptor of process `pid` that stands in the way.
-pub fn find(pid: i32) -> io::Result<Option<Obstacle>> {
+/// By what writes are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Write protection.
+    Protection,
+    /// Soft-dirty marks.
+    Marks,
+}
+
+/// The first descriptor of process `pid` that stands in the way of finding writes `by` this.
+pub fn find(pid: i32, by: By) -> io::Result<Option<Obstacle>> {
     let process = PathBuf::from(format!("/proc/{pid}"));
     for entry in std::fs::read_dir(process.join("fd"))? {
         let fd = entry?.file_name().to_string_lossy().into_owned();
-        match look(&process, &fd) {
+        match look(&process, &fd, by) {
             Ok(None) => {}
             Ok(found) => return Ok(found),
             // Closed meanwhile.
@@ -50,9 +65,9 @@ pub fn find(pid: i32) -> io::Result<Option<Obstacle>> {
     Ok(None)
 }
 
-fn look(process: &Path, fd: &str) -> io::Result<Option<Obstacle>> {
+fn look(process: &Path, fd: &str, by: By) -> io::Result<Option<Obstacle>> {
     let target = std::fs::read_link(process.join("fd").join(fd))?;
-    if let Some(obstacle) = by_target(fd, &target) {
+    if let Some(obstacle) = by_target(fd, &target, by) {
         return Ok(Some(obstacle));
     }
     if !target.is_absolute() {
@@ -62,8 +77,11 @@ fn look(process: &Path, fd: &str) -> io::Result<Option<Obstacle>> {
     Ok(is_direct(&info).then(|| Obstacle::DirectIo { fd: fd.to_owned(), target }))
 }
 
-fn by_target(fd: &str, target: &Path) -> Option<Obstacle> {
+fn by_target(fd: &str, target: &Path, by: By) -> Option<Obstacle> {
     let name = target.to_string_lossy();
+    if by == By::Marks && target.file_name().is_some_and(|name| name == "clear_refs") {
+        return Some(Obstacle::Marks { fd: fd.to_owned() });
+    }
     if name == "anon_inode:[userfaultfd]" {
         return Some(Obstacle::Userfaultfd { fd: fd.to_owned() });
     }
@@ -93,12 +111,22 @@ mod tests {
 
     #[test]
     fn rings_and_devices_that_write_to_registered_memory_are_known() {
-        for target in ["anon_inode:[io_uring]", "/dev/infiniband/uverbs0", "/dev/vfio/12"] {
-            assert!(matches!(by_target("3", Path::new(target)), Some(Obstacle::RegisteredMemory { .. })));
+        for by in [By::Protection, By::Marks] {
+            for target in ["anon_inode:[io_uring]", "/dev/infiniband/uverbs0", "/dev/vfio/12"] {
+                assert!(matches!(by_target("3", Path::new(target), by), Some(Obstacle::RegisteredMemory { .. })));
+            }
+            let own = by_target("3", Path::new("anon_inode:[userfaultfd]"), by);
+            assert!(matches!(own, Some(Obstacle::Userfaultfd { .. })));
+            for target in ["socket:[1]", "/dev/null", "anon_inode:[eventpoll]"] {
+                assert_eq!(by_target("3", Path::new(target), by), None);
+            }
         }
-        assert!(matches!(by_target("3", Path::new("anon_inode:[userfaultfd]")), Some(Obstacle::Userfaultfd { .. })));
-        for target in ["socket:[1]", "/dev/null", "anon_inode:[eventpoll]"] {
-            assert_eq!(by_target("3", Path::new(target)), None);
-        }
+    }
+
+    #[test]
+    fn who_clears_marks_itself_is_in_the_way_of_marks_only() {
+        let target = Path::new("/proc/7/clear_refs");
+        assert_eq!(by_target("3", target, By::Marks), Some(Obstacle::Marks { fd: "3".to_owned() }));
+        assert_eq!(by_target("3", target, By::Protection), None);
     }
 }

@@ -1,15 +1,11 @@
 //! Which pages of a process are in the memory of others too, as its page table has it at one moment.
 
+use super::entries::{ENTRY, Entry};
+use super::sent::PAGE;
 use super::{Range, ReadError};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-
-const PAGE: u64 = 4096;
-/// Bytes of an entry of the page table's file, and its bits. Source: Documentation/admin-guide/mm/pagemap.rst of the kernel.
-const ENTRY: usize = 8;
-const PRESENT: u64 = 1 << 63;
-const EXCLUSIVE: u64 = 1 << 56;
 
 /// Most pages that are looked at at once: one bit for each is returned.
 const MOST: usize = 64;
@@ -39,8 +35,8 @@ impl Sharing {
         let pages = usize::try_from(range.len() / PAGE).unwrap_or(MOST).min(MOST);
         let place = range.start / PAGE * ENTRY as u64;
         let read = self.pagemap.read_at(&mut entries[..pages * ENTRY], place).unwrap_or_default();
-        let entries = entries[..read].as_chunks::<ENTRY>().0.iter().map(|entry| u64::from_ne_bytes(*entry));
-        let shared = entries.map(|entry| u64::from(entry & (PRESENT | EXCLUSIVE) == PRESENT));
+        let entries = entries[..read].as_chunks::<ENTRY>().0.iter().map(|entry| Entry(u64::from_ne_bytes(*entry)));
+        let shared = entries.map(|entry| u64::from(entry.is_shared()));
         shared.enumerate().fold(0, |bits, (index, shared)| bits | shared << index)
     }
 }

@@ -1,5 +1,6 @@
 //! Rounds of asking what was written, over the mappings as they are now.
 
+use super::obstacle::By;
 use super::pagemap::{self, Pagemap, Wanted};
 use super::range::{coalesce, covers};
 use super::uffd::Userfaultfd;
@@ -281,7 +282,7 @@ fn probe(pid: i32) -> Result<bool, AttachError> {
 }
 
 fn find_obstacle(pid: i32) -> Result<Option<Obstacle>, (PathBuf, std::io::Error)> {
-    obstacle::find(pid).map_err(|source| (PathBuf::from(format!("/proc/{pid}/fd")), source))
+    obstacle::find(pid, By::Protection).map_err(|source| (PathBuf::from(format!("/proc/{pid}/fd")), source))
 }
 
 pub(super) fn is_gone(error: &std::io::Error) -> bool {

@@ -16,6 +16,7 @@ mod pass;
 mod request;
 mod run;
 mod state;
+mod system_v;
 mod take;
 
 pub use request::{RequestError, RestoreRequest};

@@ -7,6 +7,7 @@ use super::pages::{PageDaemon, PagesError};
 use super::pass::{self, Packet};
 use super::request::{self, Directories, RequestError, RestoreRequest};
 use super::state::{Act, Event, State};
+use super::system_v::{self, PodObjects, SystemVError};
 use super::take;
 use crate::causes::chain;
 use crate::criu::rpc::{Request, RequestType, Response};
@@ -55,6 +56,15 @@ enum RelayError {
     StandIn(#[source] std::io::Error),
     #[error("execute CRIU")]
     Execute(#[source] std::io::Error),
+}
+
+/// Why something can't be done for CRIU that it relies on.
+#[derive(Debug, Error)]
+enum ActError {
+    #[error(transparent)]
+    Pages(#[from] PagesError),
+    #[error(transparent)]
+    SystemV(#[from] SystemVError),
 }
 
 /// The program `criu`: relays a restore that has a token, and becomes the real CRIU for everything else.
@@ -106,7 +116,7 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
             handover::tell_stand_in().map_err(RelayError::StandIn)?;
             let socket = theirs.as_raw_fd().to_string();
             let arguments = ["--no-default-config".into(), "swrk".into(), socket.into()];
-            Err(RelayError::Execute(handover::become_criu(program, &arguments)))
+            Err(RelayError::Execute(handover::become_criu(&program.clone().keeping_ipc(), &arguments)))
         }
         Side::Relay => {
             let directories = Directories { images: images.as_raw_fd(), work: work.as_ref().map(AsRawFd::as_raw_fd) };
@@ -119,10 +129,11 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
                 state: State::new(),
                 request,
                 directories,
-                mounts: BTreeMap::new(),
+                place: Place::default(),
                 packet: None,
                 answer: None,
                 page_daemon: None,
+                system_v: None,
             };
             // CRIU's alone from here on; `detach` closes this process' copies.
             let _ = (images.into_raw_fd(), theirs.into_raw_fd());
@@ -132,17 +143,28 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
     }
 }
 
-/// Enters the new pod's namespaces and makes the mounts that the dump left out; returns where those are.
-fn prepare(request: &RestoreRequest, bundle: Option<PathBuf>) -> Result<BTreeMap<String, PathBuf>, RelayError> {
+/// Where CRIU will work.
+#[derive(Debug, Default)]
+struct Place {
+    /// Mounts made for CRIU: name in the image, path.
+    mounts: BTreeMap<String, PathBuf>,
+    /// The IPC namespace is another than the node's.
+    own_ipc: bool,
+}
+
+/// Enters the new pod's namespaces and makes the mounts that the dump left out.
+fn prepare(request: &RestoreRequest, bundle: Option<PathBuf>) -> Result<Place, RelayError> {
+    let node = system_v::namespace().map_err(RelayError::Enter)?;
     let network = request.network_namespace().map(take::inherited).transpose().map_err(RelayError::Enter)?;
     handover::enter(network, &request.joined_namespaces()).map_err(RelayError::Enter)?;
+    let own_ipc = system_v::namespace().map_err(RelayError::Enter)? != node;
     let bound = request.cgroup_mounts();
     let read = |path: &str| std::fs::read_to_string(path).map_err(RelayError::Cgroups);
-    let mut made = mounts::own_cgroups(&bound, &read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+    let mut mounts = mounts::own_cgroups(&bound, &read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
     if let Some(bundle) = bundle {
-        made.extend(mounts::make(&bundle, bound.iter().map(|(key, _)| key.as_path()))?);
+        mounts.extend(mounts::make(&bundle, bound.iter().map(|(key, _)| key.as_path()))?);
     }
-    Ok(made)
+    Ok(Place { mounts, own_ipc })
 }
 
 fn log_path(request: &RestoreRequest, work: Option<&OwnedFd>) -> Option<PathBuf> {
@@ -160,24 +182,25 @@ struct Relay {
     state: State,
     request: RestoreRequest,
     directories: Directories,
-    /// Mounts made for CRIU: name in the image, path.
-    mounts: BTreeMap<String, PathBuf>,
+    place: Place,
     /// What came last from CRIU or runc; kept while it is held.
     packet: Option<Packet>,
     /// CRIU's last answer.
     answer: Option<Response>,
     /// Where there is one.
     page_daemon: Option<PageDaemon>,
+    /// Where CRIU makes any.
+    system_v: Option<PodObjects>,
 }
 
 impl Relay {
-    fn serve(mut self, place: Result<BTreeMap<String, PathBuf>, RelayError>) {
+    fn serve(mut self, place: Result<Place, RelayError>) {
         let keep: Vec<&OwnedFd> = [&self.runc, &self.criu].into_iter().chain(self.work.as_ref()).collect();
         if let Err(error) = handover::detach(&keep) {
             return self.end(false, &format!("the relay could not leave the container: {error}"));
         }
         match place {
-            Ok(mounts) => self.mounts = mounts,
+            Ok(place) => self.place = place,
             Err(error) => return self.end(false, &chain(&error)),
         }
         loop {
@@ -262,20 +285,27 @@ impl Relay {
     /// A send that fails is no event of its own: the other side has hung up, and the next wait says so.
     ///
     /// # Errors
-    /// Where memory would be missing after the restore: CRIU was not asked for it then.
-    fn act(&mut self, act: Act) -> Result<(), PagesError> {
+    /// Where memory would be missing after the restore, or System V objects not be as they were: CRIU was not asked for it then,
+    /// or fails when this hangs up.
+    fn act(&mut self, act: Act) -> Result<(), ActError> {
         let sent = match act {
             Act::Release(mut options) => {
                 if let Some(pages) = &options.pages {
                     self.page_daemon(&pages.at)?.serve(&pages.pids)?;
                 }
-                for (name, path) in std::mem::take(&mut self.mounts) {
+                for (name, path) in std::mem::take(&mut self.place.mounts) {
                     options.external_mounts.entry(name).or_insert(path);
+                }
+                if let Some(system_v) = options.system_v.take() {
+                    self.system_v = Some(PodObjects::none_but(system_v, self.place.own_ipc)?);
                 }
                 let bytes = self.request.edit(self.directories, &options);
                 pass::send(self.criu.as_fd(), &Packet { bytes, descriptors: Vec::new() })
             }
-            Act::Prepare(at) => return self.page_daemon(&at).map(drop),
+            Act::Prepare(at) => return Ok(self.page_daemon(&at).map(drop)?),
+            Act::MarkRemoved => {
+                return self.system_v.as_ref().map_or(Ok(()), |objects| Ok(objects.mark_removed()?));
+            }
             Act::ToRunc => self.packet.take().map_or(Ok(()), |packet| pass::send(self.runc.as_fd(), &packet)),
             Act::ToCriu | Act::Resume => {
                 self.packet.take().map_or(Ok(()), |packet| pass::send(self.criu.as_fd(), &packet))
@@ -307,7 +337,14 @@ impl Relay {
     fn end(mut self, success: bool, reason: &str) {
         // Untied, the page daemon fills in what nobody waits for: CRIU is out of its way.
         drop(self.page_daemon.take());
-        let message = if success { String::new() } else { self.explain(reason) };
+        let mut message = if success { String::new() } else { self.explain(reason) };
+        // What processes may use that run already stays, whatever CRIU has said after.
+        if !success
+            && !self.state.resumed
+            && let Some(Err(error)) = self.system_v.take().map(PodObjects::remove)
+        {
+            message = format!("{message}; {}", chain(&error));
+        }
         self.line.tell_the_end(&FromRelay::Ended { success, message }, self.state.stage);
     }
 

@@ -11,8 +11,10 @@ pub struct State {
     pub orphaned: bool,
     /// CRIU waits for runc's answer to a notification.
     pub asked: bool,
-    /// The agent gave the restore up while CRIU was working.
+    /// The restore was given up: whatever CRIU asks from now on is refused.
     pub abandoned: bool,
+    /// The agent has said that the processes may run. Whatever follows, they may do so already.
+    pub resumed: bool,
 }
 
 /// Something happened.
@@ -57,6 +59,8 @@ pub enum Act {
     Resume,
     /// Answer CRIU's notification with "failed": it destroys what it has rebuilt.
     Refuse,
+    /// Do to the pod's System V objects what can be done once processes have mapped them.
+    MarkRemoved,
     /// Tell the agent.
     Tell(FromRelay),
     /// Tell the agent how it ended, with what the log says if it ended badly, and end.
@@ -74,7 +78,7 @@ pub const POST_RESTORE: &str = "post-restore";
 impl State {
     /// A relay that has just read the request.
     pub fn new() -> Self {
-        Self { stage: RelayStage::Requested, orphaned: false, asked: false, abandoned: false }
+        Self { stage: RelayStage::Requested, orphaned: false, asked: false, abandoned: false, resumed: false }
     }
 
     /// The next state, and what to do. What does not fit the state is ignored: the agent may repeat itself after a
@@ -93,16 +97,19 @@ impl State {
 
             // Without runc there is no container that the processes could belong to, whoever has won.
             (_, Event::Notified(_)) if self.orphaned => (to(Finishing), vec![Act::Refuse]),
-            (Restoring, Event::Notified(_)) if self.abandoned => (to(Finishing), vec![Act::Refuse]),
+            (_, Event::Notified(_)) if self.abandoned => (to(Finishing), vec![Act::Refuse]),
             (Restoring, Event::Notified(name)) if name == POST_RESTORE => {
                 // runc does its part while the agent commits. It is its answer that lets the processes run.
-                (Self { stage: Held, asked: true, ..self }, vec![Act::Tell(FromRelay::Held), Act::ToRunc])
+                let acts = vec![Act::MarkRemoved, Act::Tell(FromRelay::Held), Act::ToRunc];
+                (Self { stage: Held, asked: true, ..self }, acts)
             }
             (Held, Event::Runc { success: true }) => (Self { asked: false, ..self }, vec![Act::Hold]),
             (_, Event::Notified(_)) => (Self { asked: true, ..self }, vec![Act::ToRunc]),
             // One that comes after a refusal is to a question that CRIU asks no more.
             (_, Event::Runc { .. }) if !self.asked => (self, vec![]),
-            (Held, Event::Runc { .. }) => (Self { stage: Finishing, asked: false, ..self }, vec![Act::ToCriu]),
+            (Held, Event::Runc { .. }) => {
+                (Self { stage: Finishing, asked: false, abandoned: true, ..self }, vec![Act::ToCriu])
+            }
             (_, Event::Runc { .. }) => (Self { asked: false, ..self }, vec![Act::ToCriu]),
 
             // CRIU can't be told before it asks.
@@ -110,10 +117,11 @@ impl State {
 
             // The point of no return is not here: the agent says this after it has won the commit.
             (Held, Event::Agent(ToRelay::Resume)) => {
-                (to(Finishing), if self.asked { vec![] } else { vec![Act::Resume] })
+                let state = Self { stage: Finishing, resumed: true, ..self };
+                (state, if self.asked { vec![] } else { vec![Act::Resume] })
             }
             (Held, Event::Agent(ToRelay::Abandon)) => {
-                (Self { stage: Finishing, asked: false, ..self }, vec![Act::Refuse])
+                (Self { stage: Finishing, asked: false, abandoned: true, ..self }, vec![Act::Refuse])
             }
 
             // CRIU waits for an answer that will not come; where it does not, its next notification is refused.
@@ -177,6 +185,7 @@ mod tests {
                 Act::Release(ReleaseOptions::default()),
                 Act::ToRunc,
                 Act::ToCriu,
+                Act::MarkRemoved,
                 Act::Tell(FromRelay::Held),
                 Act::ToRunc,
                 Act::Hold,
@@ -192,7 +201,7 @@ mod tests {
     #[test]
     fn a_commit_that_is_faster_than_runc_waits_for_it() {
         let (_, acts) = run(&[release(), notified(POST_RESTORE), Event::Agent(ToRelay::Resume), RUNC]);
-        assert_eq!(acts[1..], [Act::Tell(FromRelay::Held), Act::ToRunc, Act::ToCriu]);
+        assert_eq!(acts[2..], [Act::Tell(FromRelay::Held), Act::ToRunc, Act::ToCriu]);
     }
 
     #[test]
@@ -201,16 +210,25 @@ mod tests {
         let answered = Event::Answered { success: false };
         let end = [Act::ToRunc, Act::End { success: false, reason: "" }];
         let (_, acts) = run(&[release(), notified(POST_RESTORE), RUNC, abandon.clone(), answered.clone()]);
-        assert_eq!(acts[3..], [&[Act::Hold, Act::Refuse], &end[..]].concat());
+        assert_eq!(acts[4..], [&[Act::Hold, Act::Refuse], &end[..]].concat());
         let (_, acts) = run(&[release(), notified(POST_RESTORE), abandon, RUNC, answered]);
-        assert_eq!(acts[3..], [&[Act::Refuse], &end[..]].concat());
+        assert_eq!(acts[4..], [&[Act::Refuse], &end[..]].concat());
     }
 
     #[test]
     fn a_runtime_that_refuses_is_heard_before_the_word() {
         let refusal = Event::Runc { success: false };
         let (state, acts) = run(&[release(), notified(POST_RESTORE), refusal, Event::Agent(ToRelay::Resume)]);
-        assert_eq!((state.stage, &acts[3..]), (RelayStage::Finishing, &[Act::ToCriu][..]));
+        assert_eq!((state.stage, &acts[4..]), (RelayStage::Finishing, &[Act::ToCriu][..]));
+    }
+
+    #[test]
+    fn what_criu_asks_after_a_refusal_is_refused_too() {
+        let more = [notified("setup-namespaces"), RUNC];
+        for refusal in [Event::Runc { success: false }, Event::Agent(ToRelay::Abandon)] {
+            let (_, acts) = run(&[&[release(), notified(POST_RESTORE), refusal][..], &more].concat());
+            assert_eq!(acts[5..], [Act::Refuse]);
+        }
     }
 
     #[test]
@@ -234,7 +252,7 @@ mod tests {
         assert!(matches!(run(&[Event::Silence]).1[..], [Act::End { success: false, .. }]));
         let (state, acts) = run(&[release(), notified(POST_RESTORE), Event::Silence]);
         assert_eq!(state.stage, RelayStage::Held);
-        assert_eq!(acts.len(), 3);
+        assert_eq!(acts.len(), 4);
     }
 
     #[test]
@@ -247,7 +265,16 @@ mod tests {
         assert_eq!(acts[1..], [Act::ToRunc, Act::Refuse]);
         let resumed = Event::Agent(ToRelay::Resume);
         let (_, acts) = run(&[release(), notified(POST_RESTORE), resumed, Event::RuncGone]);
-        assert_eq!(acts[3..], [Act::Refuse]);
+        assert_eq!(acts[4..], [Act::Refuse]);
+    }
+
+    #[test]
+    fn it_is_remembered_that_processes_may_run() {
+        let word = Event::Agent(ToRelay::Resume);
+        let held = [release(), notified(POST_RESTORE), RUNC];
+        assert!(!run(&held).0.resumed);
+        assert!(run(&[&held[..], &[word.clone(), Event::CriuGone]].concat()).0.resumed);
+        assert!(!run(&[&held[..], &[Event::Agent(ToRelay::Abandon), word]].concat()).0.resumed);
     }
 
     fn event() -> impl Strategy<Value = Event> {

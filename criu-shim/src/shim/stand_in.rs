@@ -4,7 +4,7 @@
 //! that moves are restored at one cut, which none of them can wait for inside its `create`. So all but the last get a stand-in:
 //! containerd is told its pid, `runc restore` works below it, and as a subreaper it inherits what that rebuilds. It ends as the
 //! container's first process does, so that containerd sees the same exit. Why, and what else was thought of, is in
-//! `docs/decisions/0011-several-containers.md`.
+//! `docs/decisions/0013-several-containers.md`.
 //!
 //! It is one thread that waits for signals, holds nothing of the container, and stays for the container's life.
 

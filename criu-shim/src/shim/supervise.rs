@@ -8,7 +8,7 @@ use super::bundle::{self, PrepareError};
 use crate::local::{Create, INSTALL_ROOT};
 use crate::supervised::program::PROGRAMS;
 use crate::supervised::spec::{self, SpecError};
-use crate::supervised::{Identity, Place, PlaceError, Program, ProgramError, RuleError, rules};
+use crate::supervised::{Checkpoints, Identity, Place, PlaceError, Program, ProgramError, RuleError, rules};
 use serde_json::Value;
 use std::path::Path;
 use thiserror::Error;
@@ -51,7 +51,7 @@ pub(super) fn started(bundle: &Path, create: &Create, places: &Path) -> Result<(
     let told = rules::config(&supervision.restart)?;
     let program = Program::current(&Path::new(INSTALL_ROOT).join(PROGRAMS))?;
     spec::run_under_init(&mut config)?;
-    put(bundle, config, create, places, &program, Some(&told))
+    put(bundle, config, create, places, &program, (Some(&told), rules::checkpoints(&supervision)))
 }
 
 /// Gives a container that is restored from `images` what it had.
@@ -61,7 +61,12 @@ pub(super) fn started(bundle: &Path, create: &Create, places: &Path) -> Result<(
 pub(super) fn restored(bundle: &Path, create: &Create, places: &Path, images: &Path) -> Result<(), SuperviseError> {
     let Some(program) = Program::read(images)? else { return Ok(()) };
     program.check_there(Path::new("/"))?;
-    put(bundle, bundle::read(bundle)?, create, places, &program, None)
+    let config = bundle::read(bundle)?;
+    // Whatever the pod's rules are by now, what was running is to run again: without checkpoints, where they can't be understood.
+    let supervision = supervision(&config).ok().flatten();
+    let checkpoints =
+        supervision.filter(|one| one.is_of(&create.container_name)).and_then(|one| rules::checkpoints(&one));
+    put(bundle, config, create, places, &program, (None, checkpoints))
 }
 
 fn supervision(config: &Value) -> Result<Option<Supervision>, SupervisionError> {
@@ -75,7 +80,7 @@ fn put(
     create: &Create,
     places: &Path,
     program: &Program,
-    told: Option<&Config>,
+    (told, checkpoints): (Option<&Config>, Option<Checkpoints>),
 ) -> Result<(), SuperviseError> {
     let place = Place::of(places, &create.container_id);
     spec::mount(&mut config, program, &place.inside())?;
@@ -85,6 +90,7 @@ fn put(
         pod_uid: create.pod_uid.clone(),
         container_name: create.container_name.clone(),
         program: program.hash().to_owned(),
+        checkpoints,
     };
     place.make(&identity, told)?;
     if let Err(error) = bundle::replace(bundle, &config) {
@@ -176,7 +182,7 @@ mod tests {
         let program = Program::of_content(&blake3::hash(b"x"));
         let told = rules::config(&serde_json::from_str("{}").unwrap()).unwrap();
         let config = bundle::read(bundle.path()).unwrap();
-        put(bundle.path(), config, &create("app"), places.path(), &program, Some(&told)).unwrap();
+        put(bundle.path(), config, &create("app"), places.path(), &program, (Some(&told), None)).unwrap();
         let place = Place::of(places.path(), "c1");
         let identity = place.identity().unwrap();
         let read = Config::read(&place.inside().join("config.json"));

@@ -10,7 +10,7 @@ pub mod program;
 pub mod rules;
 pub mod spec;
 
-pub use place::{Identity, Place, PlaceError};
+pub use place::{Checkpoints, Identity, Place, PlaceError};
 pub use program::{Program, ProgramError};
 pub use rules::RuleError;
 

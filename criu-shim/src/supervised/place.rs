@@ -19,6 +19,7 @@ use std::fs::{OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 use thiserror::Error;
 use tideover_init::config::Config;
 use tideover_init::record::{self, Line, ReadError};
@@ -117,6 +118,21 @@ pub struct Identity {
     pub container_name: String,
     /// Hash of the `tideover-init` that it runs, which stays on the node for as long.
     pub program: String,
+    /// How often its state is stored; not at all where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<Checkpoints>,
+}
+
+/// How often a container's state is stored on its node, and what of that is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Checkpoints {
+    /// Pause between two, milliseconds.
+    pub interval_millis: u64,
+    /// How many good ones are kept.
+    pub keep: u32,
+    /// After so many milliseconds without an end, a run has shown that it lasts.
+    pub proven_millis: u64,
 }
 
 /// How much of a record was told, and how much of it was counted.
@@ -225,6 +241,11 @@ impl Place {
     pub fn identity(&self) -> Result<Identity, PlaceError> {
         let path = self.directory.join(IDENTITY);
         read(&path)?.ok_or_else(|| PlaceError::Read { path, source: ErrorKind::NotFound.into() })
+    }
+
+    /// When it was made: just before its container. None where that can't be told.
+    pub fn made(&self) -> Option<SystemTime> {
+        self.directory.join(IDENTITY).metadata().and_then(|metadata| metadata.modified()).ok()
     }
 
     /// Changes with the record of a container that is there; none before there is one.

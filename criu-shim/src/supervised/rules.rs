@@ -1,7 +1,9 @@
 //! From the rules of a policy to those that `tideover-init` is told. Pure.
 
+use super::Checkpoints;
 use std::time::Duration;
 use thiserror::Error;
+use tideover_crds::Supervision;
 use tideover_crds::restart::{self, RestartPolicy};
 use tideover_init::config::{
     Config, ExitStatus, ExitStatusSet, KillMode, NotifyAccess, Policy, Refusal, Settings, StartLimit, StartLimitAction,
@@ -36,6 +38,21 @@ pub enum RuleError {
 /// [`RuleError`].
 pub fn config(policy: &RestartPolicy) -> Result<Config, RuleError> {
     Ok(Config { version: VERSION, directory: super::DIRECTORY.into(), restart: settings(policy)? })
+}
+
+/// A run that has lasted shorter than this has shown nothing, however short the start limit's interval is.
+const PROVEN: Duration = Duration::from_secs(10);
+
+/// How often the state of the containers is stored, if it is. A run lasts when it has outlived the start limit's interval: what is
+/// restored from it then has no start in that interval, and is not given up at once.
+pub fn checkpoints(supervision: &Supervision) -> Option<Checkpoints> {
+    let policy = supervision.checkpoint.as_ref()?;
+    let millis = |duration: kube::core::Duration| {
+        // Below nothing is nothing; the API server lets neither pass.
+        if duration.is_negative() { 0 } else { u64::try_from(Duration::from(duration).as_millis()).unwrap_or(u64::MAX) }
+    };
+    let proven = millis(PROVEN.into()).max(millis(supervision.restart.start_limit.interval));
+    Some(Checkpoints { interval_millis: millis(policy.interval), keep: policy.keep.max(1), proven_millis: proven })
 }
 
 /// Every field is named, so that a directive which is new can't be left out unseen.
@@ -80,6 +97,7 @@ fn settings(policy: &RestartPolicy) -> Result<Settings, RuleError> {
             action: match action {
                 restart::StartLimitAction::Exit => StartLimitAction::Exit,
                 restart::StartLimitAction::Migrate => StartLimitAction::Migrate,
+                restart::StartLimitAction::RestoreCheckpoint => StartLimitAction::RestoreCheckpoint,
             },
         },
         r#type: match r#type {
@@ -158,6 +176,20 @@ mod tests {
         assert_eq!(check(r#"{"delay": "-1s"}"#).unwrap_err(), "delay must not be negative");
         assert!(check(r#"{"successExitStatus": ["SIGNOPE"]}"#).unwrap_err().contains("SIGNOPE"));
         assert!(check(r#"{"steps": 3}"#).unwrap_err().contains("go together"));
+    }
+
+    #[test]
+    fn a_run_lasts_when_it_has_outlived_the_start_limits_interval() {
+        let proven = |limit: &str, checkpoint: &str| {
+            let text =
+                format!(r#"{{"version": 1, "containers": ["app"], "restart": {{"startLimit": {limit}}}{checkpoint}}}"#);
+            checkpoints(&Supervision::parse(&text).unwrap())
+        };
+        let checkpoint = r#", "checkpoint": {"interval": "5m", "keep": 3}"#;
+        let expected = |proven_millis| Some(Checkpoints { interval_millis: 300_000, keep: 3, proven_millis });
+        assert_eq!(proven(r#"{"interval": "1m"}"#, checkpoint), expected(60_000));
+        assert_eq!(proven(r#"{"interval": "1s"}"#, checkpoint), expected(10_000));
+        assert_eq!(proven(r#"{"interval": "1m"}"#, ""), None);
     }
 
     #[test]

@@ -96,11 +96,13 @@ impl CpuLimits {
         self.usage.as_ref().ok_or(ThrottleError::NoAccount)?.read()
     }
 
-    /// Plans to leave the container `percent` of `used`, the cpus that it kept busy before. Returns the limit to be.
+    /// Plans to leave the container `percent` of `used`, the cpus that it kept busy before, in place of what was planned before.
+    /// Returns the limit to be.
     ///
     /// # Errors
     /// Where its limit can't be read.
     pub fn plan_share(&mut self, used: f64, percent: u32) -> Result<Bandwidth, ThrottleError> {
+        self.limits.iter_mut().for_each(|limit| limit.planned = None);
         let own = self.limits.first_mut().ok_or(ThrottleError::NoController)?;
         own.look()?;
         let share = own.found.share(used, percent);
@@ -108,11 +110,12 @@ impl CpuLimits {
         Ok(share)
     }
 
-    /// Plans to take every limit away. Returns whether there is one.
+    /// Plans to take every limit away, in place of what was planned before. Returns whether there is one.
     ///
     /// # Errors
     /// Where a limit can't be read.
     pub fn plan_lift(&mut self) -> Result<bool, ThrottleError> {
+        self.limits.iter_mut().for_each(|limit| limit.planned = None);
         for limit in &mut self.limits {
             limit.look()?;
             if limit.group.read()?.quota.is_some() {

@@ -110,6 +110,24 @@ fn steps_down_and_a_lift_after_them_are_undone_together() {
 }
 
 #[test]
+fn a_step_takes_the_place_of_a_lift_that_was_planned() {
+    let Some(pod) = Pod::idle() else { return };
+    let mut limits = pod.limits();
+    limits.plan_lift().expect("plan");
+    limits.plan_share(0.1, 50).expect("plan");
+    limits.carry_out().expect("slow down");
+    assert_eq!(pod.quotas(), ["5000", "20000"], "the pod's limit is not lifted before the freeze");
+    let written_down = limits.records();
+    limits.plan_lift().expect("plan");
+    limits.carry_out().expect("lift");
+    assert_eq!(pod.quotas(), LIFTED);
+    // As SIGKILL would.
+    std::mem::forget(limits);
+    CpuLimits::adopt(&written_down, Path::new("/")).restore().expect("restore");
+    assert_eq!(pod.quotas(), FOUND);
+}
+
+#[test]
 fn a_container_that_has_ended_needs_nothing_put_back() {
     let Some(mut pod) = Pod::idle() else { return };
     let mut limits = pod.limits();

@@ -4,6 +4,8 @@ use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 use std::fs::{self, File};
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 
 pub const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -20,11 +22,14 @@ pub fn prepare() -> Result<()> {
         ("cgroup2", CGROUPS, None),
         ("devpts", "/dev/pts", Some("ptmxmode=0666")),
         ("tmpfs", "/dev/shm", None),
+        ("tmpfs", "/run", None),
+        ("tmpfs", "/tmp", Some("mode=1777")),
     ] {
         fs::create_dir_all(target).with_context(|| target.to_owned())?;
         mount(Some(kind), target, Some(kind), MsFlags::empty(), options).with_context(|| format!("mount {target}"))?;
     }
     standard_descriptors()?;
+    loopback_up()?;
     fs::write(format!("{CGROUPS}/cgroup.subtree_control"), CONTROLLERS).context("hand down the controllers")?;
     // SAFETY: this process has one thread, so nobody reads the environment meanwhile.
     unsafe { std::env::set_var("PATH", "/usr/sbin:/usr/bin") };
@@ -41,6 +46,21 @@ fn leave_initial_root() -> Result<()> {
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("move the root")?;
     chroot(".").context("change the root")?;
     chdir("/").context("/")
+}
+
+/// CRIU finds out by connections to itself what the kernel can do.
+fn loopback_up() -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0").context("a socket")?;
+    // SAFETY: all zeros are a value of this type.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: the request takes such a structure, which lives through the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    nix::errno::Errno::result(result).context("loopback")?;
+    Ok(())
 }
 
 /// The kernel opens its console for the first process only if there is a node for it among the initial files.

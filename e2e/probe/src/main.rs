@@ -8,7 +8,9 @@ mod mapping;
 mod noise;
 mod notify;
 mod pace;
+mod postgres;
 mod resp;
+mod sql;
 mod store;
 mod ticker;
 mod work;
@@ -35,6 +37,8 @@ enum Command {
     Write(store::WriteArgs),
     /// Read and write a store's filled keys for ever and tell a collector what it answered.
     Load(load::Args),
+    /// Hold sessions of a PostgreSQL and ask it all the time.
+    Sql(sql::Args),
     /// Check that a store has every filled key and every acknowledged write.
     Verify(store::VerifyArgs),
 }
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Fill(args) => store::fill(&args),
         Command::Write(args) => store::write(&args),
         Command::Load(args) => load::run(&args),
+        Command::Sql(args) => sql::run(&args),
         Command::Verify(args) => store::verify(&args),
     };
     match result {

@@ -6,6 +6,10 @@ use std::time::Duration;
 /// Pages of a mebibyte.
 const PAGES_PER_MIB: usize = 256;
 
+/// Memory of a PostgreSQL that has nothing to do, and of each of its backends, MiB: a guess, for [`Case::estimate`] only.
+const SERVER_MIB: usize = 40;
+const BACKEND_MIB: usize = 2;
+
 /// One line of the benchmark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
@@ -26,6 +30,11 @@ pub enum Program {
     Store {
         /// What its values add up to, MiB.
         mib: usize,
+    },
+    /// PostgreSQL, with a client in the same container whose answers are the ticks.
+    Database {
+        /// Sessions, and so backends, that do nothing.
+        idle: usize,
     },
 }
 
@@ -141,6 +150,7 @@ impl Program {
     pub fn name(&self) -> String {
         match *self {
             Self::Store { mib } => format!("redis, {mib} MiB"),
+            Self::Database { idle } => format!("postgres, {idle} idle backends"),
             Self::Probe(Probe { mib, percent, beside }) => match beside {
                 Beside::Nothing => format!("{mib} MiB, {percent} %/s"),
                 Beside::Work(0) => format!("{mib} MiB, 1 % hot, full speed"),
@@ -155,6 +165,7 @@ impl Program {
     pub fn mib(&self) -> usize {
         match *self {
             Self::Store { mib } | Self::Probe(Probe { mib, .. }) => mib,
+            Self::Database { idle } => SERVER_MIB + idle * BACKEND_MIB,
         }
     }
 

@@ -13,6 +13,9 @@ pub const ALONE: Probe = Probe { mib: 1, percent: 0, beside: Beside::Nothing };
 /// A server with fifty idle backends, which have all of its memory in common with it.
 pub const FORKED: Probe = Probe { mib: 256, percent: 0, beside: Beside::Forks(50) };
 
+/// Sessions of a database that has users who think.
+pub const BACKENDS: usize = 50;
+
 /// Moves of each kind, where nobody says another number.
 pub const RUNS: usize = 9;
 /// The most moves by bare runc of what it takes ten seconds for, or of what is measured for its own sake.
@@ -43,6 +46,7 @@ pub fn all(runs: usize) -> Vec<Case> {
         cases.push(Case { program: Program::Probe(Probe { beside, ..Probe::plain(1024, 0) }), runs, bare_runs: 0 });
     }
     cases.push(Case { program: Program::Store { mib: 1024 }, runs, bare_runs: 0 });
+    cases.push(Case { program: Program::Database { idle: BACKENDS }, runs, bare_runs: 0 });
     cases
 }
 
@@ -91,7 +95,7 @@ mod tests {
     fn no_two_cases_have_one_name() {
         let all = names(&all(RUNS));
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
-        assert_eq!(all.len(), 15 + 1 + 9 + 2 + 1);
+        assert_eq!(all.len(), 15 + 1 + 9 + 2 + 1 + 1);
     }
 
     #[test]
@@ -105,7 +109,7 @@ mod tests {
     fn a_quick_run_measures_what_there_are_goals_for() {
         let quick = Selection { names: Vec::new(), quick: true };
         let measured = names(&quick.of(all(RUNS)));
-        assert_eq!(measured.len(), 4, "{measured:?}");
+        assert_eq!(measured.len(), 5, "{measured:?}");
         for goal in GOALS.iter().filter(|goal| !goal.metric.starts_with("transfer")) {
             assert!(measured.iter().any(|name| name == goal.case), "{}", goal.case);
         }

@@ -34,6 +34,7 @@ pub fn case(cluster: &Cluster, case: &Case) -> Result<Seen> {
     );
     let (moves, bare) = match case.program {
         Program::Store { mib } => (store(cluster, case, mib)?, Vec::new()),
+        Program::Database { idle } => (database(cluster, case, idle)?, Vec::new()),
         Program::Probe(probe) => {
             let moves = ticker(cluster, case, &probe)?;
             let seen = |gap| eprintln!("{name}, bare runc: {gap:.1} ms");
@@ -59,6 +60,17 @@ fn store(cluster: &Cluster, case: &Case, mib: usize) -> Result<Vec<Moved>> {
     let filled = Filled::start(&sandbox, mib, &collector)?;
     let moves = moves(cluster, &sandbox, &collector, case, "store")?;
     filled.verify()?;
+    sandbox.passed()?;
+    Ok(moves)
+}
+
+fn database(cluster: &Cluster, case: &Case, idle: usize) -> Result<Vec<Moved>> {
+    let sandbox = Sandbox::new(cluster.kube(), "bench")?;
+    let collector = Collector::listen(cluster.host_address())?;
+    let args = [format!("--sessions={idle}"), format!("--report={}", collector.address())];
+    sandbox.apply(&manifests::database("database", &args))?;
+    let moves = moves(cluster, &sandbox, &collector, case, "database")?;
+    bare::went_on(&collector)?;
     sandbox.passed()?;
     Ok(moves)
 }

@@ -103,7 +103,10 @@ fn redis(tree: &Path) -> Result<ImageBuilder, CatalogueError> {
 }
 
 /// `image` with `program` of the tree and the libraries it needs, each at its own place.
-fn with_program(
+///
+/// # Errors
+/// When the tree's ldd fails, or a file can't be read.
+pub(super) fn with_program(
     mut image: ImageBuilder,
     tree: &Path,
     reference: &'static str,

@@ -1,8 +1,8 @@
 //! Container images without a container engine.
 //!
 //! [`build`] writes an image from files, [`libraries`] finds what a program of the Debian tree needs, [`catalogue`] is
-//! the lab's own images, [`product`] Tideover's with
-//! the CRIU that [`criu`] packs. An archive is an OCI image layout that also has docker's
+//! the lab's own images, [`product`] Tideover's with the CRIU that [`criu`] packs, and what the scenarios run,
+//! [`postgres`] among that. An archive is an OCI image layout that also has docker's
 //! `manifest.json`, so `ctr images import`, `docker load` and `podman load` all take it.
 
 pub mod build;
@@ -11,4 +11,5 @@ pub mod criu;
 pub mod import;
 pub mod libraries;
 pub mod list;
+pub mod postgres;
 pub mod product;

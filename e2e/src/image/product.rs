@@ -10,8 +10,10 @@ use crate::cache::{Cache, CacheError};
 use crate::command::CommandError;
 use crate::compile;
 use crate::image::build::{BuildError, Image, ImageBuilder};
+use crate::image::catalogue::CatalogueError;
 use crate::image::criu::{self, CriuError};
 use crate::image::list::{self, ListError};
+use crate::image::postgres;
 use crate::preflight::{self, Refusal};
 use crate::progress::{Progress, Step};
 use crate::tree::{self, TreeError};
@@ -61,6 +63,9 @@ pub enum ProductError {
     /// An image could not be written.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// A program of the Debian tree could not be packed.
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
     /// The list of the images failed.
     #[error(transparent)]
     List(#[from] ListError),
@@ -86,6 +91,7 @@ pub fn build(progress: &Progress) -> Result<Vec<Image>, ProductError> {
         tagged_by_content(OPERATOR, &directory.join("tideover-operator.tar"), |name| operator(name, &programs))?,
         tagged_by_content(AGENT, &directory.join("tideover-agent.tar"), |name| agent(name, &programs, &criu))?,
         probe(&programs)?.write(&directory.join("probe.tar"))?,
+        postgres::image(&tree.path, &programs.programs.join("probe"))?.write(&directory.join("postgres.tar"))?,
     ];
     list::store(&directory, &images)?;
     step.done();
@@ -150,8 +156,8 @@ fn compile(step: &mut Step) -> Result<Programs, ProductError> {
     let log = directory.join("programs.log");
     let programs = compile::static_programs(step, &log, &packages).map_err(ProductError::Compile)?;
     let log = directory.join("preload.log");
-    let preloads =
-        compile::libraries(step, &log, &["rlimit-preload", "dump-preload"]).map_err(ProductError::Compile)?;
+    let preloads = compile::libraries(step, &log, &["rlimit-preload", "dump-preload", "ipc-preload"])
+        .map_err(ProductError::Compile)?;
     Ok(Programs { programs, preloads })
 }
 
@@ -173,6 +179,7 @@ fn agent(name: &str, programs: &Programs, criu: &Path) -> Result<ImageBuilder, P
         .copy(inside("relay/criu"), &programs.programs.join("criu-relay"))?
         .copy(inside("lib/librlimit_preload.so"), &programs.preloads.join("librlimit_preload.so"))?
         .copy(inside("lib/libdump_preload.so"), &programs.preloads.join("libdump_preload.so"))?
+        .copy(inside("lib/libipc_preload.so"), &programs.preloads.join("libipc_preload.so"))?
         .copy(inside("criu/criu"), &criu.join("criu"))?
         .link("/usr/bin/tideover-agent", inside("bin/tideover-agent"))
         .directory("/tmp", 0o1777, 0)

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use super::cluster::Cluster;
 use super::sandbox::Pod;
+use super::wait::{LIMIT, until_true};
 
 /// Quotas of a pod's cgroup and of those of its containers, the sandbox among them, sorted; as the kernel writes them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,21 @@ pub fn quotas(cluster: &Cluster, pod: &Pod) -> Result<Quotas> {
     let mut quotas: Vec<String> = String::from_utf8_lossy(&said).lines().map(str::to_owned).collect();
     quotas.sort();
     (!quotas.is_empty()).then_some(Quotas(quotas)).with_context(|| format!("{} has no cgroup of {}", pod.node, pod.uid))
+}
+
+/// Waits until the quotas of `pod` are as they were `before`: what a move has changed is put back when the pod runs already.
+///
+/// # Errors
+/// When they are not, with what they are.
+pub fn become_as_before(cluster: &Cluster, pod: &Pod, before: &Quotas) -> Result<()> {
+    let mut now = None;
+    let same = until_true("the quotas to be as before", LIMIT, || {
+        let found = quotas(cluster, pod)?;
+        let same = found == *before;
+        now = Some(found);
+        Ok(same)
+    });
+    same.with_context(|| format!("quotas were {before:?} and are {now:?}"))
 }
 
 #[cfg(test)]

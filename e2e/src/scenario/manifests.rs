@@ -56,6 +56,36 @@ spec:
     .to_owned()
 }
 
+/// A PostgreSQL under its own user, its database in an emptyDir, with a client in the same container that has `args`, as a Deployment
+/// `name`.
+pub fn database(name: &str, args: &[String]) -> String {
+    let args = args.iter().map(|arg| format!("'{arg}'")).collect::<Vec<_>>().join(", ");
+    format!(
+        "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      securityContext: {{runAsNonRoot: true, runAsUser: 999, runAsGroup: 999, fsGroup: 999}}
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: postgres
+          image: lab/postgres:1
+          imagePullPolicy: IfNotPresent
+          args: [{args}]
+          resources: {{requests: {{cpu: 50m, memory: 256Mi}}}}
+          volumeMounts: [{{name: data, mountPath: /data}}]
+      volumes: [{{name: data, emptyDir: {{}}}}]
+---
+"
+    )
+}
+
 /// A pod `name` that runs the probe with `args`, to its end, on any node but `never_on`. Nothing owns it, so on a node that
 /// is drained it would be in the way.
 pub fn probe(name: &str, never_on: &str, args: &[&str]) -> String {
@@ -124,6 +154,11 @@ pub fn with_watchdog(manifest: &str) -> String {
 /// `manifest` of a ticker, which may use `cpus`.
 pub fn with_cpu_limit(manifest: &str, cpus: &str) -> String {
     manifest.replace("resources: {", &format!("resources: {{limits: {{cpu: {cpus}}}, "))
+}
+
+/// `manifest` of a ticker, for which `cpus` are kept: on a busy node it is not what has to stand back.
+pub fn with_cpu_request(manifest: &str, cpus: &str) -> String {
+    manifest.replace("requests: {cpu: 10m,", &format!("requests: {{cpu: {cpus},"))
 }
 
 /// A Deployment `name` of one process that holds memory of every kind, and looks at every page of it again and again.
@@ -281,6 +316,8 @@ mod tests {
             manifest.contains("resources: {limits: {cpu: 100m}, requests: {cpu: 10m, memory: 17Mi}}"),
             "{manifest}"
         );
+        let manifest = with_cpu_request(&manifest, "1");
+        assert!(manifest.contains("requests: {cpu: 1, memory: 17Mi}"), "{manifest}");
     }
 
     #[test]

@@ -1,33 +1,46 @@
 //! A namespace of its own for one scenario.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::cluster::NAMESPACE;
 use super::kube::Kube;
-use super::wait::{until, until_true};
+use super::turn::Turn;
+use super::wait::{LIMIT, until, until_true};
 
-const LIMIT: Duration = Duration::from_secs(120);
+/// Until the namespace itself is gone.
+const WAIT: [&str; 2] = ["--wait=true", "--timeout=300s"];
 
-/// A namespace that is removed, with everything in it, at the end of the scenario; the nodes are uncordoned too. Unless
-/// the scenario says that it [`passed`](Sandbox::passed), what is known of it is printed first.
+/// A namespace that is removed, with everything in it, at the end of the scenario. A scenario that has the lab alone finds all nodes
+/// uncordoned, and leaves them so. Unless it says that it [`passed`](Sandbox::passed), what is known of it is printed first.
 #[derive(Debug)]
 pub struct Sandbox {
     kube: Kube,
     namespace: String,
     passed: bool,
+    turn: Turn,
 }
 
 impl Sandbox {
-    /// Makes the namespace `name`, after removing what an earlier run may have left.
+    /// Makes the namespace `name`, after removing what an earlier run may have left. The scenario has the lab alone.
     ///
     /// # Errors
     /// When the API server refuses.
     pub fn new(kube: Kube, name: &str) -> Result<Self> {
-        let sandbox = Self { kube, namespace: format!("e2e-{name}"), passed: false };
-        sandbox.remove()?;
+        Self::in_turn(kube, name, Turn::alone())
+    }
+
+    /// The same for a scenario that disturbs nothing outside of its namespace: others may go on beside it.
+    ///
+    /// # Errors
+    /// As [`Sandbox::new`].
+    pub fn beside(kube: Kube, name: &str) -> Result<Self> {
+        Self::in_turn(kube, name, Turn::beside())
+    }
+
+    fn in_turn(kube: Kube, name: &str, turn: Turn) -> Result<Self> {
+        let sandbox = Self { kube, namespace: format!("e2e-{name}"), passed: false, turn };
+        sandbox.remove(&WAIT)?;
         sandbox.kube.run(&["create", "namespace", &sandbox.namespace])?;
         until_true("the namespace's service account", LIMIT, || {
             Ok(sandbox.get(&["serviceaccount", "default"])?.is_some())
@@ -104,13 +117,18 @@ impl Sandbox {
         self.run(&["logs", pod])
     }
 
-    /// The last word of a scenario in which all was as it should be: removes the namespace.
+    /// The last word of a scenario in which all was as it should be: removes what is in the namespace. The namespace itself, empty,
+    /// goes some seconds later, when the next scenario is under way.
     ///
     /// # Errors
     /// When something is left.
     pub fn passed(mut self) -> Result<()> {
         self.passed = true;
-        self.remove().with_context(|| format!("remove the namespace {}", self.namespace))
+        self.remove(&["--wait=false"]).with_context(|| format!("remove the namespace {}", self.namespace))?;
+        until_true(format!("what is in {} to be gone", self.namespace), LIMIT, || {
+            let left = self.get(&["pods,migrations,protectedworkloads"])?.unwrap_or_default();
+            Ok(left["items"].as_array().is_none_or(Vec::is_empty))
+        })
     }
 
     fn with_namespace<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
@@ -121,20 +139,20 @@ impl Sandbox {
         manifests.replace("metadata: {name:", &format!("metadata: {{namespace: {}, name:", self.namespace))
     }
 
-    fn remove(&self) -> Result<()> {
+    fn remove(&self, how: &[&str]) -> Result<()> {
+        if self.turn.is_alone() {
+            self.uncordon()?;
+        }
+        self.kube.run(&[&["delete", "namespace", &self.namespace, "--ignore-not-found"], how].concat())?;
+        Ok(())
+    }
+
+    fn uncordon(&self) -> Result<()> {
         for node in self.kube.get(&["nodes"])?.context("no nodes")?["items"].as_array().into_iter().flatten() {
             if node["spec"]["unschedulable"] == true {
                 self.kube.run(&["uncordon", node["metadata"]["name"].as_str().unwrap_or_default()])?;
             }
         }
-        self.kube.run(&[
-            "delete",
-            "namespace",
-            &self.namespace,
-            "--ignore-not-found",
-            "--wait=true",
-            "--timeout=120s",
-        ])?;
         Ok(())
     }
 
@@ -166,7 +184,7 @@ impl Drop for Sandbox {
             return;
         }
         self.describe();
-        if let Err(error) = self.remove() {
+        if let Err(error) = self.remove(&WAIT) {
             eprintln!("namespace {} is left: {error:#}", self.namespace);
         }
     }

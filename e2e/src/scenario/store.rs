@@ -1,18 +1,15 @@
 //! A real in-memory store with 200,000 keys and a client that keeps writing.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::manifests;
 use super::sandbox::{Pod, Sandbox};
-use super::wait::until_true;
+use super::wait::{LIMIT, until_true};
 
 /// Keys in the store before the move.
 pub const KEYS: u64 = 200_000;
-
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// A running store, its client, and what was known of it before the move.
 #[derive(Debug)]

@@ -9,10 +9,9 @@ use super::cluster::Cluster;
 use super::migration;
 use super::moment::{Disks, Moment, Signs};
 use super::sandbox::Sandbox;
+use super::wait::LIMIT;
 use super::watch::Watch;
 
-/// How long a move may take to come to a moment.
-const LIMIT: Duration = Duration::from_secs(300);
 /// Pause between two looks. The shortest moment lasts for some milliseconds.
 const LOOK: Duration = Duration::from_micros(200);
 

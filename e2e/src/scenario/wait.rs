@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+/// How long anything in a scenario may take before it counts as stuck. A wait ends with its condition, so that only a failure takes
+/// so long: it is many times what the slowest takes on two cores, and more than the product's own limits.
+pub const LIMIT: Duration = Duration::from_secs(300);
+
 /// Pause between two looks.
 const POLL: Duration = Duration::from_millis(100);
 

@@ -17,8 +17,8 @@ const LIMIT: Duration = Duration::from_secs(1800);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Characters of the console that an error shows.
 const TAIL: usize = 6000;
-/// MiB. The initial files are in it too.
-const MEMORY: &str = "1024";
+/// MiB. The initial files are in it too, and every file that the checks write.
+const MEMORY: &str = "2048";
 
 /// What a machine is made of.
 #[derive(Debug, Clone, Copy)]

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use crate::cache::{Cache, CacheError};
 use crate::command::CommandError;
+use crate::image::criu::{self, CriuError};
 use crate::progress::Progress;
 use crate::tree::{self, TreeError};
 use boot::{BootError, Machine};
@@ -40,6 +41,9 @@ pub enum VmError {
     /// The kernel could not be got.
     #[error(transparent)]
     Kernel(#[from] kernel::KernelError),
+    /// CRIU could not be packed.
+    #[error(transparent)]
+    Criu(#[from] CriuError),
     /// The initial files could not be packed.
     #[error(transparent)]
     Ramdisk(#[from] ramdisk::RamdiskError),
@@ -76,7 +80,7 @@ pub fn run(progress: &Progress) -> Result<Report, VmError> {
     let kernel = kernel::ensure(&cache, |line| step.say(line))?;
     let directory = tempfile::tempdir().map_err(|source| VmError::Directory { path: std::env::temp_dir(), source })?;
     let ramdisk = directory.path().join("ramdisk");
-    ramdisk::write(&ramdisk, &tree.path, &programs)?;
+    ramdisk::write(&ramdisk, &tree.path, &criu::ensure(&cache, &tree)?, &programs)?;
     drop(cache);
     step.done();
 

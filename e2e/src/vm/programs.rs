@@ -12,8 +12,19 @@ use crate::progress::Step;
 use crate::vm::VmError;
 
 /// Test programs with tests that need a real kernel: package, how cargo is told, name of the target.
-const TESTS: [(&str, &[&str], &str); 2] =
-    [("tideover-init", &["--test", "supervision"], "supervision"), ("criu-shim", &["--lib"], "criu_shim")];
+const TESTS: [(&str, &[&str], &str); 4] = [
+    ("tideover-init", &["--test", "supervision"], "supervision"),
+    ("criu-shim", &["--lib"], "criu_shim"),
+    ("criu-shim", &["--test", "memoryless"], "memoryless"),
+    ("criu-shim", &["--test", "shared_memory"], "shared_memory"),
+];
+
+/// Programs of a node that cargo builds with the tests of their package, and where they are on a node, below
+/// `/opt/tideover`.
+const OF_A_NODE: [(&str, &str); 2] = [("criu-relay", "relay/criu"), ("criu-pages", "bin/criu-pages")];
+
+/// The library that the tests load into CRIU: package, file, and where it is on a node.
+const PRELOAD: (&str, &str, &str) = ("dump-preload", "libdump_preload.so", "lib/libdump_preload.so");
 
 /// The programs on the host.
 #[derive(Debug)]
@@ -26,6 +37,8 @@ pub struct Programs {
     pub init_as_built: PathBuf,
     /// The test programs.
     pub tests: Vec<TestProgram>,
+    /// What is on a node: the file here, and its place there, below `/opt/tideover`.
+    pub of_a_node: Vec<(PathBuf, &'static str)>,
 }
 
 /// A program of Rust's test harness.
@@ -46,18 +59,25 @@ pub fn build(step: &mut Step) -> Result<Programs, VmError> {
     fs::create_dir_all(&logs).map_err(|source| VmError::Directory { path: logs.clone(), source })?;
     let packages = ["tideover-init", "tideover-guest"];
     let directory = compile::static_programs(step, &logs.join("programs.log"), &packages).map_err(VmError::Programs)?;
-    let tests = TESTS.iter().map(|(package, target, name)| {
+    let mut said = Vec::new();
+    for (package, target, name) in TESTS {
         let log = logs.join(format!("{name}.log"));
-        let said = compile::tests(step, &log, package, target).map_err(VmError::Programs)?;
-        let path = executable(&said, name).ok_or_else(|| VmError::NoTestProgram { name: (*name).to_owned() })?;
-        Ok(TestProgram { name: (*name).to_owned(), path })
-    });
-    let tests = tests.collect::<Result<_, VmError>>()?;
+        said.extend(compile::tests(step, &log, package, target).map_err(VmError::Programs)?);
+    }
+    let built = |name: &str| executable(&said, name).ok_or_else(|| VmError::NoTestProgram { name: name.to_owned() });
+    let tests = TESTS.map(|(.., name)| Ok(TestProgram { name: name.to_owned(), path: built(name)? }));
+    let tests = tests.into_iter().collect::<Result<_, VmError>>()?;
+    let of_a_node = OF_A_NODE.map(|(name, place)| Ok((built(name)?, place)));
+    let mut of_a_node = of_a_node.into_iter().collect::<Result<Vec<_>, VmError>>()?;
+    let (package, library, place) = PRELOAD;
+    let libraries = compile::libraries(step, &logs.join("preload.log"), &[package]).map_err(VmError::Programs)?;
+    of_a_node.push((libraries.join(library), place));
     Ok(Programs {
         guest: directory.join("guest"),
         init: directory.join("tideover-init"),
         init_as_built: compile::target_directory().join("debug").join("tideover-init"),
         tests,
+        of_a_node,
     })
 }
 

@@ -7,13 +7,13 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::command::{self, CommandError};
-use crate::image::libraries;
+use crate::image::{criu, libraries};
 use crate::tree;
 use crate::vm::cpio::Archive;
 use crate::vm::programs::Programs;
 
 /// What the checks and the tests of the crates start.
-const PROGRAMS: [&str; 22] = [
+const PROGRAMS: [&str; 23] = [
     "/usr/bin/cat",
     "/usr/bin/cp",
     "/usr/bin/cut",
@@ -33,6 +33,7 @@ const PROGRAMS: [&str; 22] = [
     "/usr/bin/tail",
     "/usr/bin/touch",
     "/usr/bin/true",
+    "/usr/bin/umount",
     "/usr/bin/unshare",
     "/usr/bin/wc",
     "/usr/sbin/runc",
@@ -40,6 +41,9 @@ const PROGRAMS: [&str; 22] = [
 
 /// What test programs need beside the C library.
 const BESIDE: [&str; 2] = ["libgcc_s.so.1", "libm.so.6"];
+
+/// Where Tideover is on a node.
+const NODE: &str = "/opt/tideover";
 
 /// Why it could not be packed.
 #[derive(Debug, thiserror::Error)]
@@ -82,11 +86,12 @@ pub enum RamdiskError {
     },
 }
 
-/// Writes the archive to `target`, with what belongs to Debian from `tree`.
+/// Writes the archive to `target`, with what belongs to Debian from `tree`, and the CRIU in the directory `packed` at its place on a
+/// node.
 ///
 /// # Errors
 /// Names the file.
-pub fn write(target: &Path, tree: &Path, programs: &Programs) -> Result<(), RamdiskError> {
+pub fn write(target: &Path, tree: &Path, packed: &Path, programs: &Programs) -> Result<(), RamdiskError> {
     let mut archive = skeleton();
     let mut from_tree: Vec<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
     for program in PROGRAMS {
@@ -108,6 +113,18 @@ pub fn write(target: &Path, tree: &Path, programs: &Programs) -> Result<(), Ramd
     archive.link(&programs.init_as_built, "/usr/bin/tideover-init");
     for test in &programs.tests {
         archive.file(Path::new("/tests").join(&test.name), 0o755, stripped(&test.path)?);
+    }
+    for (path, place) in &programs.of_a_node {
+        archive.file(Path::new(NODE).join(place), 0o755, stripped(path)?);
+    }
+    for directory in [packed.to_owned(), packed.join("lib")] {
+        let listed = |source| RamdiskError::Read { path: directory.clone(), source };
+        for entry in fs::read_dir(&directory).map_err(listed)? {
+            let path = entry.map_err(listed)?.path();
+            if let (true, Ok(inside)) = (path.is_file(), path.strip_prefix(packed)) {
+                archive.file(Path::new(criu::HOME).join(inside), 0o755, read(&path)?);
+            }
+        }
     }
     let failed = |source| RamdiskError::Write { path: target.to_owned(), source };
     let mut file = BufWriter::new(fs::File::create(target).map_err(failed)?);

@@ -17,7 +17,7 @@ fn refused(sandbox: &Sandbox, manifest: &str, sentence: &str) -> Result<()> {
 #[test]
 fn policies_that_make_no_sense_are_refused_with_a_sentence() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "bad-policies")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "bad-policies")?;
     let policy = |spec: &str| {
         format!(
             "apiVersion: tideover.dev/v1alpha1\nkind: ProtectedWorkload\nmetadata: {{name: bad}}\nspec: {{{spec}}}\n"
@@ -53,7 +53,7 @@ fn policies_that_make_no_sense_are_refused_with_a_sentence() -> Result<()> {
 #[test]
 fn a_migration_is_immutable() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "immutable")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "immutable")?;
     let manifest =
         "apiVersion: tideover.dev/v1alpha1\nkind: Migration\nmetadata: {name: m}\nspec: {pod: {name: POD}}\n";
     refused(&sandbox, &manifest.replace("POD", "''"), "pod.name must have 1 to 253 characters")?;
@@ -68,7 +68,7 @@ fn a_migration_is_immutable() -> Result<()> {
 #[test]
 fn nobody_else_may_set_tideovers_own_annotations() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "forged")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "forged")?;
     let pod = "\
 apiVersion: v1
 kind: Pod

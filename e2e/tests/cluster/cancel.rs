@@ -1,12 +1,8 @@
 //! Calling a move off before anything is frozen.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use e2e::scenario::manifests::{self, Ticker};
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
-
-const LIMIT: Duration = Duration::from_secs(120);
+use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, until};
 
 #[test]
 fn uncordon_before_the_freeze_cancels_the_move() -> Result<()> {
@@ -17,9 +13,10 @@ fn uncordon_before_the_freeze_cancels_the_move() -> Result<()> {
     sandbox.apply(&Ticker { mib: 8, collector: collector.address() }.deployment("ticker"))?;
     let pod = sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
-    // With every other node cordoned there is nowhere to go: the move waits in Preparing for as long as the test needs.
-    for node in cluster.workers() {
-        sandbox.kube().run(&["cordon", &node])?;
+    // With every other node cordoned there is nowhere to go: the move waits in Preparing for as long as the test needs. It begins
+    // with the pod's own node, so that comes last.
+    for node in cluster.workers().iter().filter(|node| **node != pod.node).chain([&pod.node]) {
+        sandbox.kube().run(&["cordon", node])?;
     }
     migration::reached(&sandbox, &pod.name, "Preparing", LIMIT)?;
     sandbox.kube().run(&["uncordon", &pod.node])?;

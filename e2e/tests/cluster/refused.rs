@@ -1,12 +1,8 @@
 //! Policies that can't be met: named before any maintenance, and the pod is never frozen.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use e2e::scenario::drain::Drain;
-use e2e::scenario::{Cluster, Sandbox, manifests, migration, until};
-
-const LIMIT: Duration = Duration::from_secs(120);
+use e2e::scenario::{Cluster, LIMIT, Sandbox, manifests, migration, until};
 
 fn pod(spec: &str, container: &str) -> String {
     format!(

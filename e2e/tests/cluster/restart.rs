@@ -1,16 +1,12 @@
 //! Restarts in place: in the same container, by the policy's rules, and told.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use e2e::scenario::cluster::NAMESPACE;
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::sandbox::Pod;
 use e2e::scenario::wait::until_true;
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
+use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, until};
 use serde_json::Value;
-
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// Ends every process called `comm` of the pod, as if it had crashed. Not by SIGSEGV: Rust's runtime takes the first one for a
 /// fault that will come again, and goes on.
@@ -58,7 +54,7 @@ pub(super) fn runs_again(sandbox: &Sandbox, collector: &Collector, pod: &Pod, st
 #[test]
 fn a_crash_is_answered_in_the_same_container_and_told() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "restart")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "restart")?;
     let collector = Collector::listen(cluster.host_address())?;
     let pod = ticker(&sandbox, &collector, "  restart: {policy: OnFailure, delay: 20ms}\n")?;
     crash(cluster, &pod, "probe")?;
@@ -75,7 +71,7 @@ fn a_crash_is_answered_in_the_same_container_and_told() -> Result<()> {
 #[test]
 fn a_crash_loop_is_given_up_with_the_applications_own_status() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "restart-loop")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "restart-loop")?;
     let rules = "  restart: {policy: Always, delay: 0s, startLimit: {interval: 1h, burst: 3}}\n";
     sandbox.apply(&manifests::policy("loop", "loop", rules))?;
     sandbox.create(&shell("loop", "echo a run; exit 7", ""))?;
@@ -99,7 +95,7 @@ fn a_crash_loop_is_given_up_with_the_applications_own_status() -> Result<()> {
 #[test]
 fn a_supervised_container_moves_and_a_crash_right_after_is_answered_on_the_target() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "restart-move")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "restart-move")?;
     let collector = Collector::listen(cluster.host_address())?;
     let before = ticker(&sandbox, &collector, "  restart: {policy: Always, delay: 20ms}\n")?;
     crash(cluster, &before, "probe")?;
@@ -119,7 +115,7 @@ fn a_supervised_container_moves_and_a_crash_right_after_is_answered_on_the_targe
 }
 
 /// The metrics of the agent on `node` that begin with `series`. The agent shares its node's network, where the API server reaches it.
-fn metrics(sandbox: &Sandbox, node: &str, series: &str) -> Result<Vec<String>> {
+pub(super) fn metrics(sandbox: &Sandbox, node: &str, series: &str) -> Result<Vec<String>> {
     let selector = "app.kubernetes.io/component=agent";
     let field = format!("--field-selector=spec.nodeName={node}");
     let list = sandbox.kube().get(&["pods", "--namespace", NAMESPACE, "--selector", selector, &field])?;
@@ -133,7 +129,7 @@ fn metrics(sandbox: &Sandbox, node: &str, series: &str) -> Result<Vec<String>> {
 #[test]
 fn a_restart_is_in_the_policys_status_and_in_the_metrics() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "restart-status")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "restart-status")?;
     let collector = Collector::listen(cluster.host_address())?;
     let pod = ticker(&sandbox, &collector, "  restart: {policy: OnFailure, delay: 20ms}\n")?;
     for restarts in 1..=2 {
@@ -166,7 +162,7 @@ fn a_restart_is_in_the_policys_status_and_in_the_metrics() -> Result<()> {
 #[test]
 fn start_limit_with_action_migrate_moves_the_pod_and_starts_there() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "restart-limit")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "restart-limit")?;
     let collector = Collector::listen(cluster.host_address())?;
     // The rules for restarts ask for the move themselves.
     let rules = "  onMaintenance: {action: Ignore}\n  restart: {policy: Always, delay: 0s, startLimit: {interval: 1h, burst: 2, action: Migrate}}\n";
@@ -189,7 +185,7 @@ fn start_limit_with_action_migrate_moves_the_pod_and_starts_there() -> Result<()
 #[test]
 fn only_what_a_policy_with_rules_selects_runs_under_init() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "restart-not")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "restart-not")?;
     sandbox.apply(&manifests::policy("ruled", "ruled", "  restart: {policy: Always}\n"))?;
     sandbox.apply(&manifests::policy("unruled", "unruled", ""))?;
     let read_only = "securityContext: {readOnlyRootFilesystem: true, runAsUser: 1000}";

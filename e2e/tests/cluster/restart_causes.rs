@@ -1,32 +1,29 @@
 //! Why an application is started again, and by whom: after a hang, by kubelet where the rules have given up, and while nobody
 //! is there to tell of it.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use e2e::scenario::manifests::{self, HANG, Ticker};
 use e2e::scenario::wait::until_true;
-use e2e::scenario::{Cluster, Collector, Sandbox, until};
+use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, until};
 
 use super::restart::{crash, for_each, runs_again, shell, ticker, told};
 
-const LIMIT: Duration = Duration::from_secs(120);
 /// Starts that the crash loop below has before the rules give up.
 const BURST: usize = 3;
 
 #[test]
 fn a_hang_is_ended_by_the_watchdog_and_answered_in_the_same_container() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "restart-hang")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "restart-hang")?;
     let collector = Collector::listen(cluster.host_address())?;
     // The watchdog alone: were the SIGABRT with which it ends a program taken for the cause, nobody would start it again.
-    let rules = "  restart: {policy: OnWatchdog, delay: 20ms, type: Notify, watchdog: 3s}\n";
+    let rules = "  restart: {policy: OnWatchdog, delay: 20ms, type: Notify, watchdog: 5s}\n";
     sandbox.apply(&manifests::policy("ticker", "ticker", rules))?;
     let deployment = Ticker { mib: 8, collector: collector.address() }.deployment("ticker");
     sandbox.apply(&manifests::with_watchdog(&deployment))?;
     let pod = sandbox.ready_pod("ticker")?;
     // Longer than the watchdog's time: it is satisfied by what the program says.
-    until_true("ticks", LIMIT, || Ok(collector.account().newest > 4_000))?;
+    until_true("ticks", LIMIT, || Ok(collector.account().newest > 6_000))?;
     ensure!(collector.account().starts.len() == 1, "a program that answers was ended");
     for_each(cluster, &pod, "probe", &format!("install -o 1000 /dev/null /proc/$pid/root{HANG}"))?;
     runs_again(&sandbox, &collector, &pod, 2)?;
@@ -45,7 +42,7 @@ fn a_hang_is_ended_by_the_watchdog_and_answered_in_the_same_container() -> Resul
 #[test]
 fn a_crash_loop_that_was_given_up_is_kubelets_and_begins_anew_under_the_same_rules() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "restart-kubelet")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "restart-kubelet")?;
     let rules = format!("  restart: {{policy: Always, delay: 0s, startLimit: {{interval: 1h, burst: {BURST}}}}}\n");
     sandbox.apply(&manifests::policy("loop", "loop", &rules))?;
     let script =

@@ -1,13 +1,9 @@
 //! What starts a move, beside a drain.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::sandbox::Pod;
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
-
-const LIMIT: Duration = Duration::from_secs(180);
+use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, until};
 
 fn ticker(sandbox: &Sandbox, collector: &Collector, policy: &str) -> Result<Pod> {
     sandbox.apply(&manifests::policy("ticker", "ticker", policy))?;
@@ -72,7 +68,7 @@ spec: {{node: {}, reason: kernel update}}
 #[test]
 fn a_person_can_move_a_pod_by_hand_also_one_without_a_policy() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "by-hand")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "by-hand")?;
     let collector = Collector::listen(cluster.host_address())?;
     sandbox.apply(&Ticker { mib: 8, collector: collector.address() }.deployment("ticker"))?;
     let pod = sandbox.ready_pod("ticker")?;

@@ -1,13 +1,9 @@
 //! A pod without a policy.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use e2e::scenario::drain::Drain;
 use e2e::scenario::manifests::Ticker;
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, until};
-
-const LIMIT: Duration = Duration::from_secs(120);
+use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, until};
 
 #[test]
 fn a_pod_without_a_policy_is_drained_as_kubernetes_always_did() -> Result<()> {

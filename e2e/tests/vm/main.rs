@@ -62,4 +62,9 @@ checks! {
     the_tests_of_init_pass
     the_tests_of_freezer_and_cpu_limits_pass
     the_tests_of_the_memory_engine_pass
+    a_whole_move_by_write_protection
+    a_whole_move_by_soft_dirty_marks
+    a_whole_move_by_comparing
+    a_dump_leaves_out_memory_that_was_copied
+    a_dump_leaves_out_shared_memory
 }

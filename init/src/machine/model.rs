@@ -149,7 +149,13 @@ impl Course {
                         prop_assert!(expected.is_some() && moves && hold == HOLD);
                         (model.noted, model.holding) = (false, Some(self.now + hold));
                     }
-                    Decision::Exit { rule: Rule::StartLimit } => prop_assert!(expected.is_some() && !moves),
+                    Decision::RestoreCheckpoint => {
+                        prop_assert!(expected.is_some() && limit.action == StartLimitAction::RestoreCheckpoint);
+                    }
+                    Decision::Exit { rule: Rule::StartLimit } => {
+                        prop_assert!(expected.is_some() && !moves);
+                        prop_assert!(limit.action != StartLimitAction::RestoreCheckpoint);
+                    }
                     // A signal that might be a stop may be one without our knowing here.
                     Decision::Exit { rule: Rule::StopAsked } => {}
                     Decision::Exit { .. } => prop_assert_eq!(expected, None),
@@ -259,7 +265,11 @@ fn any_settings() -> impl Strategy<Value = Settings> {
     ];
     let kill_mode = prop::sample::select(vec![KillMode::ControlGroup, KillMode::Mixed, KillMode::Process]);
     let lists = prop::sample::select(vec![("[]", "[]"), ("[7]", "[7,8]"), ("[\"SIGUSR1\"]", "[9]")]);
-    let action = prop::sample::select(vec![StartLimitAction::Exit, StartLimitAction::Migrate]);
+    let action = prop::sample::select(vec![
+        StartLimitAction::Exit,
+        StartLimitAction::Migrate,
+        StartLimitAction::RestoreCheckpoint,
+    ]);
     let limit = (1..6000u64, 1..6u32, action);
     (policy, kill_mode, lists, any::<bool>(), (0..3000u64, 0..5u64, 0..4u64), limit).prop_map(
         |(policy, kill_mode, (prevent, force), notify, (delay, watchdog, runtime), (interval, burst, action))| {

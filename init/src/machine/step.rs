@@ -202,7 +202,7 @@ impl Machine {
         });
         self.last = Some(exit);
         match decision {
-            Decision::Exit { .. } => {
+            Decision::Exit { .. } | Decision::RestoreCheckpoint => {
                 acts.push(record);
                 self.end(acts);
             }

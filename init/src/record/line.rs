@@ -66,6 +66,8 @@ pub enum Outcome {
         /// For so many milliseconds at most.
         hold_millis: u64,
     },
+    /// The end of the container, because of the start limit: it is to come back from a stored checkpoint.
+    RestoreCheckpoint,
     /// The end of the container.
     Exit,
 }
@@ -77,6 +79,7 @@ impl Outcome {
         match self {
             Self::Restart { delay_millis, .. } => delay_millis <= longest,
             Self::Migrate { hold_millis } => hold_millis <= longest && rule == Rule::StartLimit,
+            Self::RestoreCheckpoint => rule == Rule::StartLimit,
             Self::Exit => true,
         }
     }
@@ -103,6 +106,7 @@ impl Line {
                 (Outcome::Restart { delay_millis: millis(delay), attempt }, rule)
             }
             Decision::Migrate { hold } => (Outcome::Migrate { hold_millis: millis(hold) }, Rule::StartLimit),
+            Decision::RestoreCheckpoint => (Outcome::RestoreCheckpoint, Rule::StartLimit),
             Decision::Exit { rule } => (Outcome::Exit, rule),
         };
         Self {

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_start_limit_has_a_container_wait_to_be_moved_and_nothing_takes_years() {
+    fn only_the_start_limit_has_a_container_moved_or_restored_and_nothing_takes_years() {
         let directory = tempfile::tempdir().unwrap();
         let sound = r#"{"version":1,"sequence":1,"atMillis":1,"cause":"uncleanExitCode","code":7,"ranMillis":1"#;
         let migrate = |millis: u64| Outcome::Migrate { hold_millis: millis };
@@ -222,6 +222,8 @@ mod tests {
             (r#""outcome":{"migrate":{"holdMillis":180000}},"rule":"policy""#, None),
             (r#""outcome":{"migrate":{"holdMillis":180000,"node":"n"}},"rule":"startLimit""#, None),
             (r#""outcome":"migrate","rule":"startLimit""#, None),
+            (r#""outcome":"restoreCheckpoint","rule":"startLimit""#, Some(Outcome::RestoreCheckpoint)),
+            (r#""outcome":"restoreCheckpoint","rule":"policy""#, None),
             (r#""outcome":{"restart":{"delayMillis":31622400001,"attempt":1}},"rule":"policy""#, None),
         ] {
             std::fs::write(directory.path().join(NEW), format!("{sound},{more}}}\n")).unwrap();

@@ -51,7 +51,8 @@ pub(super) fn admitted(pod: &Pod, policies: &[ProtectedWorkload], expected_by: O
         manifest::protect(&mut admitted);
     }
     if let Some(rules) = rules {
-        manifest::supervise(&mut admitted, rules);
+        let checkpoint = policy.and_then(|policy| policy.spec.checkpoint.as_ref());
+        manifest::supervise(&mut admitted, rules, checkpoint);
     }
     Some(admitted)
 }

@@ -13,11 +13,15 @@ use kube::runtime::{Controller, watcher};
 use kube::{Api, ResourceExt};
 use std::sync::Arc;
 use std::time::Duration;
-use tideover_crds::{Migration, MigrationReason, NodeMaintenance, names};
+use tideover_crds::{Migration, MigrationReason, NodeMaintenance, Phase, Strategy, names};
 use tracing::{debug, warn};
 
 /// Pause after an error.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long news of a pod that is frozen waits. One look is some eight requests, and the commit, of which the news may be, has
+/// yet to be followed by the first instruction on the target.
+const FROZEN: Duration = Duration::from_millis(250);
 
 /// Runs until it is dropped.
 pub async fn run(context: Context) {
@@ -42,8 +46,19 @@ pub async fn run(context: Context) {
 
 async fn reconcile(migration: Arc<Migration>, context: Arc<Context>) -> Result<Action, drive::DriveError> {
     let namespace = migration.namespace().unwrap_or_default();
+    if let Some(rest) = rest(&migration) {
+        tokio::time::sleep(rest).await;
+    }
     let pause = drive::drive(&context, &namespace, &migration.name_any()).await?;
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// How long a look can wait: while the agents act on their own and the operator has nothing to do for them. Where the pod's name
+/// has to be free first, it has. Decided by what the watch shows, which may be old: a rest changes nothing but the time of a look.
+fn rest(migration: &Migration) -> Option<Duration> {
+    let status = migration.status.as_ref()?;
+    let frozen = status.phase >= Phase::Freezing && status.phase < Phase::RollingBack;
+    (frozen && status.strategy == Some(Strategy::ReplaceFirst)).then_some(FROZEN)
 }
 
 fn retry(migration: Arc<Migration>, error: &drive::DriveError, _: Arc<Context>) -> Action {
@@ -79,4 +94,32 @@ fn leaving_or_reaching(store: &Store<Migration>, node: &str) -> Vec<ObjectRef<Mi
 
 fn asked_by(store: &Store<Migration>) -> Vec<ObjectRef<Migration>> {
     open(store, |migration| migration.spec.reason == MigrationReason::Maintenance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tideover_crds::{MigrationSpec, MigrationStatus, PodRef};
+
+    fn at(phase: Phase, strategy: Strategy) -> Option<Duration> {
+        let pod = PodRef { name: "app".into(), uid: None };
+        let spec = MigrationSpec { pod, target_node: None, reason: MigrationReason::Manual };
+        let mut migration = Migration::new("move", spec);
+        migration.status = Some(MigrationStatus { phase, strategy: Some(strategy), ..MigrationStatus::default() });
+        rest(&migration)
+    }
+
+    #[test]
+    fn looks_wait_while_the_agents_act_on_their_own() {
+        let resting = [Phase::Freezing, Phase::Transferring, Phase::Restoring, Phase::Committing];
+        assert!(resting.into_iter().all(|phase| at(phase, Strategy::ReplaceFirst) == Some(FROZEN)));
+        for phase in [Phase::Preparing, Phase::Handover, Phase::RollingBack, Phase::Succeeded] {
+            assert_eq!(at(phase, Strategy::ReplaceFirst), None, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn no_look_waits_where_the_frozen_pod_waits_for_the_operator() {
+        assert_eq!(at(Phase::Committing, Strategy::DeleteFirst), None);
+    }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use thiserror::Error;
-use tideover_crds::{RestartPolicy, Supervision, names};
+use tideover_crds::{CheckpointPolicy, RestartPolicy, Supervision, names};
 
 /// Why a replacement can't be built from what was kept.
 #[derive(Debug, Error)]
@@ -108,15 +108,16 @@ pub fn protect(pod: &mut Pod) {
 }
 
 /// Has the containers of `pod` restarted by `rules`, where it is under the shim. Not its init containers: kubelet waits for
-/// their end.
-pub fn supervise(pod: &mut Pod, rules: &RestartPolicy) {
+/// their end. With `checkpoint`, their state is stored as it says.
+pub fn supervise(pod: &mut Pod, rules: &RestartPolicy, checkpoint: Option<&CheckpointPolicy>) {
     let Some(spec) = pod.spec.as_ref().filter(|spec| spec.runtime_class_name.as_deref() == Some(names::RUNTIME_CLASS))
     else {
         return;
     };
     let containers = spec.containers.iter().map(|container| container.name.clone()).collect();
     // What can't be written can't be read either: rules are made of numbers and words.
-    let value = serde_json::to_string(&Supervision::new(containers, rules.clone())).unwrap_or_default();
+    let supervision = Supervision::new(containers, rules.clone(), checkpoint.cloned());
+    let value = serde_json::to_string(&supervision).unwrap_or_default();
     pod.metadata.annotations.get_or_insert_default().insert(names::SUPERVISION.to_owned(), value);
 }
 
@@ -152,10 +153,11 @@ mod tests {
             "containers": [{ "name": "app" }, { "name": "proxy" }], "initContainers": [{ "name": "setup" }] } }))
         .expect("a pod");
         protect(&mut pod);
-        supervise(&mut pod, &rules);
+        let checkpoint: CheckpointPolicy = serde_json::from_value(json!({ "interval": "5m" })).expect("a policy");
+        supervise(&mut pod, &rules, Some(&checkpoint));
         let value = &pod.metadata.annotations.expect("annotations")[names::SUPERVISION];
         let said = Supervision::parse(value).expect("supervision");
-        assert_eq!(said, Supervision::new(vec!["app".into(), "proxy".into()], rules));
+        assert_eq!(said, Supervision::new(vec!["app".into(), "proxy".into()], rules, Some(checkpoint)));
     }
 
     #[test]
@@ -164,7 +166,7 @@ mod tests {
         let mut pod: Pod = serde_json::from_value(json!({
             "spec": { "containers": [{ "name": "app" }], "runtimeClassName": "gvisor" } }))
         .expect("a pod");
-        supervise(&mut pod, &rules);
+        supervise(&mut pod, &rules, None);
         assert_eq!(annotation(&pod, names::SUPERVISION), None);
     }
 

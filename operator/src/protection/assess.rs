@@ -8,13 +8,27 @@ use crate::policy;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use tideover_crds::{PodProtection, ProtectedWorkload, ProtectedWorkloadStatus, names};
+use tideover_crds::{PodProtection, ProtectedWorkload, ProtectedWorkloadStatus, StartLimitMove, names};
 
 /// The most pods that are listed.
 const LISTED: usize = 100;
 
 /// `True` where every selected pod can be moved.
 const PROTECTED: &str = "Protected";
+
+/// `True` where a pod that waits at its start limit is not moved because it was moved for that too often.
+const MOVED_TOO_OFTEN: &str = "MovedTooOften";
+
+/// What was seen of the pods of a policy.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// What is known of each.
+    pub(super) pods: Vec<PodProtection>,
+    /// Moves for their start limits that count.
+    pub(super) moves: Vec<StartLimitMove>,
+    /// Why one of them is not moved for that again, a sentence.
+    pub(super) bound: Option<String>,
+}
 
 /// Why a policy can protect nothing.
 #[derive(Debug)]
@@ -46,23 +60,34 @@ pub(super) fn says(workload: &ProtectedWorkload, known: &PodProtection) -> bool 
     listed.any(|pod| pod.uid == known.uid && pod.restarts == known.restarts)
 }
 
-/// The status of `workload` with these pods; where there is a reason why nothing can be protected, with that.
+/// The status of `workload` with what was seen; where there is a reason why nothing can be protected, with that.
 pub(super) fn status(
     workload: &ProtectedWorkload,
-    pods: Result<Vec<PodProtection>, Unusable>,
+    seen: Result<Seen, Unusable>,
     now: Timestamp,
 ) -> ProtectedWorkloadStatus {
     let mut conditions = workload.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
     let generation = workload.metadata.generation;
-    let (pods, (holds, reason, message)) = match pods {
-        Ok(pods) => {
-            let verdict = verdict(workload, &pods);
-            (pods, verdict)
+    let (Seen { pods, moves, bound }, (holds, reason, message)) = match seen {
+        Ok(seen) => {
+            let verdict = verdict(workload, &seen.pods);
+            (seen, verdict)
         }
-        Err(why) => (Vec::new(), (false, why.reason.to_owned(), why.message)),
+        Err(why) => {
+            let moves = workload.status.as_ref().map(|status| status.start_limit_moves.clone()).unwrap_or_default();
+            (Seen { moves, ..Seen::default() }, (false, why.reason.to_owned(), why.message))
+        }
     };
     let says = Says { holds, reason: &reason, message: &message };
     condition::set(&mut conditions, PROTECTED, &says, generation, now);
+    // Most policies never need to say anything of that.
+    if bound.is_some() || conditions.iter().any(|condition| condition.type_ == MOVED_TOO_OFTEN) {
+        let says = match &bound {
+            Some(message) => Says { holds: true, reason: "StartLimit", message },
+            None => Says { holds: false, reason: "NoneWaits", message: "no pod waits for a move that it does not get" },
+        };
+        condition::set(&mut conditions, MOVED_TOO_OFTEN, &says, generation, now);
+    }
     let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
     ProtectedWorkloadStatus {
         observed_generation: generation,
@@ -71,6 +96,7 @@ pub(super) fn status(
         movable: count(pods.iter().filter(|pod| pod.movable).count()),
         restarts: pods.iter().filter_map(|pod| pod.restarts.as_ref()).fold(0, |sum, pod| sum.saturating_add(pod.count)),
         pods: pods.into_iter().take(LISTED).collect(),
+        start_limit_moves: moves,
     }
 }
 
@@ -129,7 +155,7 @@ mod tests {
         let now = Timestamp::from_second(1).expect("a time");
         let pods = vec![restarted(3), pod("q", None), restarted(4)];
         let mut workload = workload("Migrate");
-        let status = status(&workload, Ok(pods), now);
+        let status = status(&workload, Ok(Seen { pods, ..Seen::default() }), now);
         assert_eq!(status.restarts, 7);
         assert!(!says(&workload, &restarted(3)));
         workload.status = Some(status);
@@ -139,8 +165,36 @@ mod tests {
     #[track_caller]
     fn check(action: &str, pods: Vec<PodProtection>, status_: &str, reason: &str, message: &str) {
         let now = Timestamp::from_second(1).expect("a time");
-        let told = status(&workload(action), Ok(pods), now).conditions.remove(0);
+        let seen = Seen { pods, ..Seen::default() };
+        let told = status(&workload(action), Ok(seen), now).conditions.remove(0);
         assert_eq!((&*told.status, &*told.reason, &*told.message), (status_, reason, message));
+    }
+
+    #[test]
+    fn that_a_pod_was_moved_too_often_is_told_for_as_long_as_it_waits() {
+        let now = Timestamp::from_second(1).expect("a time");
+        let said = |workload: &ProtectedWorkload, bound: Option<&str>| {
+            let status = status(workload, Ok(Seen { bound: bound.map(str::to_owned), ..Seen::default() }), now);
+            let told = status.conditions.iter().find(|condition| condition.type_ == "MovedTooOften");
+            (told.map(|told| (told.status.clone(), told.message.clone())), status)
+        };
+        let mut workload = workload("Migrate");
+        assert_eq!(said(&workload, None).0, None);
+        let (told, status) = said(&workload, Some("three times"));
+        assert_eq!(told, Some(("True".into(), "three times".into())));
+        workload.status = Some(status);
+        assert_eq!(said(&workload, None).0.map(|told| told.0), Some("False".into()));
+    }
+
+    #[test]
+    fn moves_are_remembered_while_a_policy_can_not_be_used() {
+        let now = Timestamp::from_second(1).expect("a time");
+        let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now);
+        let moves = vec![StartLimitMove { migration: "m".into(), pod_uid: "u".into(), at }];
+        let mut workload = workload("Migrate");
+        workload.status = Some(status(&workload, Ok(Seen { moves: moves.clone(), ..Seen::default() }), now));
+        let unusable = Unusable { reason: "InvalidSelector", message: "m".into() };
+        assert_eq!(status(&workload, Err(unusable), now).start_limit_moves, moves);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Looks at a ProtectedWorkload on any change of it, of its namespace's pods, and of a node's cordon.
 
-use super::assess::{self, Unusable};
+use super::assess::{self, Seen, Unusable};
 use super::limit::{self, Answer};
 use crate::begin::{BeginError, begin};
 use crate::causes::chain;
@@ -20,6 +20,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
@@ -104,8 +105,8 @@ async fn reconcile(workload: Arc<ProtectedWorkload>, context: Arc<Context>) -> R
             if policy::moves(&workload) && workload.spec.on_maintenance.on_cordon {
                 begin_where_cordoned(client, &namespace, &pods, &known).await?;
             }
-            begin_where_held(&context, &workload, &pods, &known, now).await?;
-            assess::status(&workload, Ok(known), now)
+            let seen = begin_where_held(&context, &workload, &pods, known, now).await?;
+            assess::status(&workload, Ok(seen), now)
         }
     };
     if workload.status.as_ref() != Some(&status) {
@@ -179,18 +180,28 @@ async fn begin_where_held(
     context: &Context,
     workload: &ProtectedWorkload,
     pods: &[Pod],
-    known: &[PodProtection],
+    known: Vec<PodProtection>,
     now: Timestamp,
-) -> Result<(), ProtectError> {
+) -> Result<Seen, ProtectError> {
+    let before = workload.status.as_ref().map(|status| status.start_limit_moves.as_slice()).unwrap_or_default();
     let held = |(pod, known)| restarts::held(pod, now).map(|held| (pod, known, held));
-    let held: Vec<(&Pod, &PodProtection, Held)> = pods.iter().zip(known).filter_map(held).collect();
-    if held.is_empty() {
-        return Ok(());
+    let held: Vec<(&Pod, &PodProtection, Held)> = pods.iter().zip(&known).filter_map(held).collect();
+    if held.is_empty() && before.is_empty() && !policy::moves_at_start_limit(workload) {
+        return Ok(Seen { pods: known, ..Seen::default() });
     }
     let api: Api<Migration> = Api::namespaced(context.client.clone(), &workload.namespace().unwrap_or_default());
     let migrations = api.list(&ListParams::default()).await.map_err(read("the Migrations"))?.items;
+    let uids: BTreeSet<String> = pods.iter().filter_map(ResourceExt::uid).collect();
+    let moves = limit::remembered(before, &migrations, &uids, now);
+    let mut bound = None;
     for (pod, known, held) in held {
-        match limit::answer(pod, &held, &known.obstacles, &migrations, now) {
+        match limit::answer(pod, &held, &known.obstacles, (&migrations, &moves), now) {
+            Answer::Bound(why) => {
+                if !assess::says(workload, known) {
+                    warn_of(context, pod, &why).await;
+                }
+                bound.get_or_insert_with(|| format!("the pod {} waits at its start limit, but {why}", known.name));
+            }
             Answer::Begin(name) => {
                 let begun = begin(&context.client, pod, name, MigrationReason::StartLimit).await;
                 begun.map_err(ProtectError::Begin)?;
@@ -200,7 +211,7 @@ async fn begin_where_held(
             Answer::Refuse(_) | Answer::Nothing => {}
         }
     }
-    Ok(())
+    Ok(Seen { pods: known, moves, bound })
 }
 
 async fn warn_of(context: &Context, pod: &Pod, why: &str) {

@@ -3,7 +3,10 @@
 use super::step::Step;
 use super::stop;
 use std::time::Duration;
-use tideover_crds::Phase;
+use tideover_crds::{FailureReason, Phase};
+
+/// The longest pause while agents are being upgraded: the next node may have its turn by then.
+const ROLL_OUT_PAUSE: Duration = Duration::from_secs(60);
 
 pub(super) fn wait(step: &mut Step<'_>) {
     if let Some(message) = stop::cancelled(step) {
@@ -12,7 +15,10 @@ pub(super) fn wait(step: &mut Step<'_>) {
     step.clear_away();
     let first = step.status.policy.as_ref().map_or(5_000, |policy| policy.retry_delay_millis);
     let doublings = (step.status.attempt - 1).min(16);
-    let delay = Duration::from_millis(first.saturating_mul(1 << doublings));
+    let mut delay = Duration::from_millis(first.saturating_mul(1 << doublings));
+    if step.status.failures.last().is_some_and(|failure| failure.reason == FailureReason::AgentVersions) {
+        delay = delay.min(ROLL_OUT_PAUSE);
+    }
     let waited = step.since(Phase::BackingOff).unwrap_or_default();
     if waited < delay {
         return step.wake_in(delay - waited);

@@ -3,6 +3,7 @@
 use super::decision::{Action, PodRole};
 use super::given_up;
 use super::handover::reference;
+use super::lost;
 use super::observed::RunState;
 use super::preparing::PAUSE;
 use super::step::Step;
@@ -35,7 +36,8 @@ pub(super) fn follow(step: &mut Step<'_>) {
     }
     if resumed(step) {
         delete_source(step);
-        return succeed(step);
+        succeed(step);
+        return lost::tell(step);
     }
     if let Some(reason) = given_up::reason(step) {
         // What follows from it is decided on an object that says so, and says as well whether the target was quicker.

@@ -1,7 +1,7 @@
 //! What a decision says: a status to write, then actions to take, in order, ending at the first that fails.
 
 use std::time::Duration;
-use tideover_crds::{MigrationStatus, Owner};
+use tideover_crds::{MigrationStatus, ObjectRef, Owner};
 
 /// What is next for a Migration.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -139,7 +139,7 @@ pub struct RehearsalWish {
     pub node: String,
 }
 
-/// An Event on the Migration and on its pod.
+/// An Event on the Migration, with its pod as the related object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// A Warning, not only news.
@@ -148,4 +148,6 @@ pub struct Announcement {
     pub reason: String,
     /// One sentence.
     pub note: String,
+    /// A pod whose own Events are to say so too.
+    pub pod: Option<ObjectRef>,
 }

@@ -1,6 +1,7 @@
 //! Succeeded, Failed, Cancelled: nothing leads out; what is left of the move is tidied away.
 
 use super::decision::Action;
+use super::lost;
 use super::observed::Claim;
 use super::step::Step;
 
@@ -8,6 +9,7 @@ use super::step::Step;
 pub(super) const COMPLETED: &str = "Completed";
 
 pub(super) fn tidy(step: &mut Step<'_>) {
+    lost::tell(step);
     step.clear_away();
     let ours = step.observed.source.as_ref().filter(|source| source.claim == Claim::Ours);
     if let Some(source) = ours {

@@ -51,6 +51,7 @@ mod tests {
             cpu_features: features.into(),
             kernel: kernel.into(),
             criu: "4.2".into(),
+            protocol: 1,
         }
     }
 

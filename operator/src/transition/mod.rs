@@ -14,6 +14,7 @@ mod freezing;
 mod given_up;
 mod handover;
 mod hosts;
+mod lost;
 mod observed;
 mod pending;
 mod pre_copying;

@@ -22,6 +22,17 @@ pub(super) fn drive(step: &mut Step<'_>) {
 }
 
 fn compare(step: &mut Step<'_>, source: &HostFacts, target: &HostFacts) {
+    // First: what an agent of another version says of its host may mean something else.
+    if source.protocol != target.protocol {
+        let message = format!(
+            "the agents of {} and {} speak versions {} and {} of their protocol: one of them is being upgraded",
+            step.source_node(),
+            step.target_node(),
+            source.protocol,
+            target.protocol
+        );
+        return stop::abort(step, Failure { reason: FailureReason::AgentVersions, message, retryable: true });
+    }
     match hosts::fit(source, target) {
         Ok(()) => {
             let message = format!("copying state to {} while the application runs", step.target_node());

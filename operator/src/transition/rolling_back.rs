@@ -14,6 +14,10 @@ use tideover_crds::{Failure, FailureReason, Phase, SourceStep, TargetStep};
 /// safe from what it may still do.
 const AGENT_BOUND: Duration = Duration::from_secs(20);
 
+/// How many attempts may meet a roll-out of the agents without counting. With a minute between two of them that is a good quarter of an
+/// hour; where agents of two versions are meant to stay, the move must end at some time.
+const ROLL_OUT_ATTEMPTS: u32 = 20;
+
 pub(super) fn undo(step: &mut Step<'_>) {
     if step.status.phase != Phase::RollingBack {
         let why = why(step);
@@ -93,6 +97,7 @@ fn avoid(step: &mut Step<'_>) {
         | FailureReason::Corrupted
         | FailureReason::RestoreFailed
         | FailureReason::AgentUnreachable
+        | FailureReason::AgentVersions
         | FailureReason::Timeout => &mut step.status.avoided_nodes,
         _ if accused => &mut step.status.avoided_nodes,
         _ => return,
@@ -100,6 +105,12 @@ fn avoid(step: &mut Step<'_>) {
     if !list.contains(&node) {
         list.push(node);
     }
+}
+
+/// How many attempts do not count towards the policy's limit: those that met a roll-out of the agents.
+fn uncounted(step: &Step<'_>) -> u32 {
+    let met = step.status.failures.iter().filter(|failure| failure.reason == FailureReason::AgentVersions).count();
+    u32::try_from(met).unwrap_or(u32::MAX).min(ROLL_OUT_ATTEMPTS)
 }
 
 fn conclude(step: &mut Step<'_>) {
@@ -115,7 +126,7 @@ fn conclude(step: &mut Step<'_>) {
     if !failure.retryable {
         return step.end(Phase::Failed, failure.message);
     }
-    if attempt >= attempts {
+    if attempt.saturating_sub(uncounted(step)) >= attempts {
         let tries = if attempt == 1 { "1 attempt".to_owned() } else { format!("{attempt} attempts") };
         return step.end(Phase::Failed, format!("gave up after {tries}: {}", failure.message));
     }

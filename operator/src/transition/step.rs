@@ -6,7 +6,7 @@ use crate::condition::{self, Says};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use std::time::Duration;
-use tideover_crds::{Migration, MigrationStatus, Phase, PhaseTime, names};
+use tideover_crds::{Migration, MigrationStatus, ObjectRef, Phase, PhaseTime, names};
 
 /// One run of the state machine.
 pub(super) struct Step<'a> {
@@ -96,8 +96,17 @@ impl<'a> Step<'a> {
     }
 
     pub(super) fn announce(&mut self, warning: bool, reason: &str) {
+        self.announce_on(warning, reason, None);
+    }
+
+    /// The same, and among the Events of the pod that has the application now as well.
+    pub(super) fn announce_with_pod(&mut self, warning: bool, reason: &str) {
+        self.announce_on(warning, reason, self.status.replacement.clone());
+    }
+
+    fn announce_on(&mut self, warning: bool, reason: &str, pod: Option<ObjectRef>) {
         let note = self.status.message.clone().unwrap_or_default();
-        self.act(Action::Announce(Announcement { warning, reason: reason.to_owned(), note }));
+        self.act(Action::Announce(Announcement { warning, reason: reason.to_owned(), note, pod }));
     }
 
     pub(super) fn condition(&mut self, type_: &str, holds: bool, reason: &str) {

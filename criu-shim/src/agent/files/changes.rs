@@ -200,17 +200,11 @@ impl Comparison {
             // All of them may be names of one inode, whose facts change with each.
             return one.is_whiteout();
         }
-        let (before, now) = (&one.facts, &other.facts);
-        if (before.kind, before.id) != (now.kind, now.id) {
-            return false;
-        }
-        let unchanged = before == now && !one.doubtful;
-        match now.kind {
+        match other.facts.kind {
             // Attributes and blocks are compared, whichever file it was.
-            Kind::File => true,
-            // The number may be that of one that was removed, whose content is of no use.
-            Kind::Directory => unchanged || (!one.young && before.born == now.born),
-            _ => unchanged,
+            Kind::File => is_same_kind(one, other),
+            Kind::Directory => is_same_directory(one, other),
+            _ => is_unchanged(one, other),
         }
     }
 
@@ -252,6 +246,21 @@ impl Comparison {
         }
         groups
     }
+}
+
+/// Whether a directory is the one that was listed as `one`, so that what is known of what is below it holds. The number may be that
+/// of one that was removed, whose content is of no use.
+pub fn is_same_directory(one: &Node, other: &Node) -> bool {
+    let is_of_the_same_time = !one.young && one.facts.born == other.facts.born;
+    is_unchanged(one, other) || (is_same_kind(one, other) && is_of_the_same_time)
+}
+
+fn is_same_kind(one: &Node, other: &Node) -> bool {
+    (one.facts.kind, one.facts.id) == (other.facts.kind, other.facts.id)
+}
+
+fn is_unchanged(one: &Node, other: &Node) -> bool {
+    one.facts == other.facts && !one.doubtful
 }
 
 fn has_several(facts: &Facts) -> bool {

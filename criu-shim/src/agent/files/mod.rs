@@ -2,8 +2,8 @@
 //!
 //! A tree crosses in rounds. [`walk`] lists it, [`changes`] says what of it the target has not got, [`pack`] makes an archive
 //! of that ([`archive`], [`content`]), and [`unpack`] brings a tree up to it. The first archive of a tree holds all of it, each later one
-//! what has changed since. [`held`] and [`opened`] know which files can change without a timestamp; [`places`] knows where trees are
-//! on a node. Every name in a tree is used in one open directory and never followed, so none, however hostile, means anything
+//! what has changed since. [`watched`] knows where anything has happened, so that a look in the freeze goes there alone
+//! ([`revisit`]). [`held`] and [`opened`] know which files can change without a timestamp; [`places`] knows where trees are on a node. Every name in a tree is used in one open directory and never followed, so none, however hostile, means anything
 //! outside. What kubelet manages itself (hosts file, termination log, projected volumes) is never touched.
 
 pub mod archive;
@@ -11,14 +11,18 @@ pub mod attributes;
 pub mod beneath;
 pub mod changes;
 mod content;
+mod dress;
+mod fanotify;
 pub mod held;
 pub mod listing;
 pub mod opened;
 pub mod pack;
 pub mod places;
+pub mod revisit;
 pub mod tree;
 pub mod unpack;
 pub mod walk;
+pub mod watched;
 
 #[cfg(test)]
 mod tests;

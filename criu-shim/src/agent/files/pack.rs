@@ -13,6 +13,7 @@ use crate::agent::files::content::{PIECE, Reading};
 use crate::agent::files::listing::{BLOCK, Blocks, Facts, Kind, NodeId, TreePath};
 use crate::agent::files::tree::Tree;
 use crate::agent::files::walk::{facts_of_open, is_gone};
+use crate::agent::files::watched::OWN_EVENTS;
 use crate::agent::files::{TreeKind, threads};
 use rustix::fs::{Mode, OFlags, open, openat, readlinkat};
 use rustix::io::Errno;
@@ -178,6 +179,9 @@ impl Packing {
             return Ok(true);
         }
         let Some((id, how)) = self.sent.next() else { return Ok(false) };
+        if self.sent.len().is_multiple_of(OWN_EVENTS) {
+            tree.make_room_for_events();
+        }
         if tree.is_lost(id) {
             // What is in it would have no place to go.
             tree.mark_unsent(id);

@@ -8,18 +8,18 @@
 use crate::agent::files::archive::{Attributes, DecodeError, Decoder, Record, Shape};
 use crate::agent::files::attributes;
 use crate::agent::files::beneath::{Beneath, open_directory, way_to};
+use crate::agent::files::dress::{Dressing, Failed, Undressed, dress, dress_all, times};
 use crate::agent::files::listing::{Facts, Kind, MAX_DEPTH, Stamp, TreePath};
 use crate::agent::files::walk::{WalkError, facts_at, facts_of_open, walk};
 use crate::agent::files::{TreeKind, threads};
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat,
-    chownat, fallocate, fchmod, fchown, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, symlinkat,
-    unlinkat, utimensat,
+    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, Uid, chmodat, chownat, fallocate, ftruncate,
+    futimens, linkat, makedev, mkdirat, mknodat, openat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, pwrite};
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use thiserror::Error;
@@ -100,7 +100,6 @@ pub fn unpack<R: Read>(root: &Path, kind: TreeKind, input: R, limit: u64) -> Res
         before: HashSet::new(),
         times: HashMap::new(),
         writing: None,
-        undressed: Vec::new(),
         dressing: None,
         room: limit,
         limit,
@@ -108,30 +107,15 @@ pub fn unpack<R: Read>(root: &Path, kind: TreeKind, input: R, limit: u64) -> Res
     };
     std::thread::scope(|scope| {
         let (files, queue) = mpsc::sync_channel(1);
-        unpacker.dressing = Some(files);
+        unpacker.dressing = Some(Dressing::new(files));
         let dressing = scope.spawn(move || dress_all(&queue));
         let made = unpacker.all(&mut archive);
         unpacker.dressing = None;
         let dressed = dressing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // Where that has failed, this could not go on.
-        dressed.and(made)?;
+        dressed.map_err(not_made).and(made)?;
         unpacker.finish()
     })
-}
-
-/// How many files with their content and not yet their attributes go to the other thread at once. Each is open; waking the other
-/// for one takes longer than what it does.
-const UNDRESSED: usize = 32;
-
-/// Gives files their attributes, which writing to them may have changed. A thread of its own does: that takes as long as the
-/// content of a small file, and is part of the freeze.
-fn dress_all(files: &mpsc::Receiver<Vec<Writing>>) -> Made {
-    let mut scratch = attributes::Scratch::default();
-    for Writing { path, file, before, attributes, .. } in files.iter().flatten() {
-        dress(file.as_fd(), &before, &attributes, &mut scratch).map_err(failed(&path))?;
-        futimens(&file, &times(attributes.modified)).map_err(failed(&path))?;
-    }
-    Ok(())
 }
 
 struct Unpacker {
@@ -142,10 +126,8 @@ struct Unpacker {
     /// Times of directories, which are set last, because what happens in them changes them.
     times: HashMap<TreePath, Stamp>,
     writing: Option<Writing>,
-    /// Files that have all their content.
-    undressed: Vec<Writing>,
-    /// Takes them.
-    dressing: Option<mpsc::SyncSender<Vec<Writing>>>,
+    /// Takes files that have all their content.
+    dressing: Option<Dressing>,
     room: u64,
     limit: u64,
     scratch: attributes::Scratch,
@@ -153,12 +135,8 @@ struct Unpacker {
 
 /// A file that takes data.
 struct Writing {
-    path: TreePath,
-    file: OwnedFd,
+    file: Undressed,
     size: u64,
-    /// What it was before it was written to.
-    before: Facts,
-    attributes: Attributes,
 }
 
 type Made = Result<(), UnpackError>;
@@ -172,12 +150,12 @@ impl Unpacker {
             self.record(record, archive.data())?;
         }
         self.end_file()?;
-        self.dress_files()
+        self.dressing.as_mut().map_or(Ok(()), Dressing::flush).map_err(not_made)
     }
 
     /// An archive of all of a volume leaves nothing there that it has not brought.
     fn note_what_is_there(&mut self) -> Made {
-        let there = walk(&mut self.tree, threads(false))?;
+        let there = walk(&mut self.tree, threads(false), None)?;
         self.before = (1..there.nodes.len()).map(|id| there.path(id as u32)).collect();
         Ok(())
     }
@@ -276,7 +254,7 @@ impl Unpacker {
         if !keep || there.is_none_or(|facts| facts.size != size) {
             ftruncate(&file, size).map_err(&failed)?;
         }
-        self.writing = Some(Writing { path, file, size, before, attributes });
+        self.writing = Some(Writing { file: Undressed { path, file, before, attributes }, size });
         Ok(())
     }
 
@@ -288,13 +266,13 @@ impl Unpacker {
         self.room = self.room.checked_sub(length).ok_or(UnpackError::TooMuch(self.limit))?;
         let (mut rest, mut at) = (data, offset);
         while !rest.is_empty() {
-            match pwrite(&writing.file, rest, at) {
+            match pwrite(&writing.file.file, rest, at) {
                 Ok(count) => {
                     rest = &rest[count..];
                     at += count as u64;
                 }
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(failed(&writing.path)(errno)),
+                Err(errno) => return Err(failed(&writing.file.path)(errno)),
             }
         }
         Ok(())
@@ -308,7 +286,7 @@ impl Unpacker {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&writing.file, flags, offset, length) {
+        match fallocate(&writing.file.file, flags, offset, length) {
             Ok(()) => Ok(()),
             // A file system without holes.
             Err(Errno::OPNOTSUPP) => {
@@ -321,27 +299,19 @@ impl Unpacker {
                 }
                 Ok(())
             }
-            Err(errno) => Err(failed(&writing.path)(errno)),
+            Err(errno) => Err(failed(&writing.file.path)(errno)),
         }
     }
 
     fn no_file(&self) -> UnpackError {
-        let path = self.writing.as_ref().map(|writing| writing.path.clone()).unwrap_or_default();
+        let path = self.writing.as_ref().map(|writing| writing.file.path.clone()).unwrap_or_default();
         refused(&path, Refusal::Bytes)
     }
 
     /// All data of a file is there: it gets its attributes.
     fn end_file(&mut self) -> Made {
-        self.undressed.extend(self.writing.take());
-        if self.undressed.len() < UNDRESSED { Ok(()) } else { self.dress_files() }
-    }
-
-    fn dress_files(&mut self) -> Made {
-        let files = std::mem::take(&mut self.undressed);
-        let path = files.last().map(|file| file.path.clone()).unwrap_or_default();
-        let sent = self.dressing.as_ref().is_some_and(|dressing| dressing.send(files).is_ok());
-        // Where the other thread has failed, its reason is the one that counts.
-        if sent { Ok(()) } else { Err(failed(&path)(Errno::CANCELED)) }
+        let ended = self.writing.take().zip(self.dressing.as_mut());
+        ended.map_or(Ok(()), |(writing, dressing)| dressing.add(writing.file)).map_err(not_made)
     }
 
     fn link(&mut self, path: &TreePath, to: &TreePath) -> Made {
@@ -462,23 +432,6 @@ impl Unpacker {
     }
 }
 
-/// Owner, mode and extended attributes of an open file that was as `before`; the mode after the owner, which clears setuid, and
-/// the extended attributes after both, which clear capabilities.
-fn dress(
-    file: BorrowedFd<'_>,
-    before: &Facts,
-    attributes: &Attributes,
-    scratch: &mut attributes::Scratch,
-) -> Result<(), Errno> {
-    if (before.uid, before.gid) != (attributes.uid, attributes.gid) {
-        fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))?;
-    }
-    if before.mode != attributes.mode || attributes.mode & 0o6000 != 0 {
-        fchmod(file, Mode::from_raw_mode(attributes.mode))?;
-    }
-    attributes::File::Open(file).write(&attributes.extended, scratch)
-}
-
 fn fits(writing: &Writing, offset: u64, length: u64) -> bool {
     offset.checked_add(length).is_some_and(|end| end <= writing.size)
 }
@@ -527,15 +480,12 @@ fn clear_directory(directory: BorrowedFd<'_>, depth: usize) -> Result<(), Errno>
     Ok(())
 }
 
-fn times(modified: Stamp) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: modified.seconds, tv_nsec: i64::from(modified.nanos) },
-    }
-}
-
 fn refused(path: &TreePath, reason: Refusal) -> UnpackError {
     UnpackError::Refused { path: path.clone(), reason }
+}
+
+fn not_made((path, source): Failed) -> UnpackError {
+    UnpackError::Make { path, source }
 }
 
 fn failed(path: &TreePath) -> impl Fn(Errno) -> UnpackError + use<> {

@@ -5,6 +5,7 @@
 
 use crate::agent::files::beneath::Beneath;
 use crate::agent::files::listing::{Facts, FileId, Kind, Listing, MAX_DEPTH, Node, NodeId, Stamp, TreePath};
+use crate::agent::files::watched::Watched;
 use rustix::fs::{
     AtFlags, FileType, RawDir, SeekFrom, Statx, StatxAttributes, StatxFlags, StatxTimestamp, seek, statx,
 };
@@ -46,12 +47,12 @@ pub enum WalkError {
     },
 }
 
-/// Lists the tree, by at most so many threads.
+/// Lists the tree, by at most so many threads. Every directory is `watched` from before it is listed.
 ///
 /// # Errors
 /// Where something that is there can't be looked at.
-pub fn walk(tree: &mut Beneath, threads: usize) -> Result<Listing, WalkError> {
-    let root = tree.directory(&TreePath::default()).and_then(|root| facts_of(root, c"", AtFlags::EMPTY_PATH));
+pub fn walk(tree: &mut Beneath, threads: usize, watched: Option<&Watched>) -> Result<Listing, WalkError> {
+    let root = tree.directory(&TreePath::default()).and_then(found_of);
     let root = root.map_err(|source| WalkError::Look { path: TreePath::default(), source })?;
     let mut listing = Listing { nodes: vec![Node::new(0, Box::default(), root.facts)] };
     let (mut level, mut depth) = (0..1, 0);
@@ -69,7 +70,7 @@ pub fn walk(tree: &mut Beneath, threads: usize) -> Result<Listing, WalkError> {
             })
             .map(|at| Directory { id: at as NodeId, path: listing.path(at as NodeId) })
             .collect();
-        for (id, names) in look_into(tree, &directories, threads)? {
+        for (id, names) in look_into(tree, &directories, threads, watched)? {
             let begin = listing.nodes.len();
             listing.nodes.extend(names);
             if listing.nodes.len() > MAX_NODES {
@@ -85,20 +86,28 @@ pub fn walk(tree: &mut Beneath, threads: usize) -> Result<Listing, WalkError> {
 }
 
 /// A directory that is to be looked into.
-struct Directory {
-    id: NodeId,
-    path: TreePath,
+#[derive(Debug)]
+pub(super) struct Directory {
+    /// Its number.
+    pub(super) id: NodeId,
+    /// Where it is.
+    pub(super) path: TreePath,
 }
 
 /// The names in each directory, in order.
-type Names = Vec<(NodeId, Vec<Node>)>;
+pub(super) type Names = Vec<(NodeId, Vec<Node>)>;
 
 /// Looks into directories, in their order. Where there are many, several threads do: it is part of the freeze, where a system
 /// call for each file is what takes the time.
-fn look_into(tree: &mut Beneath, directories: &[Directory], threads: usize) -> Result<Names, WalkError> {
+pub(super) fn look_into(
+    tree: &mut Beneath,
+    directories: &[Directory],
+    threads: usize,
+    watched: Option<&Watched>,
+) -> Result<Names, WalkError> {
     let threads = threads.min(directories.len() / WORTH_A_THREAD);
     if threads < 2 {
-        return look_into_some(tree, directories);
+        return look_into_some(tree, directories, watched);
     }
     let failed = |source| WalkError::Look { path: TreePath::default(), source };
     let mut shares = directories.chunks(directories.len().div_ceil(threads));
@@ -107,9 +116,9 @@ fn look_into(tree: &mut Beneath, directories: &[Directory], threads: usize) -> R
         let mut others = Vec::with_capacity(threads);
         for share in shares {
             let mut again = tree.again().map_err(failed)?;
-            others.push(scope.spawn(move || look_into_some(&mut again, share)));
+            others.push(scope.spawn(move || look_into_some(&mut again, share, watched)));
         }
-        let mut names = look_into_some(tree, first)?;
+        let mut names = look_into_some(tree, first, watched)?;
         for other in others {
             names.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
         }
@@ -117,12 +126,21 @@ fn look_into(tree: &mut Beneath, directories: &[Directory], threads: usize) -> R
     })
 }
 
-fn look_into_some(tree: &mut Beneath, directories: &[Directory]) -> Result<Names, WalkError> {
+fn look_into_some(
+    tree: &mut Beneath,
+    directories: &[Directory],
+    watched: Option<&Watched>,
+) -> Result<Names, WalkError> {
     let mut buffer = Vec::with_capacity(ENTRIES);
     let mut all = Names::with_capacity(directories.len());
     for Directory { id, path } in directories {
         let mut names = Vec::new();
-        let listed = tree.directory(path).and_then(|directory| list(directory, *id, &mut names, &mut buffer));
+        let listed = tree.directory(path).and_then(|directory| {
+            if let Some(watched) = watched {
+                watched.mark(directory, facts_of_open(directory)?.id);
+            }
+            list(directory, *id, &mut names, &mut buffer)
+        });
         match listed {
             Ok(()) => {
                 names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
@@ -164,9 +182,23 @@ fn list(directory: BorrowedFd<'_>, parent: NodeId, nodes: &mut Vec<Node>, buffer
     Ok(())
 }
 
-struct Found {
-    facts: Facts,
-    is_mount: bool,
+/// What there is under a name.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// What the kernel says of it.
+    pub(super) facts: Facts,
+    /// It is the root of another mount.
+    pub(super) is_mount: bool,
+}
+
+/// What an open directory is.
+pub(super) fn found_of(directory: BorrowedFd<'_>) -> Result<Found, Errno> {
+    facts_of(directory, c"", AtFlags::EMPTY_PATH)
+}
+
+/// What a name in an open directory is.
+pub(super) fn found_at(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Found, Errno> {
+    facts_of(directory, &crate::agent::files::beneath::c_name(name)?, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn facts_of(directory: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<Found, Errno> {
@@ -180,7 +212,7 @@ fn facts_of(directory: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<Fo
 /// # Errors
 /// Where the kernel does not say.
 pub fn facts_of_open(file: BorrowedFd<'_>) -> Result<Facts, Errno> {
-    Ok(facts_of(file, c"", AtFlags::EMPTY_PATH)?.facts)
+    Ok(found_of(file)?.facts)
 }
 
 /// What a name in an open directory is.
@@ -188,8 +220,7 @@ pub fn facts_of_open(file: BorrowedFd<'_>) -> Result<Facts, Errno> {
 /// # Errors
 /// Where nothing is there.
 pub fn facts_at(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Facts, Errno> {
-    let name = crate::agent::files::beneath::c_name(name)?;
-    Ok(facts_of(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?.facts)
+    Ok(found_at(directory, name)?.facts)
 }
 
 fn facts(found: &Statx) -> Facts {

@@ -20,28 +20,51 @@ const NAME_MAX: usize = 200;
 /// itself sees to it that there is one.
 pub fn event(identity: &Identity, id: &str, item: &Item, node: &str, now: Timestamp) -> Event {
     let Identity { pod_namespace, pod_name, pod_uid, container_name, .. } = identity;
-    let digest = blake3::hash(format!("{id}/{}", item.line.sequence).as_bytes()).to_hex();
-    let name: String = pod_name.chars().take(NAME_MAX).collect();
-    let name = name.trim_end_matches(['-', '.']);
+    let on = About { namespace: pod_namespace, pod: pod_name, uid: pod_uid, container: container_name };
     let (type_, reason) = kind(&item.line);
+    let key = format!("{id}/{}", item.line.sequence);
+    pod_event(&on, &key, (type_, reason, sentence(container_name, item)), node, now)
+}
+
+/// The container of a pod that an Event is about.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// Namespace of the pod.
+    pub namespace: &'a str,
+    /// Its name.
+    pub pod: &'a str,
+    /// Its UID.
+    pub uid: &'a str,
+    /// Name of the container.
+    pub container: &'a str,
+}
+
+/// An Event of this node about a container: type, reason and message are `said`. Its name follows from the pod's and from `key`
+/// alone.
+pub fn pod_event(about: &About<'_>, key: &str, said: (&str, &str, String), node: &str, now: Timestamp) -> Event {
+    let About { namespace, pod, uid, container } = *about;
+    let digest = blake3::hash(key.as_bytes()).to_hex();
+    let name: String = pod.chars().take(NAME_MAX).collect();
+    let name = name.trim_end_matches(['-', '.']);
+    let (type_, reason, message) = said;
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{name}.{}", &digest[..16])),
-            namespace: Some(pod_namespace.clone()),
+            namespace: Some(namespace.to_owned()),
             ..Default::default()
         },
         involved_object: ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
-            namespace: Some(pod_namespace.clone()),
-            name: Some(pod_name.clone()),
-            uid: Some(pod_uid.clone()),
-            field_path: Some(format!("spec.containers{{{container_name}}}")),
+            namespace: Some(namespace.to_owned()),
+            name: Some(pod.to_owned()),
+            uid: Some(uid.to_owned()),
+            field_path: Some(format!("spec.containers{{{container}}}")),
             ..Default::default()
         },
         type_: Some(type_.to_owned()),
         reason: Some(reason.to_owned()),
-        message: Some(sentence(container_name, item)),
+        message: Some(message),
         // The node's clock: what the container says of the time is its own affair.
         first_timestamp: Some(Time(now)),
         last_timestamp: Some(Time(now)),
@@ -57,7 +80,9 @@ fn kind(line: &Line) -> (&'static str, &'static str) {
     match (line.outcome, line.cause, line.rule) {
         (Outcome::Restart { .. }, Cause::Clean, _) => ("Normal", "RestartedInPlace"),
         (Outcome::Restart { .. }, ..) => ("Warning", "RestartedInPlace"),
-        (Outcome::Migrate { .. }, ..) | (Outcome::Exit, _, Rule::StartLimit) => ("Warning", "RestartsGivenUp"),
+        (Outcome::Migrate { .. } | Outcome::RestoreCheckpoint, ..) | (Outcome::Exit, _, Rule::StartLimit) => {
+            ("Warning", "RestartsGivenUp")
+        }
         (Outcome::Exit, ..) => ("Normal", "NotRestarted"),
     }
 }
@@ -94,6 +119,7 @@ pub fn sentence(container: &str, item: &Item) -> String {
         Outcome::Migrate { hold_millis } => {
             format!("the container waits to be moved, for {} at most ({rule})", seconds(hold_millis))
         }
+        Outcome::RestoreCheckpoint => format!("the container ends, to come back from a checkpoint ({rule})"),
         Outcome::Exit => format!("the container ends ({rule})"),
     };
     let mut sentence = format!("{container} {what} ({how}) after {ran}: {outcome}");

@@ -6,18 +6,19 @@ use tideover_init::exit::Cause;
 use tideover_init::record::{Line, Outcome};
 
 /// The container `app` of `shop/web-0`.
-pub(super) fn identity() -> Identity {
+pub(in crate::agent) fn identity() -> Identity {
     Identity {
         pod_namespace: "shop".into(),
         pod_name: "web-0".into(),
         pod_uid: "u".into(),
         container_name: "app".into(),
         program: "0123456789abcdef0123456789abcdef".into(),
+        checkpoints: None,
     }
 }
 
 /// Line number `sequence`: given up at the start limit, with exit code 7 after 1.5 s.
-pub(super) fn exit(sequence: u64) -> Line {
+pub(in crate::agent) fn exit(sequence: u64) -> Line {
     Line {
         version: 1,
         sequence,
@@ -36,7 +37,7 @@ pub(super) fn exit(sequence: u64) -> Line {
 }
 
 /// A crash by SIGSEGV that was followed by a run after 100 ms.
-pub(super) fn crash(sequence: u64) -> Line {
+pub(in crate::agent) fn crash(sequence: u64) -> Line {
     Line {
         cause: Cause::UncleanSignal,
         code: None,
@@ -48,11 +49,11 @@ pub(super) fn crash(sequence: u64) -> Line {
 }
 
 /// The start limit was hit, and the container waits to be moved, for three minutes.
-pub(super) fn held(sequence: u64) -> Line {
+pub(in crate::agent) fn held(sequence: u64) -> Line {
     Line { outcome: Outcome::Migrate { hold_millis: 180_000 }, ..exit(sequence) }
 }
 
 /// The stop that kubelet asked for.
-pub(super) fn stop(sequence: u64) -> Line {
+pub(in crate::agent) fn stop(sequence: u64) -> Line {
     Line { cause: Cause::Clean, code: Some(0), rule: Rule::StopAsked, ..exit(sequence) }
 }

@@ -11,7 +11,7 @@ pub mod annotate;
 pub mod count;
 pub mod event;
 #[cfg(test)]
-mod fixture;
+pub(in crate::agent) mod fixture;
 pub mod news;
 pub mod summary;
 pub mod watch;

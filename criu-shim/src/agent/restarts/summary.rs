@@ -144,11 +144,13 @@ fn newest(id: &str, name: &str, line: &Line, now: Timestamp) -> Newest {
     let restarts = match line.outcome {
         // Each end before this one was followed by a run too.
         record::Outcome::Restart { .. } => line.sequence,
-        record::Outcome::Migrate { .. } | record::Outcome::Exit => line.sequence.saturating_sub(1),
+        record::Outcome::Migrate { .. } | record::Outcome::RestoreCheckpoint | record::Outcome::Exit => {
+            line.sequence.saturating_sub(1)
+        }
     };
     let held_until = match line.outcome {
         record::Outcome::Migrate { hold_millis } => now.checked_add(Duration::from_millis(hold_millis)).ok(),
-        record::Outcome::Restart { .. } | record::Outcome::Exit => None,
+        record::Outcome::Restart { .. } | record::Outcome::RestoreCheckpoint | record::Outcome::Exit => None,
     };
     // Kubernetes' times are in seconds.
     let second = |time: Timestamp| Time(Timestamp::from_second(time.as_second()).unwrap_or(time));

@@ -10,6 +10,8 @@ use super::count::{Counts, uncounted};
 use super::event::{event, sentence};
 use super::news::{Item, news};
 use super::summary::Summaries;
+use crate::agent::checkpoint;
+use crate::agent::checkpoint::tell::{Outcome as Counted, tell as tell_of_checkpoint};
 use crate::agent::context::{Context, RequestError, answer};
 use crate::causes::chain;
 use crate::supervised::place::{Contents, Stamp, Told};
@@ -73,7 +75,8 @@ pub async fn watch(context: Arc<Context>, mut counts: Counts) {
                 }
                 annotate(&context, &mut summaries).await;
                 for record in records {
-                    let said = summaries.is_settled(&record.id, &record.identity);
+                    let heard = hear(&context, &record).await;
+                    let said = heard && summaries.is_settled(&record.id, &record.identity);
                     let fresh = Known { allowance: Allowance::new(Instant::now()), told_at: None };
                     let known = known.entry(record.id.clone()).or_insert(fresh);
                     let stamp = record.stamp;
@@ -112,6 +115,36 @@ fn look(places: &Path, known: &HashMap<String, Known>) -> Result<(HashSet<String
     // A container that is gone was there before the one that kubelet has made in its place.
     records.sort_by_key(|record| !record.contents.ended);
     Ok((ids, records))
+}
+
+/// Has what is remembered of the container's checkpoints learn from its record; true if that is written down. Until then the place
+/// stays: what the container wishes is nowhere else.
+async fn hear(context: &Arc<Context>, record: &Record) -> bool {
+    if record.identity.checkpoints.is_none() {
+        return true;
+    }
+    let (checkpoints, identity, id) = (context.checkpoints.clone(), record.identity.clone(), record.id.clone());
+    let (place, lines) = (record.place.clone(), record.contents.lines.clone());
+    let heard =
+        tokio::task::spawn_blocking(move || checkpoint::watch::hear(&checkpoints, &identity, (&id, &place), &lines));
+    match heard.await {
+        Ok(Ok(news)) => {
+            let subject = checkpoint::Subject::from(&record.identity);
+            if let Some(news) = news {
+                context.checkpoints.figures.count(&subject, Counted::Poisoned);
+                tell_of_checkpoint(context, &subject, &news);
+            }
+            true
+        }
+        Ok(Err(error)) => {
+            warn!(container = record.id, error = %chain(&error), "what follows for its checkpoints can't be written down");
+            false
+        }
+        Err(error) => {
+            warn!(container = record.id, %error, "taking a record for checkpoints has ended early");
+            false
+        }
+    }
 }
 
 /// Counts what is new.

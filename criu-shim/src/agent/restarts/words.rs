@@ -22,6 +22,7 @@ pub fn outcome(line: &Line) -> Outcome {
     match line.outcome {
         record::Outcome::Restart { .. } => Outcome::Restart,
         record::Outcome::Migrate { .. } => Outcome::Migrate,
+        record::Outcome::RestoreCheckpoint => Outcome::RestoreCheckpoint,
         record::Outcome::Exit => Outcome::Exit,
     }
 }

@@ -13,7 +13,7 @@ use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send;
 use crate::causes::chain;
-use crate::criu::{Bundle, Place, WarmCriu, descriptors};
+use crate::criu::{Bundle, Place, WarmCriu, descriptors, preflight};
 use crate::supervised::program::{self, Program};
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
@@ -126,7 +126,10 @@ async fn introduce(
         let stream = dial.begin(&context.settings.node_name, container, bytes).await.map_err(unreachable)?;
         let (sender, mut receiver) = link::open_lasting::<_, FromSource, FromTarget>(stream, dial);
         match receiver.next().await.map_err(|error| unreachable(chain(&error)))? {
-            Incoming::Message(FromTarget::Accepted) => Ok((sender, receiver)),
+            Incoming::Message(FromTarget::Accepted { codec }) => {
+                sender.agree(codec, context.compression.clone());
+                Ok((sender, receiver))
+            }
             Incoming::Message(FromTarget::Refused { message }) => Err(unreachable(message)),
             Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
             other => Err(unreachable(format!("it answered {other:?}"))),
@@ -171,7 +174,8 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, pod_trees
     }
     let trees = trees(context, inspected, pod_trees).map_err(|error| failed(&error))?;
     let trees = Trees::new(container.freezer.clone(), trees);
-    let place = Place { namespaces_of: container.pid, node_root: context.node.root().to_owned() };
+    let outside_ipc = preflight::holds_system_v(container.pid).map_err(|error| failed(&error))?;
+    let place = Place { namespaces_of: container.pid, outside_ipc, node_root: context.node.root().to_owned() };
     WarmCriu::examine(&context.criu, &place.node_root).map_err(|error| failed(&error))?;
     let criu = WarmCriu::start(&context.criu, &place).map_err(|error| failed(&error))?;
     Ok(Warm { bundle, criu, trees })
@@ -214,7 +218,7 @@ fn trees(
 }
 
 /// Round 0: what `runc restore` needs when it is started, long before the images are there.
-async fn send_early(
+pub(super) async fn send_early(
     context: &Context,
     sender: &LinkSender<FromSource>,
     receiver: &mut LinkReceiver<FromTarget>,

@@ -1,4 +1,5 @@
-//! The cpu time of the container on the source: how much it uses, and its limits while it is moved.
+//! The cpu time of the container on the source: how much it uses, and its limits while it is moved. And, for both sides, putting
+//! limits back however often that takes.
 
 use crate::agent::context::Context;
 use crate::agent::host::NodeRoot;
@@ -8,7 +9,10 @@ use crate::causes::chain;
 use crate::throttle::{Bandwidth, CpuLimits, ThrottleError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tracing::warn;
+use tracing::{error, info, warn};
+
+/// Pause before a limit that could not be put back is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The container's cpu time. Dropping it puts back the limits that were found.
 #[derive(Debug, Default)]
@@ -76,11 +80,34 @@ impl SourceCpu {
     }
 }
 
-/// Gives containers their cpu time back that an agent before this one has slowed down. Returns what else the journal has.
-/// Blocking.
+/// Returns once the limits are as they were found, or their container is gone. That may be a while: the kernel refuses a limit
+/// that does not fit into that of the pod's cgroup, say, which somebody may be about to change. What the journal has of them
+/// must stay there as long as this takes.
+pub async fn restored(mut limits: CpuLimits) {
+    let mut told = false;
+    loop {
+        let restoring = tokio::task::spawn_blocking(move || (limits.restore(), limits)).await;
+        // A thread that panicked has dropped the limits, and so put them back.
+        let Ok((restored, back)) = restoring else { return };
+        match restored {
+            Ok(()) if told => return info!("the cpu limit is as it was found"),
+            Ok(()) => return,
+            Err(error) if !told => {
+                error!(error = %chain(&error), "a cpu limit is not as it was found, and is tried until it is");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        limits = back;
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Gives containers their cpu time back that an agent before this one has slowed down. Returns what else the journal has, and
+/// what could not be put back at once. Blocking.
 ///
 /// # Errors
-/// Where the journal can't be changed. What can't be put back stays in it.
+/// Where the journal can't be changed.
 pub fn put_back(entries: Vec<Entry>, journal: &Journal, node: &NodeRoot) -> Result<Vec<Entry>, JournalError> {
     let mut others = Vec::new();
     for entry in entries {
@@ -90,7 +117,10 @@ pub fn put_back(entries: Vec<Entry>, journal: &Journal, node: &NodeRoot) -> Resu
         };
         match CpuLimits::adopt(&slowed.cpu, node.root()).restore() {
             Ok(()) => journal.remove(&entry.uid)?,
-            Err(error) => warn!(migration = entry.name, error = %chain(&error), "a container stays slowed down"),
+            Err(error) => {
+                warn!(migration = entry.name, error = %chain(&error), "a container stays slowed down");
+                others.push(entry);
+            }
         }
     }
     Ok(others)
@@ -101,6 +131,7 @@ mod tests {
     use super::*;
     use crate::agent::journal::SlowedEntry;
     use crate::agent::journal::TargetEntry;
+    use crate::throttle::LimitRecord;
     use crate::throttle::fixture::{FOUND, Pod};
     use std::path::Path;
 
@@ -124,6 +155,68 @@ mod tests {
         assert_eq!(pod.quotas(), FOUND);
         assert_eq!(others.len(), 1, "what is not about that is left to others");
         assert_eq!(journal.entries().expect("entries"), others);
+    }
+
+    /// A cgroup of v1's in `root` with this quota, or with one that can't be read.
+    fn cgroup(root: &Path, quota: Option<&str>) {
+        let cgroup = root.join("pod");
+        std::fs::create_dir_all(&cgroup).expect("a directory");
+        let path = cgroup.join("cpu.cfs_quota_us");
+        std::fs::remove_dir(&path).ok();
+        match quota {
+            Some(quota) => std::fs::write(&path, quota).expect("a quota"),
+            None => {
+                std::fs::remove_file(&path).expect("no quota");
+                std::fs::create_dir(&path).expect("what is no file");
+            }
+        }
+        std::fs::write(cgroup.join("cpu.cfs_period_us"), "100000\n").expect("a period");
+    }
+
+    fn slowed_to(quota: u64) -> Vec<LimitRecord> {
+        let bandwidth = |quota| Bandwidth { quota: Some(quota), period: 100_000 };
+        vec![LimitRecord { cgroup: "/pod".into(), found: bandwidth(10_000), set: vec![bandwidth(quota)] }]
+    }
+
+    #[tokio::test]
+    async fn a_limit_that_is_refused_is_tried_until_it_is_as_it_was_found() {
+        let root = tempfile::tempdir().expect("dir");
+        cgroup(root.path(), Some("3000"));
+        let limits = CpuLimits::adopt(&slowed_to(3_000), root.path());
+        cgroup(root.path(), None);
+        let mut restoring = tokio::spawn(restored(limits));
+        assert!(tokio::time::timeout(2 * AGAIN, &mut restoring).await.is_err(), "it is not as it was found");
+        cgroup(root.path(), Some("3000"));
+        restoring.await.expect("put back");
+        let quota = std::fs::read_to_string(root.path().join("pod/cpu.cfs_quota_us")).expect("a quota");
+        assert_eq!(quota.trim(), "10000");
+    }
+
+    #[tokio::test]
+    async fn a_limit_of_a_container_that_is_gone_is_tried_no_more() {
+        let root = tempfile::tempdir().expect("dir");
+        cgroup(root.path(), Some("3000"));
+        let limits = CpuLimits::adopt(&slowed_to(3_000), root.path());
+        cgroup(root.path(), None);
+        let restoring = tokio::spawn(restored(limits));
+        std::fs::remove_dir_all(root.path().join("pod")).expect("gone");
+        restoring.await.expect("given up");
+    }
+
+    #[test]
+    fn what_can_not_be_put_back_at_the_start_stays_in_the_journal_and_with_its_move() {
+        let root = tempfile::tempdir().expect("dir");
+        let journal = Journal::open(&root.path().join("journal")).expect("journal");
+        cgroup(root.path(), Some("3000"));
+        let slowed = Side::Slowed(SlowedEntry { cpu: slowed_to(3_000) });
+        journal.write(&Entry::new("n", "move", "uid-1", 1, slowed)).expect("write");
+        let node = NodeRoot::at(root.path());
+        cgroup(root.path(), Some("3000"));
+        std::fs::remove_file(root.path().join("pod/cpu.cfs_period_us")).expect("no period");
+        std::fs::create_dir(root.path().join("pod/cpu.cfs_period_us")).expect("what is no file");
+        let left = put_back(journal.entries().expect("entries"), &journal, &node).expect("put back");
+        assert_eq!(left, journal.entries().expect("entries"));
+        assert_eq!(left.len(), 1);
     }
 
     #[test]

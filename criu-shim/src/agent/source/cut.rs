@@ -77,7 +77,8 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let (pod, froze) = round::freeze(vec![container]).await;
     let dumped = match froze {
         Ok(_) => {
-            let going = Going { trees, number: round, followed: &mut None };
+            // To give up what is known of them takes time, which the pause has not.
+            let going = Going { trees: trees.clone(), number: round, followed: &mut None };
             line.dump(link.begin(round), request, criu, going).await
         }
         Err(error) => {
@@ -92,6 +93,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     // Without a verdict: see OnlyCut.
     settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)).into_iter().collect(), proof).await;
     let paused = since.elapsed();
+    settle::cure(vec![inspected.container.freezer.clone()]).await;
     line.watching.extend();
     let sent = match dumped {
         Ok(Dumped { round: sending, .. }) => {

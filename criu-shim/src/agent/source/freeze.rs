@@ -36,8 +36,9 @@ const REPORT_LIMIT: Duration = Duration::from_millis(300);
 pub struct Frozen {
     /// The guard.
     pub pod: FrozenPod,
-    /// What followed the memory of its containers. Not to be dropped while it is frozen.
-    pub followed: Vec<Followed>,
+    /// What followed the memory of its containers, and what was known of their files and watched them. Not to be dropped while it is
+    /// frozen.
+    pub spent: Vec<(Option<Followed>, Trees)>,
     /// Dumps that hang.
     pub hung: Vec<RunningDump>,
     /// How the attempt was decided; none where the object is gone.
@@ -58,6 +59,7 @@ struct Leaving {
     round: u32,
     /// What is dumped, until it is.
     due: Option<Due>,
+    trees: Trees,
     followed: Option<Followed>,
     sender: LinkSender<FromSource>,
     receiver: LinkReceiver<FromTarget>,
@@ -70,7 +72,6 @@ struct Leaving {
 struct Due {
     request: DumpRequest,
     criu: WarmCriu,
-    trees: Trees,
 }
 
 /// The first thing that went wrong with any container; what it led to with the others is no news.
@@ -115,9 +116,9 @@ pub async fn freeze(
             request.options.memory = Memory::ButWithheld;
         }
         let images = request.images_dir.clone();
-        let due = Some(Due { request, criu, trees });
+        let due = Some(Due { request, criu });
         let (news, dumped, hung) = (news.clone(), None, None);
-        leaving.push(Leaving { images, round, due, followed, sender, receiver, news, dumped, hung });
+        leaving.push(Leaving { images, round, due, trees, followed, sender, receiver, news, dumped, hung });
         containers.push(FrozenContainer { freezer: inspected.container.freezer, limits: cpu.limits });
     }
     let since = Instant::now();
@@ -142,25 +143,25 @@ pub async fn freeze(
         let said = join_all(leaving.iter().map(|one| one.sender.say(&message)));
         tokio::time::timeout(Duration::from_millis(100), said).await.ok();
     }
-    let (mut followed, mut hung, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut spent, mut hung, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
     for one in leaving {
-        followed.extend(one.followed);
+        spent.push((one.followed, one.trees));
         hung.extend(one.hung);
         receivers.push(one.receiver);
     }
     // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
     let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await;
     let receiver = receivers.into_iter().next();
-    Frozen { pod, followed, hung, decision, failure, receiver, since, held }
+    Frozen { pod, spent, hung, decision, failure, receiver, since, held }
 }
 
 impl Leaving {
     /// Dumps, and sends archives meanwhile. Whatever becomes of the others, its CRIU is waited for.
     async fn dump(&mut self, attempt: u32, first: &FirstFailure) {
-        let Some(Due { request, criu, trees }) = self.due.take() else { return };
+        let Some(Due { request, criu }) = self.due.take() else { return };
         let mut watching = Watching::new(&mut self.news, attempt).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
-        let going = Going { trees, number: self.round, followed: &mut self.followed };
+        let going = Going { trees: self.trees.clone(), number: self.round, followed: &mut self.followed };
         match line.dump(send::begin(&self.sender, self.round, true), request, criu, going).await {
             Ok(dumped) => self.dumped = Some(dumped),
             Err(Undumped { failure, hung }) => {

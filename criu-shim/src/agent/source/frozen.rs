@@ -1,10 +1,11 @@
 //! A pod that is frozen, or may be. There are two ways out of it, and each takes the proof that it is the right one.
 //!
-//! A freeze for a move may end in a commit, so its proofs come from the API server. A freeze for a cut can't, and its proof
-//! comes with the cut; see [`OnlyCut`].
+//! A freeze for a move may end in a commit, so its proofs come from the API server. A freeze for a cut or a checkpoint can't, and its
+//! proof comes with it; see [`OnlyCut`] and [`OnlyStored`].
 
 use crate::agent::owner::{Aborted, Committed};
 use crate::agent::source::cut::OnlyCut;
+use crate::agent::source::snapshot::OnlyStored;
 use crate::causes::chain;
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
@@ -23,6 +24,8 @@ pub enum MayRun {
     Aborted(Aborted),
     /// It was frozen for a cut.
     OnlyCut(OnlyCut),
+    /// It was frozen for a checkpoint.
+    OnlyStored(OnlyStored),
 }
 
 impl From<Aborted> for MayRun {
@@ -37,12 +40,20 @@ impl From<OnlyCut> for MayRun {
     }
 }
 
+impl From<OnlyStored> for MayRun {
+    fn from(proof: OnlyStored) -> Self {
+        Self::OnlyStored(proof)
+    }
+}
+
 /// A pod that may be frozen. Dropping it changes nothing on the node: a pod whose attempt is undecided stays frozen,
 /// and the journal knows of it.
 #[derive(Debug)]
 #[must_use]
 pub struct FrozenPod {
     containers: Vec<FrozenContainer>,
+    /// Cpu limits of those that were thawed, or have ended.
+    settled: Vec<CpuLimits>,
 }
 
 /// One of its containers that may be frozen.
@@ -70,12 +81,17 @@ impl FrozenPod {
                 }
             }
         }
-        (Self { containers }, frozen)
+        (Self::adopt(containers), frozen)
     }
 
     /// Takes over what an agent before this one froze, with the limits that it has changed.
     pub fn adopt(containers: Vec<FrozenContainer>) -> Self {
-        Self { containers }
+        Self { containers, settled: Vec::new() }
+    }
+
+    /// Where its containers are frozen.
+    pub fn freezers(&self) -> Vec<Freezer> {
+        self.containers.iter().map(|container| container.freezer.clone()).collect()
     }
 
     /// The same containers, for whoever loses this guard. Their limits are put back by being dropped.
@@ -87,17 +103,22 @@ impl FrozenPod {
         self.containers.iter().map(spare).collect()
     }
 
-    /// Lets the application run again. Blocking.
+    /// Lets the application run again. Returns the cpu limits of all containers: one that could not be put back does not keep the
+    /// application frozen. Blocking.
     ///
     /// # Errors
     /// With the guard, so that it can be tried again. A container that has ended is no error.
-    pub fn thaw(self, _proof: &MayRun) -> Result<(), Box<(Self, FreezerError)>> {
-        self.settle(|container| {
+    pub fn thaw(mut self, _proof: &MayRun) -> Result<Vec<CpuLimits>, Box<(Self, FreezerError)>> {
+        let settled = self.settle(|container| {
             if let Err(error) = container.limits.restore() {
-                warn!(error = %chain(&error), "a cpu limit is not as it was found, trying again");
+                warn!(error = %chain(&error), "the container runs with a cpu limit that is not as it was found");
             }
             container.freezer.thaw(END_LIMIT)
-        })
+        });
+        match settled {
+            Ok(()) => Ok(std::mem::take(&mut self.settled)),
+            Err(error) => Err(Box::new((self, error))),
+        }
     }
 
     /// Thaws for a moment, because the pod may run, a CRIU that hangs can only end in a pod that runs, and the guard is
@@ -114,24 +135,28 @@ impl FrozenPod {
     ///
     /// # Errors
     /// With the guard, so that it can be tried again. A container that has ended is no error.
-    pub fn retire(self, _proof: &Committed) -> Result<(), Box<(Self, FreezerError)>> {
-        self.settle(|container| container.freezer.kill_all(END_LIMIT))
+    pub fn retire(mut self, _proof: &Committed) -> Result<(), Box<(Self, FreezerError)>> {
+        self.settle(|container| container.freezer.kill_all(END_LIMIT)).map_err(|error| Box::new((self, error)))
     }
 
-    /// Does `what` to every container. Those with which that went wrong stay in the guard.
+    /// Does `what` to every container. Those with which that went wrong stay, and the error is of the last of them.
     fn settle(
-        mut self,
+        &mut self,
         mut what: impl FnMut(&mut FrozenContainer) -> Result<(), FreezerError>,
-    ) -> Result<(), Box<(Self, FreezerError)>> {
+    ) -> Result<(), FreezerError> {
+        let Self { containers, settled } = self;
         let mut failed = None;
-        self.containers.retain_mut(|container| match what(container) {
-            Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => false,
+        containers.retain_mut(|container| match what(container) {
+            Ok(()) | Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => {
+                settled.push(std::mem::take(&mut container.limits));
+                false
+            }
             Err(error) => {
                 failed = Some(error);
                 true
             }
         });
-        failed.map_or(Ok(()), |error| Err(Box::new((self, error))))
+        failed.map_or(Ok(()), Err)
     }
 }
 

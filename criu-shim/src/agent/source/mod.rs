@@ -2,6 +2,7 @@
 //!
 //! The pod runs until the go. From the freeze on it stays frozen until `status.owner` says who owns it; see [`frozen`].
 
+mod calm;
 pub mod connect;
 pub mod container;
 pub mod cpu;
@@ -15,4 +16,7 @@ pub mod precopy;
 pub mod preflight;
 mod round;
 pub mod settle;
+pub mod snapshot;
 mod watching;
+#[cfg(test)]
+mod whole_move_tests;

@@ -13,9 +13,9 @@ use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::causes::chain;
+use crate::criu::preflight::{self, Finding};
 use crate::criu::{
     Bundle, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, SharedError, Waited, WarmCriu, mend, pagemap,
-    preflight,
 };
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
@@ -167,12 +167,14 @@ impl Line<'_> {
         let read = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let images = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let rest = async {
+            let mut small = Vec::new();
             for Image { part, content } in images {
                 match content {
-                    Content::Small(bytes) => round.whole(part, bytes).await?,
+                    Content::Small(bytes) => small.push((part, bytes)),
                     Content::Large(file) => round.part(part, file).await?,
                 }
             }
+            round.together(small).await?;
             round.end().await
         };
         tokio::select! {
@@ -209,10 +211,14 @@ impl Line<'_> {
 fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copied>>) -> Result<Duration, Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    let outside_ipc = criu.is_outside_ipc();
     let mut running = criu.dump(request).map_err(|error| failed(&error))?;
-    // While CRIU is at work, which must be waited for whatever this says.
-    let left_behind = preflight::inspect_frozen(request.pid);
-    match running.wait(DUMP_LIMIT).map_err(|error| failed(&error))? {
+    // Beside CRIU, which must be waited for whatever this says, and which waits for whoever takes its notifications.
+    let (waited, left_behind) = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| preflight::inspect_frozen(request.pid, outside_ipc));
+        (running.wait(DUMP_LIMIT), looking.join())
+    });
+    match waited.map_err(|error| failed(&error))? {
         Waited::Done(_) => {}
         Waited::Overdue => {
             let message = format!("CRIU had not finished after {} s; a stopped process?", DUMP_LIMIT.as_secs());
@@ -222,8 +228,13 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
             });
         }
     }
-    if let Some(refusal) = preflight::refusal(&left_behind.map_err(|error| failed(&error))?) {
-        return Err(permanent(FailureReason::NotDumpable, refusal).into());
+    let left_behind = left_behind.map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))?;
+    let left_behind = left_behind.map_err(|error| failed(&error))?;
+    if let Some(refusal) = preflight::refusal(&left_behind) {
+        let passes = left_behind.iter().filter(|finding| finding.blocks()).all(Finding::is_passing);
+        let reason = FailureReason::NotDumpable;
+        let failure = if passes { retryable(reason, refusal) } else { permanent(reason, refusal) };
+        return Err(failure.into());
     }
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;
     if request.options.memory == Memory::ButWithheld {
@@ -235,6 +246,9 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
 
 /// Says in the images what shared memory the dump left out, all of which has been sent by now. Returns how many bytes.
 async fn fill_in(shared: Vec<Shared>, images: PathBuf) -> Result<u64, Failure> {
+    if shared.is_empty() {
+        return Ok(0);
+    }
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let filling = tokio::task::spawn_blocking(move || shared.iter().map(|shared| shared.fill_in(&images)).sum());
     let filled: Result<u64, SharedError> = filling.await.map_err(|error| failed(&error))?;

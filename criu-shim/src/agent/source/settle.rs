@@ -3,11 +3,13 @@
 use crate::agent::context::{Context, Key, answer};
 use crate::agent::journal::SourceEntry;
 use crate::agent::owner::{Committed, Decision, OwnerError};
+use crate::agent::source::cpu;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod, MayRun};
 use crate::causes::chain;
-use crate::criu::{ProcessId, RunningDump, Waited};
+use crate::criu::{ProcessId, RunningDump, Waited, parasite};
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
+use futures::future::join_all;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
@@ -31,6 +33,11 @@ pub enum LiveCriu {
 }
 
 impl LiveCriu {
+    /// The one that an agent before this one has started, if it has not ended yet.
+    pub fn left(process: ProcessId) -> Option<Self> {
+        is_at_work(process).then_some(Self::Left(process))
+    }
+
     /// How long it may go on in the frozen pod: a dump that is under way is better left to end.
     fn patience(&self) -> Duration {
         match self {
@@ -97,9 +104,9 @@ pub async fn take_over(
             }
             tokio::time::sleep(AGAIN).await;
         }
-        if is_at_work(container.criu) {
+        if let Some(left) = LiveCriu::left(container.criu) {
             info!(migration = key.name, pid = container.criu.pid, "a CRIU of the agent before this one is at work");
-            criu.push(LiveCriu::Left(container.criu));
+            criu.push(left);
         }
     }
     Ok(TakenOver { pod: FrozenPod::adopt(containers), criu, decision })
@@ -115,8 +122,8 @@ fn is_zombie(stat: &str) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 
-/// Thaws, however often it takes. CRIU, where one is at work, freezes again what it found frozen when it ends: it has
-/// ended before this does.
+/// Thaws, however often it takes, and sees that the cpu limits are as they were found. CRIU, where one is at work, freezes again
+/// what it found frozen when it ends: it has ended before this does.
 pub async fn thaw(mut pod: FrozenPod, criu: Vec<LiveCriu>, proof: impl Into<MayRun>) {
     let proof = Arc::new(proof.into());
     for criu in criu {
@@ -126,7 +133,10 @@ pub async fn thaw(mut pod: FrozenPod, criu: Vec<LiveCriu>, proof: impl Into<MayR
         let spare = pod.spare();
         let (thawing, proof) = (pod, proof.clone());
         pod = match tokio::task::spawn_blocking(move || thawing.thaw(&proof)).await {
-            Ok(Ok(())) => return,
+            Ok(Ok(limits)) => {
+                join_all(limits.into_iter().map(cpu::restored)).await;
+                return;
+            }
             Ok(Err(failed)) => {
                 let (back, error) = *failed;
                 error!(error = %chain(&error), "the pod is to run again and does not thaw, trying again");
@@ -139,6 +149,45 @@ pub async fn thaw(mut pod: FrozenPod, criu: Vec<LiveCriu>, proof: impl Into<MayR
         };
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// Has the processes of a pod that runs again give back what a CRIU that was killed in them has left: with it they can't be
+/// dumped again. Where nothing is left, their mappings are read and that is all.
+pub async fn cure(freezers: Vec<Freezer>) {
+    let curing = tokio::task::spawn_blocking(move || {
+        for freezer in &freezers {
+            // A process may have been forked from one that was not looked at yet.
+            while cure_once(freezer) {}
+        }
+    });
+    if let Err(error) = curing.await {
+        error!(%error, "what a CRIU may have left was not looked for to the end");
+    }
+}
+
+/// Whether anything was given back.
+fn cure_once(freezer: &Freezer) -> bool {
+    let pids = match freezer.pids() {
+        Ok(pids) => pids,
+        Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => return false,
+        Err(error) => {
+            warn!(error = %chain(&error), "what a CRIU may have left is not looked for");
+            return false;
+        }
+    };
+    let mut given_back = false;
+    for pid in pids {
+        match parasite::remove(pid) {
+            Ok(removed) => given_back |= removed,
+            Err(error) => {
+                error!(pid, error = %chain(&error), "what a CRIU that was killed has left stays in a process")
+            }
+        }
+    }
+    if given_back {
+        info!(cgroup = ?freezer.path_in_node(), "what a CRIU that was killed has left was removed");
+    }
+    given_back
 }
 
 /// Waits for the end of `criu`, with the pod thawed as soon as patience is over. In a pod that runs, CRIU gets on, finds

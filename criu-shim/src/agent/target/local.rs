@@ -1,5 +1,6 @@
 //! The unix socket on which shim and relay of this node talk to the agent.
 
+use crate::agent::checkpoint::desk;
 use crate::agent::context::{Context, Key};
 use crate::agent::journal::Side;
 use crate::agent::target::create::{Start, has_run, start, start_rehearsal, start_stray, start_without};
@@ -7,7 +8,8 @@ use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::causes::chain;
 use crate::local::{
-    Create, FromRelay, FromShim, Hello, LineError, MAX_LINE, Role, ToRelay, ToShim, VersionMismatch, decode, encode,
+    ContainerType, Create, FromRelay, FromShim, Hello, LineError, MAX_LINE, Role, ToRelay, ToShim, VersionMismatch,
+    decode, encode,
 };
 use kube::api::Api;
 use serde::Serialize;
@@ -97,16 +99,29 @@ pub async fn serve(context: Arc<Context>, registry: Registry, listener: UnixList
     }
 }
 
-async fn talk(context: &Context, registry: &Registry, stream: UnixStream) -> Result<(), LocalError> {
+async fn talk(context: &Arc<Context>, registry: &Registry, stream: UnixStream) -> Result<(), LocalError> {
     let mut line = Line::new(stream);
-    let hello: Hello = line.expect().await?;
-    match hello.check()? {
+    match heard(&mut line).await? {
         Role::Shim => shim(context, registry, line).await,
         Role::Relay => relay(registry, line).await,
     }
 }
 
-async fn shim(context: &Context, registry: &Registry, mut line: Line) -> Result<(), LocalError> {
+/// Who it is. One of another version was started before an upgrade of the agent. Such a shim just sees the line end: it starts cold
+/// what has nothing to do with a move, and else refuses after a while. A relay would wait for ever with what it has rebuilt, so it is
+/// told to give up, which no version may say in other words; kubelet begins again, with a relay of this version.
+async fn heard(line: &mut Line) -> Result<Role, LocalError> {
+    let hello: Hello = line.expect().await?;
+    let role = hello.check();
+    if role.is_err() && hello.role == Role::Relay {
+        // What it says comes first: it does not listen before.
+        line.expect::<serde_json::Value>().await?;
+        line.say(&ToRelay::Abandon).await?;
+    }
+    Ok(role?)
+}
+
+async fn shim(context: &Arc<Context>, registry: &Registry, mut line: Line) -> Result<(), LocalError> {
     match line.expect().await? {
         FromShim::Restored { token, exit_code } => {
             restored(registry, token, exit_code).await;
@@ -146,7 +161,7 @@ async fn restored(registry: &Registry, token: String, exit_code: i32) {
 
 /// Waits until it is known how the container shall start. The shim hears `Wait` meanwhile.
 async fn answer(
-    context: &Context,
+    context: &Arc<Context>,
     registry: &Registry,
     create: &Create,
     line: &mut Line,
@@ -166,7 +181,10 @@ async fn answer(
             }
         };
         match decided {
-            Start::Cold => return Ok(ToShim::ColdStart),
+            Start::Cold => match from_checkpoint(context, registry, create, line, &mut still_here).await? {
+                Some(answer) => return Ok(answer),
+                None => continue,
+            },
             Start::Refuse(reason) | Start::Stray(reason) => return Ok(ToShim::Refuse { reason }),
             Start::Undecided => {}
             Start::Restore { uid } => {
@@ -192,8 +210,42 @@ async fn answer(
     }
 }
 
-/// Asks the task of the Migration `uid`. `None` where there is none, or it has let go of the question: then it is asked again
-/// from the beginning.
+/// What the container is told that nobody moves: whether it goes on from a checkpoint. `None` where the task that knows has ended
+/// meanwhile.
+async fn from_checkpoint(
+    context: &Arc<Context>,
+    registry: &Registry,
+    create: &Create,
+    line: &mut Line,
+    still_here: &mut tokio::time::Interval,
+) -> Result<Option<ToShim>, LocalError> {
+    if create.container_type == ContainerType::Sandbox {
+        return Ok(Some(ToShim::ColdStart));
+    }
+    // Looking at a checkpoint takes as long as reading it.
+    let mut looking = std::pin::pin!(desk::start(context, registry, create));
+    let start = loop {
+        tokio::select! {
+            start = &mut looking => break start,
+            _ = still_here.tick() => line.say(&ToShim::Wait).await?,
+            hung_up = line.hung_up() => return Err(hung_up),
+        }
+    };
+    match start {
+        desk::Start::Cold => Ok(Some(ToShim::ColdStart)),
+        desk::Start::Cut => {
+            Ok(Some(ToShim::Refuse { reason: "the restore of its checkpoint was cut short".to_owned() }))
+        }
+        desk::Start::Restore(name) => {
+            let (answer, answers) = mpsc::channel(1);
+            let question = Event::Create { create: create.clone(), answer };
+            ask(registry, &name, question, answers, line, still_here).await
+        }
+    }
+}
+
+/// Asks the task of the Migration, or of the restore of a checkpoint, `uid`. `None` where there is none, or it has let go of the
+/// question: then it is asked again from the beginning.
 async fn ask(
     registry: &Registry,
     uid: &str,
@@ -390,5 +442,40 @@ impl Line {
             Err(error) => error,
             Ok(_) => LocalError::Early,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one that says these lines is told, and whether it is taken for what it is.
+    async fn told(said: &str) -> (String, Result<Role, LocalError>) {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        theirs.write_all(said.as_bytes()).await.expect("said");
+        let mut line = Line::new(ours);
+        let role = heard(&mut line).await;
+        drop(line);
+        let mut answer = String::new();
+        theirs.read_to_string(&mut answer).await.expect("an answer");
+        (answer, role)
+    }
+
+    #[tokio::test]
+    async fn a_relay_from_before_an_upgrade_is_told_to_give_up() {
+        let relay = r#"{"type":"relay","token":"t","stage":"held"}"#;
+        let (answer, role) = told(&format!("{{\"version\":2,\"role\":\"relay\"}}\n{relay}\n")).await;
+        assert_eq!(answer, "{\"type\":\"abandon\"}\n");
+        assert!(matches!(role, Err(LocalError::Version(VersionMismatch { theirs: 2 }))), "{role:?}");
+    }
+
+    #[tokio::test]
+    async fn a_shim_from_before_an_upgrade_sees_the_line_end() {
+        let (answer, role) = told("{\"version\":2,\"role\":\"shim\"}\n").await;
+        assert_eq!(answer, "");
+        assert!(matches!(role, Err(LocalError::Version(_))), "{role:?}");
+        let hello = serde_json::to_string(&Hello::new(Role::Shim)).expect("a line");
+        let (answer, role) = told(&format!("{hello}\n")).await;
+        assert!(matches!((answer.as_str(), role), ("", Ok(Role::Shim))));
     }
 }

@@ -7,5 +7,6 @@ pub mod driver;
 pub mod event;
 pub mod listen;
 pub mod local;
+pub mod lost;
 pub mod registry;
 pub mod stage;

@@ -74,6 +74,13 @@ impl Registry {
         self.inner().synced
     }
 
+    /// Whether a Migration that is not over has to do with the pod `uid`.
+    pub fn is_moving(&self, pod_uid: &str) -> bool {
+        let open =
+            |migration: &Arc<Migration>| !migration.status.as_ref().is_some_and(|status| status.phase.is_terminal());
+        self.concerning(pod_uid).iter().any(open)
+    }
+
     /// The Migrations that have to do with the pod `uid`: its source is it, or its replacement.
     pub fn concerning(&self, pod_uid: &str) -> Vec<Arc<Migration>> {
         let concerns = |migration: &&Arc<Migration>| {

@@ -33,7 +33,10 @@ pub struct Whole {
 /// The digest of each file, in the order given; an error where one can't be read to its length. Blocking.
 pub fn digests(files: &[Whole]) -> Vec<Result<Hash>> {
     let leaves: Vec<Leaf<'_>> = files.iter().enumerate().flat_map(|(file, whole)| leaves(file, whole)).collect();
+    let bytes: u64 = files.iter().map(|whole| whole.bytes).sum();
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(leaves.len());
+    // One more thread takes longer to begin than a few small files to be read.
+    let threads = threads.min(usize::try_from(bytes.div_ceil(LEAF)).unwrap_or(threads));
     let (next, (done, results)) = (AtomicUsize::new(0), mpsc::channel());
     let work = |done: mpsc::Sender<(usize, u64, Result<ChainingValue>)>| {
         let mut block = vec![0; BLOCK];

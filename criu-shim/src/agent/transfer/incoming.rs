@@ -54,6 +54,7 @@ impl<I: Message> Inbox<I> {
             };
             let queued = match read {
                 Ok(Ok(Some(Frame::Data(bytes)))) => self.stream.send(Ok(Incoming::Data(bytes))).await.is_ok(),
+                Ok(Ok(Some(Frame::Packed(packed)))) => self.stream.send(Ok(Incoming::Packed(packed))).await.is_ok(),
                 Ok(Ok(Some(Frame::Control(json)))) => match serde_json::from_slice::<I>(&json) {
                     Ok(message) => match message.order() {
                         Order::InStream => self.stream.send(Ok(Incoming::Message(message))).await.is_ok(),

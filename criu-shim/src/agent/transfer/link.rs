@@ -7,16 +7,20 @@
 
 use crate::agent::transfer::buffers::{Buffer, Buffers};
 use crate::agent::transfer::counts::Counts;
-use crate::agent::transfer::frame::{Frame, FrameError};
+use crate::agent::transfer::flow::Flow;
+use crate::agent::transfer::frame::{Frame, FrameError, Packed};
 use crate::agent::transfer::incoming::Inbox;
-use crate::agent::transfer::message::{Message, Order};
+use crate::agent::transfer::message::{Codec, Message, Order};
 use crate::agent::transfer::outgoing::Outbox;
+use crate::agent::transfer::packed::Packer;
+use crate::agent::transfer::packing::Packing;
 use crate::agent::transfer::session::{Never, Renewal, Session};
+use crate::agent::transfer::tally::Tally;
+use crate::agent::transfer::worth::Verdict;
 use bytes::Bytes;
 use std::marker::PhantomData;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -70,8 +74,8 @@ pub struct LinkSender<O> {
     stream: mpsc::Sender<Frame>,
     ahead: mpsc::Sender<Bytes>,
     limit: watch::Sender<Option<NonZeroU64>>,
-    /// For how many nanoseconds data was held back.
-    held_back: Arc<AtomicU64>,
+    flow: Arc<Flow>,
+    packing: Packing,
     buffers: Buffers,
     may_renew: watch::Sender<bool>,
     messages: PhantomData<fn(O)>,
@@ -96,7 +100,12 @@ impl<O: Message> LinkSender<O> {
     /// # Errors
     /// Where the connection is gone.
     pub async fn data(&self, bytes: Bytes) -> Result<(), LinkError> {
-        self.stream.send(Frame::Data(bytes)).await.map_err(|_| LinkError::Closed)
+        self.frame(Frame::Data(bytes)).await
+    }
+
+    /// Queues a frame in the stream.
+    pub(super) async fn frame(&self, frame: Frame) -> Result<(), LinkError> {
+        self.stream.send(frame).await.map_err(|_| LinkError::Closed)
     }
 
     /// As [`LinkSender::data`], for a thread that may block.
@@ -107,6 +116,33 @@ impl<O: Message> LinkSender<O> {
         self.stream.blocking_send(Frame::Data(bytes)).map_err(|_| LinkError::Closed)
     }
 
+    /// As [`LinkSender::data_blocking`], for pages, which cross compressed by `packer` where that was agreed and wins.
+    ///
+    /// # Errors
+    /// Where the connection is gone.
+    pub(super) fn pages_blocking(&self, pages: Buffer, packer: &mut Packer) -> Result<(), LinkError> {
+        let limit = *self.limit.borrow();
+        let frame = match self.packing.look(pages.as_ref(), packer, &self.flow, limit) {
+            Some(tally) => packer.pack(pages.as_ref(), self.buffer()).map(|packed| {
+                tally.packed(packed.length, packed.block.len());
+                Frame::Packed(packed)
+            }),
+            None => None,
+        };
+        let frame = frame.unwrap_or_else(|| Frame::Data(pages.freeze()));
+        self.stream.blocking_send(frame).map_err(|_| LinkError::Closed)
+    }
+
+    /// The target has said how pages may be compressed, if they may. What becomes of it is counted in `tally`.
+    pub fn agree(&self, codec: Option<Codec>, tally: Tally) {
+        self.packing.agree(codec, tally);
+    }
+
+    /// Whether pages are compressed, once that is decided.
+    pub fn compression(&self) -> Option<Verdict> {
+        self.packing.verdict()
+    }
+
     /// An empty buffer for data.
     pub fn buffer(&self) -> Buffer {
         self.buffers.take()
@@ -114,7 +150,7 @@ impl<O: Message> LinkSender<O> {
 
     /// How long data was held back so far, by the limit or for lack of a connection.
     pub fn held_back(&self) -> Duration {
-        Duration::from_nanos(self.held_back.load(Ordering::Relaxed))
+        self.flow.held_back()
     }
 
     /// From now on no more than `limit` bytes of data per second are sent, or as many as can be. Messages are not held back.
@@ -135,6 +171,8 @@ pub enum Incoming<I> {
     Message(I),
     /// Bytes of a part.
     Data(Bytes),
+    /// The same, compressed.
+    Packed(Packed),
 }
 
 /// The receiving end.
@@ -198,12 +236,12 @@ where
     let (ahead_out, ahead_queue) = mpsc::channel(AHEAD);
     let (limit, limits) = watch::channel(None);
     let (may_renew, renewable) = watch::channel(true);
-    let held_back = Arc::new(AtomicU64::new(0));
+    let flow = Arc::new(Flow::default());
     let (stream_sink, stream_in) = mpsc::channel(BACKLOG);
     let (ahead_sink, ahead_in) = mpsc::channel(AHEAD);
     let session = Session {
         renewal,
-        outbox: Outbox::new(stream_queue, ahead_queue, limits, held_back.clone()),
+        outbox: Outbox::new(stream_queue, ahead_queue, limits, flow.clone()),
         inbox: Some(Inbox { stream: stream_sink, ahead: ahead_sink, buffers: Buffers::default() }),
         may_renew: renewable,
         counts: Counts::default(),
@@ -213,7 +251,8 @@ where
         stream: stream_out,
         ahead: ahead_out,
         limit,
-        held_back,
+        flow,
+        packing: Packing::default(),
         buffers: Buffers::default(),
         may_renew: may_renew.clone(),
         messages: PhantomData,

@@ -90,7 +90,7 @@ async fn an_abort_goes_ahead_of_the_data_that_is_queued_for_a_slow_peer() {
                 before = data;
                 heard.push(serde_json::from_slice::<FromSource>(&json).expect("a message"));
             }
-            Frame::Taken(_) | Frame::End => {}
+            Frame::Packed(_) | Frame::Taken(_) | Frame::End => {}
         }
     }
     assert_eq!(heard, [beginning(), abort()]);

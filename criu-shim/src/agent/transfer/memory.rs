@@ -9,14 +9,10 @@ use crate::agent::transfer::pages::{DecodeError, Decoder, PAGE, PagesError, Plac
 use crate::criu::{MOST_WITHHELD, PagemapError, pagemap, shared};
 use crate::pages::store::{SharedWriter, StoreError, StoreWriter};
 use crate::pages::{PageRange, RangeError};
-use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 /// Most processes of one move. Beyond that something else is wrong.
 const MAX_PROCESSES: usize = 10_000;
@@ -140,87 +136,113 @@ pub enum FinishError {
 }
 
 /// The memory of the processes, as far as it has landed.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Memory {
-    stores: Arc<Mutex<BTreeMap<i32, StoreWriter>>>,
-    shared: Arc<Mutex<BTreeMap<u32, SharedWriter>>>,
+    stores: BTreeMap<i32, StoreWriter>,
+    shared: BTreeMap<u32, SharedWriter>,
+}
+
+/// A stream of pages while it arrives.
+pub(super) struct Arriving {
+    whose: Whose,
+    decoder: Decoder,
+    hashing: Hashing,
+    length: u64,
+}
+
+/// Whose pages they are, and where they go. Those of a process are kept apart from the others' stores meanwhile.
+enum Whose {
+    Process { pid: i32, store: StoreWriter },
+    Shared { inode: u32, writer: SharedWriter },
+}
+
+impl Arriving {
+    fn of(whose: Whose) -> Self {
+        Self { whose, decoder: Decoder::default(), hashing: Hashing::pages(), length: 0 }
+    }
 }
 
 impl Memory {
-    /// Takes what comes out of `queue` for process `pid` into its store in `directory`. What is copied from another store comes out
-    /// of `room`. Returns length and digest of the stream.
-    pub fn writing(
-        &self,
-        pid: i32,
-        directory: &Path,
-        queue: mpsc::Receiver<(Bytes, Share)>,
-        room: Arc<Mutex<Share>>,
-    ) -> JoinHandle<Result<(u64, Digest), MemoryError>> {
-        let (memory, directory) = (self.clone(), directory.to_owned());
-        tokio::task::spawn_blocking(move || memory.write(pid, &directory, queue, &room))
-    }
-
-    fn write(
-        &self,
-        pid: i32,
-        directory: &Path,
-        queue: mpsc::Receiver<(Bytes, Share)>,
-        room: &Mutex<Share>,
-    ) -> Result<(u64, Digest), MemoryError> {
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        let store = match stores.remove(&pid) {
+    /// A stream of pages of process `pid` begins, whose store is in `directory`. Blocking.
+    ///
+    /// # Errors
+    /// Where its store can't be made.
+    pub(super) fn begin(&mut self, pid: i32, directory: &Path) -> Result<Arriving, MemoryError> {
+        let store = match self.stores.remove(&pid) {
             Some(store) => store,
-            None if stores.len() >= MAX_PROCESSES => return Err(MemoryError::TooMany),
+            None if self.stores.len() >= MAX_PROCESSES => return Err(MemoryError::TooMany),
             None => StoreWriter::create(directory, pid).map_err(|source| MemoryError::Store { pid, source })?,
         };
-        let mut arriving = Arriving { pid, store, others: &stores, room };
-        let written = write(&mut arriving, queue).map_err(|error| match error {
-            DecodeError::Stream(source) => MemoryError::Stream { pid, source },
-            DecodeError::Sink(error) => error,
-        })?;
-        let store = arriving.store;
-        stores.insert(pid, store);
-        Ok(written)
+        Ok(Arriving::of(Whose::Process { pid, store }))
     }
 
-    /// Takes what comes out of `queue` for the object `inode` into its file in `directory`. Returns length and digest of the stream.
-    pub fn writing_shared(
-        &self,
-        inode: u32,
-        directory: &Path,
-        queue: mpsc::Receiver<(Bytes, Share)>,
-    ) -> JoinHandle<Result<(u64, Digest), MemoryError>> {
-        let (shared, directory) = (self.shared.clone(), directory.to_owned());
-        tokio::task::spawn_blocking(move || {
-            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            if shared.len() >= MOST_WITHHELD && !shared.contains_key(&inode) {
-                return Err(MemoryError::TooManyShared);
+    /// The same of the object `inode`. Blocking.
+    ///
+    /// # Errors
+    /// Where its file can't be made.
+    pub(super) fn begin_shared(&mut self, inode: u32, directory: &Path) -> Result<Arriving, MemoryError> {
+        let writer = match self.shared.remove(&inode) {
+            Some(writer) => writer,
+            None if self.shared.len() >= MOST_WITHHELD => return Err(MemoryError::TooManyShared),
+            None => {
+                SharedWriter::create(directory, inode).map_err(|source| MemoryError::SharedStore { inode, source })?
             }
-            let failed = |source| MemoryError::SharedStore { inode, source };
-            let writer = match shared.entry(inode) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(SharedWriter::create(&directory, inode).map_err(failed)?),
-            };
-            write(writer, queue).map_err(|error| match error {
-                DecodeError::Stream(source) => MemoryError::SharedStream { inode, source },
-                DecodeError::Sink(source) => MemoryError::SharedStore { inode, source },
-            })
-        })
+        };
+        Ok(Arriving::of(Whose::Shared { inode, writer }))
     }
-}
 
-impl Memory {
+    /// Takes the next piece of a stream. What is copied from another store comes out of `room`. Blocking.
+    ///
+    /// # Errors
+    /// Where it is none, or can't be kept. Nothing of the attempt may be used then.
+    pub(super) fn take(&self, arriving: &mut Arriving, piece: &[u8], room: &mut Share) -> Result<(), MemoryError> {
+        let Arriving { whose, decoder, hashing, length } = arriving;
+        hashing.update(piece);
+        *length += piece.len() as u64;
+        match whose {
+            Whose::Process { pid, store } => {
+                let mut own = Own { pid: *pid, store, others: &self.stores, room };
+                decoder.take(piece, &mut own).map_err(|error| match error {
+                    DecodeError::Stream(source) => MemoryError::Stream { pid: *pid, source },
+                    DecodeError::Sink(error) => error,
+                })
+            }
+            Whose::Shared { inode, writer } => decoder.take(piece, writer).map_err(|error| match error {
+                DecodeError::Stream(source) => MemoryError::SharedStream { inode: *inode, source },
+                DecodeError::Sink(source) => MemoryError::SharedStore { inode: *inode, source },
+            }),
+        }
+    }
+
+    /// A stream is at its end. Returns its length, bytes, and its digest.
+    ///
+    /// # Errors
+    /// Where it ended inside a record.
+    pub(super) fn end(&mut self, arriving: Arriving) -> Result<(u64, Digest), MemoryError> {
+        let Arriving { whose, decoder, hashing, length } = arriving;
+        match whose {
+            Whose::Process { pid, store } => {
+                decoder.end().map_err(|source| MemoryError::Stream { pid, source })?;
+                self.stores.insert(pid, store);
+            }
+            Whose::Shared { inode, writer } => {
+                decoder.end().map_err(|source| MemoryError::SharedStream { inode, source })?;
+                self.shared.insert(inode, writer);
+            }
+        }
+        Ok((length, hashing.finish()))
+    }
+
     /// The last round has landed: keeps of each store in `directory` what CRIU's `images` say is to come from it, all of which must be
     /// there. Blocking.
     ///
     /// # Errors
     /// Where a page is missing: the processes can't be restored.
     pub fn finish(self, directory: &Path, images: &Path) -> Result<(), FinishError> {
-        let shared = std::mem::take(&mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner));
+        let Self { mut stores, shared } = self;
         for (inode, writer) in shared {
             finish_shared(inode, writer, images)?;
         }
-        let mut stores = std::mem::take(&mut *self.stores.lock().unwrap_or_else(PoisonError::into_inner));
         if stores.is_empty() {
             return Ok(());
         }
@@ -262,36 +284,21 @@ fn finish_shared(inode: u32, writer: SharedWriter, images: &Path) -> Result<(), 
     writer.finish(&asked, &link).map_err(store)
 }
 
-fn write<S: Sink>(
-    sink: &mut S,
-    mut queue: mpsc::Receiver<(Bytes, Share)>,
-) -> Result<(u64, Digest), DecodeError<S::Error>> {
-    let (mut decoder, mut hashing, mut length) = (Decoder::default(), Hashing::pages(), 0);
-    while let Some((piece, covered)) = queue.blocking_recv() {
-        hashing.update(&piece);
-        decoder.take(&piece, sink)?;
-        drop(covered);
-        length += piece.len() as u64;
-    }
-    decoder.end().map_err(DecodeError::Stream)?;
-    Ok((length, hashing.finish()))
-}
-
 /// The memory of one process while a part of it arrives, beside what has landed of the others.
-struct Arriving<'a> {
+struct Own<'a> {
     pid: i32,
-    store: StoreWriter,
+    store: &'a mut StoreWriter,
     others: &'a BTreeMap<i32, StoreWriter>,
-    room: &'a Mutex<Share>,
+    room: &'a mut Share,
 }
 
-impl Arriving<'_> {
+impl Own<'_> {
     fn failed(&self, source: StoreError) -> MemoryError {
         MemoryError::Store { pid: self.pid, source }
     }
 }
 
-impl Sink for Arriving<'_> {
+impl Sink for Own<'_> {
     type Error = MemoryError;
 
     fn pages(&mut self, address: u64, pages: &[u8]) -> Result<(), MemoryError> {
@@ -304,9 +311,9 @@ impl Sink for Arriving<'_> {
 
     fn copies(&mut self, address: u64, pages: usize, place: Place) -> Result<(), MemoryError> {
         let length = pages * PAGE;
-        let covered = self.room.lock().unwrap_or_else(PoisonError::into_inner).take(length as u64);
+        let covered = self.room.take(length as u64);
         let covered = covered.map_err(|source| MemoryError::TooMuch { pid: self.pid, source })?;
-        let store = if place.pid == self.pid { Some(&self.store) } else { self.others.get(&place.pid) };
+        let store = if place.pid == self.pid { Some(&*self.store) } else { self.others.get(&place.pid) };
         let never_came = StoreError::NeverCame { pid: place.pid, address: place.address };
         let bytes = store.ok_or(never_came).and_then(|store| store.read(place.address, length));
         let written = bytes.and_then(|bytes| self.store.write(address, &bytes));
@@ -338,11 +345,18 @@ pub(crate) mod tests {
     use crate::agent::transfer::pages::{Crossing, HEADER, encode};
     use crate::pages::store::pids;
 
+    impl Memory {
+        /// The page of process `pid` that has landed for `address`.
+        pub(crate) fn page(&self, pid: i32, address: u64) -> Vec<u8> {
+            self.stores[&pid].read(address, PAGE).expect("a page")
+        }
+    }
+
     /// A target, and what it has of the processes.
     pub(crate) struct Target {
         directory: tempfile::TempDir,
         memory: Memory,
-        room: Arc<Mutex<Share>>,
+        room: Share,
     }
 
     impl Target {
@@ -350,22 +364,19 @@ pub(crate) mod tests {
         pub(crate) fn with_room(bytes: u64) -> Self {
             let room = Room::new(move || bytes).promise(0).expect("room");
             let directory = tempfile::tempdir().expect("a directory");
-            Self { directory, memory: Memory::default(), room: Arc::new(Mutex::new(room)) }
+            Self { directory, memory: Memory::default(), room }
         }
 
         /// Takes a stream of pages of process `pid`.
-        pub(crate) fn take(&self, pid: i32, stream: &[u8]) -> Result<u64, MemoryError> {
-            let (chunks, queue) = mpsc::channel(1);
-            let covered = self.room.lock().expect("a lock").take(0).expect("no room is needed");
-            chunks.try_send((Bytes::copy_from_slice(stream), covered)).expect("a queue");
-            drop(chunks);
-            self.memory.write(pid, self.directory.path(), queue, &self.room).map(|(length, _)| length)
+        pub(crate) fn take(&mut self, pid: i32, stream: &[u8]) -> Result<u64, MemoryError> {
+            let mut arriving = self.memory.begin(pid, self.directory.path())?;
+            self.memory.take(&mut arriving, stream, &mut self.room)?;
+            self.memory.end(arriving).map(|(length, _)| length)
         }
 
         /// The page that it has at `place`.
         pub(crate) fn page(&self, place: Place) -> Vec<u8> {
-            let stores = self.memory.stores.lock().expect("a lock");
-            stores[&place.pid].read(place.address, PAGE).expect("a page")
+            self.memory.page(place.pid, place.address)
         }
     }
 
@@ -381,7 +392,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_copy_is_what_its_place_holds_when_it_is_named_and_stays_so() {
-        let target = Target::with_room(1 << 20);
+        let mut target = Target::with_room(1 << 20);
         target.take(1, &page(PLACE.address, 7, Crossing::Content)).expect("taken");
         target.take(2, &page(0x9000, 0, Crossing::Copy(PLACE))).expect("taken");
         target.take(1, &page(PLACE.address, 8, Crossing::Content)).expect("taken");
@@ -393,7 +404,7 @@ pub(crate) mod tests {
     #[test]
     fn a_copy_of_what_never_came_is_refused_by_its_place() {
         for from in [PLACE, Place { pid: 1, address: 0x7000 }, Place { pid: 9, ..PLACE }] {
-            let target = Target::with_room(1 << 20);
+            let mut target = Target::with_room(1 << 20);
             target.take(1, &page(0x8000, 7, Crossing::Content)).expect("taken");
             let refused = target.take(1, &page(0x9000, 0, Crossing::Copy(from)));
             let Err(MemoryError::Store { source: StoreError::NeverCame { pid, address }, .. }) = refused else {
@@ -405,7 +416,7 @@ pub(crate) mod tests {
 
     #[test]
     fn copies_take_room_although_they_cross_in_a_few_bytes() {
-        let target = Target::with_room(PAGE as u64 - 1);
+        let mut target = Target::with_room(PAGE as u64 - 1);
         target.take(1, &page(PLACE.address, 7, Crossing::Content)).expect("taken");
         let refused = target.take(2, &page(0x9000, 0, Crossing::Copy(PLACE)));
         assert!(matches!(refused, Err(MemoryError::TooMuch { pid: 2, .. })), "{refused:?}");
@@ -427,10 +438,10 @@ pub(crate) mod tests {
         // `pagemap_head` alone.
         let image = crate::criu::image::assemble(0x5608_4025, [vec![0x08, 1]]);
         std::fs::write(images.join("pagemap-1.img"), image).expect("an image");
-        let memory = Memory::default();
+        let mut memory = Memory::default();
         let mut ended = StoreWriter::create(directory.path(), 17).expect("a store");
         ended.write(0x1000, &[1; PAGE]).expect("a page");
-        memory.stores.lock().expect("a lock").insert(17, ended);
+        memory.stores.insert(17, ended);
 
         memory.finish(directory.path(), &images).expect("all that is asked for");
         assert_eq!(pids(directory.path()).expect("a directory"), [1], "CRIU hands over 1 and never 17");
@@ -443,14 +454,14 @@ pub(crate) mod tests {
         let (memory, images) = (directory.path().join("memory"), directory.path().join("images"));
         std::fs::create_dir(&memory).expect("a directory");
         std::fs::create_dir(&images).expect("a directory");
-        let landed = Memory::default();
+        let mut landed = Memory::default();
         for (inode, pages_id) in [(5_u32, 1_u32), (6, 2), (7, 3)] {
             // `pagemap_head`; the page at offset 0x2000 will be filled in.
             let image = crate::criu::image::assemble(0x5608_4025, [vec![0x08, pages_id as u8]]);
             std::fs::write(images.join(format!("pagemap-shmem-{inode}.img")), image).expect("an image");
             let mut writer = SharedWriter::create(&memory, inode).expect("a file");
             writer.write(0x2000, &[inode as u8; PAGE]).expect("a page");
-            landed.shared.lock().expect("a lock").insert(inode, writer);
+            landed.shared.insert(inode, writer);
         }
         for inode in [5, 6] {
             let page = 0x2000..0x3000;

@@ -6,7 +6,7 @@ use thiserror::Error;
 use tideover_crds::Failure;
 
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Which move a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Preamble {
     pub source_node: String,
     /// How many bytes are about to come, as far as the source can guess: the memory of the processes.
     pub bytes: u64,
+    /// How the source can compress pages.
+    pub codecs: Vec<Codec>,
 }
 
 /// What the source says.
@@ -57,12 +59,11 @@ pub enum FromSource {
         /// Digest of its bytes ([`hashing`](super::hashing)), hexadecimal.
         digest: String,
     },
-    /// The next data frame is all of this part: small files that are there already, of which a dump has a score.
-    Whole {
-        /// What it is.
-        part: Part,
-        /// BLAKE3 of its bytes, hexadecimal.
-        digest: String,
+    /// The next data frame is all of these parts, one behind the other: small files that are there already, of which a dump
+    /// has a score. A message and a frame for each would be most of what crosses after it.
+    Together {
+        /// What they are, in order.
+        parts: Vec<Small>,
     },
     /// The round is complete.
     RoundEnd {
@@ -76,12 +77,38 @@ pub enum FromSource {
     },
 }
 
+/// A part that shares its frame with others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Small {
+    /// What it is.
+    pub part: Part,
+    /// Length, bytes.
+    pub bytes: u64,
+    /// BLAKE3 of its bytes, hexadecimal.
+    pub digest: String,
+}
+
+/// A way to compress pages, as agents call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Codec {
+    /// LZ4's block format.
+    Lz4,
+    /// One that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
 /// What the target says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum FromTarget {
     /// The preamble is that of a move that is expected here.
-    Accepted,
+    Accepted {
+        /// How pages may be compressed, if they may.
+        codec: Option<Codec>,
+    },
     /// It is not.
     Refused {
         /// Why.
@@ -134,7 +161,7 @@ impl Message for FromSource {
             | Self::RehearsalBegin { .. }
             | Self::FileBegin { .. }
             | Self::FileEnd { .. }
-            | Self::Whole { .. }
+            | Self::Together { .. }
             | Self::RoundEnd { .. } => Order::InStream,
             Self::Abort { .. } => Order::Ahead,
         }

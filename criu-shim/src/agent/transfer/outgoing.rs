@@ -5,14 +5,14 @@
 //! What the peer has not confirmed is kept, and goes first on the next connection.
 
 use crate::agent::transfer::counts::Counts;
-use crate::agent::transfer::frame::{Frame, FrameError, write_frame};
+use crate::agent::transfer::flow::Flow;
+use crate::agent::transfer::frame::{Frame, FrameError, Packed, write_frame};
 use crate::agent::transfer::link::{HEARTBEAT, LinkError};
 use crate::agent::transfer::rate::Bucket;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::sync::{mpsc, watch};
@@ -33,8 +33,8 @@ pub(super) struct Outbox {
     ahead: mpsc::Receiver<Bytes>,
     /// Bytes of data per second, if there is a limit.
     limits: watch::Receiver<Option<NonZeroU64>>,
-    /// Nanoseconds for which data was held back, by the limit or for lack of a connection.
-    held_back: Arc<AtomicU64>,
+    /// What was written, and for how long data was held back.
+    flow: Arc<Flow>,
     bucket: Option<Bucket>,
     /// Data that the limit holds back, and since when.
     held: Option<(Frame, Instant)>,
@@ -56,13 +56,13 @@ impl Outbox {
         stream: mpsc::Receiver<Frame>,
         ahead: mpsc::Receiver<Bytes>,
         limits: watch::Receiver<Option<NonZeroU64>>,
-        held_back: Arc<AtomicU64>,
+        flow: Arc<Flow>,
     ) -> Self {
         Self {
             stream,
             ahead,
             limits,
-            held_back,
+            flow,
             bucket: None,
             held: None,
             unconfirmed: VecDeque::new(),
@@ -96,8 +96,7 @@ impl Outbox {
 
     /// For `time` there was no connection.
     pub(super) fn was_held_back(&self, time: Duration) {
-        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.held_back.fetch_add(nanos, Ordering::Relaxed);
+        self.flow.was_held_back(time);
     }
 
     /// Writes what the peer has not confirmed, and then what is queued, until nobody can queue anything any more; then closes the
@@ -126,6 +125,9 @@ impl Outbox {
             let waits = self.stream.is_empty() || !self.has_room();
             if waits && self.ahead.is_empty() || self.bucket.is_some() {
                 writer.flush().await.map_err(FrameError::Write)?;
+            }
+            if let Some(bytes) = data(&frame) {
+                self.flow.wrote(bytes, self.spoke.elapsed());
             }
         }
         while let Some(message) = self.ahead.recv().await {
@@ -164,13 +166,13 @@ impl Outbox {
                 }
                 () = sleep_until(due), if self.held.is_some() && has_room => match self.held.take() {
                     Some((frame, since)) => {
-                        self.was_held_back(since.elapsed());
+                        self.flow.was_held_back(since.elapsed());
                         frame
                     }
                     None => continue,
                 },
                 frame = self.stream.recv(), if self.held.is_none() && has_room => match frame {
-                    Some(frame @ Frame::Data(_)) if self.bucket.is_some() => {
+                    Some(frame) if self.bucket.is_some() && data(&frame).is_some() => {
                         self.held = Some((frame, Instant::now()));
                         continue;
                     }
@@ -183,8 +185,8 @@ impl Outbox {
                 // Not from now on: what is heard meanwhile does not make this end any less silent.
                 () = sleep_until(self.spoke + HEARTBEAT) => Frame::Taken(counts.say()),
             };
-            if let (Frame::Data(bytes), Some(bucket)) = (&frame, &mut self.bucket) {
-                bucket.take(bytes.len(), Instant::now());
+            if let (Some(bytes), Some(bucket)) = (data(&frame), &mut self.bucket) {
+                bucket.take(bytes, Instant::now());
             }
             return Ok(Some(frame));
         }
@@ -194,7 +196,15 @@ impl Outbox {
 /// Bytes that a frame keeps.
 fn length(frame: &Frame) -> usize {
     match frame {
-        Frame::Control(bytes) | Frame::Data(bytes) => bytes.len(),
-        Frame::Taken(_) | Frame::End => 0,
+        Frame::Control(bytes) => bytes.len(),
+        _ => data(frame).unwrap_or_default(),
+    }
+}
+
+/// Bytes of a part that a frame has, as they cross.
+fn data(frame: &Frame) -> Option<usize> {
+    match frame {
+        Frame::Data(bytes) | Frame::Packed(Packed { block: bytes, .. }) => Some(bytes.len()),
+        Frame::Control(_) | Frame::Taken(_) | Frame::End => None,
     }
 }

@@ -1,28 +1,25 @@
 //! Receiving: parts become regular files of an attempt's own directory, and their digests are kept beside them.
 //!
 //! The bytes of files are not hashed here: what counts is what lies on the disk when it is used, which `stored` compares. Those of
-//! memory are, as they come.
+//! memory are, as they come. What comes is written by the thread that takes it from the connection: one more to hand it to
+//! would cost more than what it could do meanwhile.
 
 use crate::agent::room::{NoRoom, Share};
 use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::{Landed, Manifest};
-use crate::agent::transfer::memory::{FinishError, Memory, MemoryError};
-use crate::agent::transfer::message::{FILES, FromSource, IMAGES, MAX_PARTS, MEMORY, NameError, Part, REHEARSAL};
+use crate::agent::transfer::memory::{Arriving, FinishError, Memory, MemoryError};
+use crate::agent::transfer::message::{
+    FILES, FromSource, IMAGES, MAX_PARTS, MEMORY, NameError, Part, REHEARSAL, Small,
+};
+use crate::agent::transfer::packed::{PackedError, Unpacking};
 use crate::agent::transfer::stored;
-use bytes::Bytes;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-
-/// Most files that are kept in memory before they are written, each of at most one frame.
-const MAX_WHOLE: usize = 64;
 
 /// Why a round could not be taken.
 #[derive(Debug, Error)]
@@ -65,6 +62,15 @@ pub enum ReceiveError {
     /// Memory can't be kept.
     #[error("keep memory that was sent")]
     Memory(#[from] MemoryError),
+    /// Pages that were compressed are no such thing.
+    #[error("read {part}")]
+    Packed {
+        /// What they belong to.
+        part: Part,
+        /// Why.
+        #[source]
+        source: PackedError,
+    },
     /// Memory is not what the images ask for.
     #[error("complete the memory that was sent")]
     Finish(#[from] FinishError),
@@ -85,7 +91,7 @@ pub enum ReceiveError {
 impl ReceiveError {
     /// Whether what arrived is not what was sent, as opposed to nothing arriving.
     pub fn is_corruption(&self) -> bool {
-        matches!(self, Self::Corrupted { .. } | Self::RoundCorrupted { .. } | Self::Twice(_))
+        matches!(self, Self::Corrupted { .. } | Self::RoundCorrupted { .. } | Self::Twice(_) | Self::Packed { .. })
     }
 }
 
@@ -118,13 +124,14 @@ pub struct Round {
 pub struct Landing {
     directory: PathBuf,
     /// Bytes that may still come.
-    share: Arc<Mutex<Share>>,
+    share: Share,
     /// What every round so far has brought, but for the rehearsal's.
     manifest: Manifest,
     /// Bytes that the rehearsal's round has brought.
     cut: u64,
     /// What has landed of the processes' memory.
     memory: Memory,
+    unpacking: Unpacking,
 }
 
 impl Landing {
@@ -144,10 +151,11 @@ impl Landing {
         make_directories(directory)?;
         Ok(Self {
             directory: directory.to_owned(),
-            share: Arc::new(Mutex::new(share)),
+            share,
             manifest: Manifest::default(),
             cut: 0,
             memory: Memory::default(),
+            unpacking: Unpacking::default(),
         })
     }
 
@@ -156,10 +164,10 @@ impl Landing {
     /// # Errors
     /// Where there is not as much.
     pub fn expect(&mut self, bytes: u64) -> Result<(), NoRoom> {
-        self.share().reach(bytes)
+        self.share.reach(bytes)
     }
 
-    /// Takes the next round, to its end.
+    /// Takes the next round, to its end. Between its waits for the connection it writes: only a thread that may block can run it.
     ///
     /// # Errors
     /// Where the connection fails, or what comes is not acceptable; nothing of the attempt may be used then.
@@ -181,7 +189,7 @@ impl Landing {
             RoundKind::Early => self.directory.clone(),
             RoundKind::Last => {
                 // The cut was written into room that was kept for this round, and has been removed since.
-                self.share().reach(self.cut)?;
+                self.share.reach(self.cut)?;
                 self.directory.clone()
             }
             RoundKind::Rehearsal => {
@@ -191,55 +199,53 @@ impl Landing {
             }
         };
         let begun = Instant::now();
-        let (mut manifest, mut whole) = (Manifest::default(), Vec::new());
+        let mut manifest = Manifest::default();
         loop {
-            let (part, landed) = match message(link, "a part").await? {
+            match message(link, "a part").await? {
                 FromSource::FileBegin { part } => {
-                    self.may_have_another(&manifest)?;
+                    self.may_have(1, &manifest)?;
                     let landed = self.part(link, &directory, &part).await?;
-                    (part, landed)
+                    self.add(kind, &mut manifest, part, landed)?;
                 }
-                FromSource::Whole { part, digest } => {
-                    self.may_have_another(&manifest)?;
-                    let (file, landed) = self.whole(link, &directory, &part, &digest).await?;
-                    whole.push(file);
-                    if whole.len() >= MAX_WHOLE {
-                        let files = std::mem::take(&mut whole);
-                        blocking(&directory, move |_| write_whole(files)).await?;
+                FromSource::Together { parts } => {
+                    self.may_have(parts.len(), &manifest)?;
+                    for (part, landed) in self.together(link, &directory, parts).await? {
+                        self.add(kind, &mut manifest, part, landed)?;
                     }
-                    (part, landed)
                 }
                 FromSource::RoundEnd { digest } if digest == manifest.digest() => {
-                    let stored = if kind == RoundKind::Rehearsal {
+                    if kind == RoundKind::Rehearsal {
                         self.cut = manifest.bytes();
-                        manifest.clone()
-                    } else {
-                        self.manifest.clone()
-                    };
-                    let memory = (kind == RoundKind::Last).then(|| std::mem::take(&mut self.memory));
-                    blocking(&directory, move |directory| close(directory, whole, &stored, memory)).await?;
+                    }
+                    let stored = if kind == RoundKind::Rehearsal { &manifest } else { &self.manifest };
+                    stored::store(&directory, stored)
+                        .map_err(|source| ReceiveError::Write { path: directory.join(stored::MANIFEST), source })?;
+                    if kind == RoundKind::Last {
+                        let memory = std::mem::take(&mut self.memory);
+                        memory.finish(&directory.join(MEMORY), &directory.join(IMAGES))?;
+                    }
                     return Ok(Round { number, kind, manifest, took: begun.elapsed() });
                 }
                 FromSource::RoundEnd { .. } => return Err(ReceiveError::RoundCorrupted { round: number }),
                 other => {
                     return Err(ReceiveError::Unexpected { got: format!("{other:?}"), expected: "a part" });
                 }
-            };
-            let counts = kind != RoundKind::Rehearsal;
-            let twice = counts && !self.manifest.add(part.clone(), landed.clone());
-            if !manifest.add(part.clone(), landed) || twice {
-                return Err(ReceiveError::Twice(part));
             }
         }
     }
 
-    fn share(&self) -> MutexGuard<'_, Share> {
-        // Nothing panics while it holds the lock.
-        self.share.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Another part has landed with a round.
+    fn add(&mut self, kind: RoundKind, round: &mut Manifest, part: Part, landed: Landed) -> Result<(), ReceiveError> {
+        let counts = kind != RoundKind::Rehearsal;
+        let twice = counts && !self.manifest.add(part.clone(), landed.clone());
+        if !round.add(part.clone(), landed) || twice {
+            return Err(ReceiveError::Twice(part));
+        }
+        Ok(())
     }
 
-    fn may_have_another(&self, round: &Manifest) -> Result<(), ReceiveError> {
-        if self.manifest.len().max(round.len()) < MAX_PARTS { Ok(()) } else { Err(ReceiveError::TooMany) }
+    fn may_have(&self, more: usize, round: &Manifest) -> Result<(), ReceiveError> {
+        if self.manifest.len().max(round.len()) + more <= MAX_PARTS { Ok(()) } else { Err(ReceiveError::TooMany) }
     }
 
     /// Brings everything that has landed onto the disk: for a state that is about to be the only one. Blocking.
@@ -262,30 +268,48 @@ impl Landing {
         Ok(())
     }
 
-    /// Takes a part that is one frame. It is not on the disk yet.
-    async fn whole(
+    /// Takes parts that are one frame together.
+    async fn together(
         &mut self,
         link: &mut LinkReceiver<FromSource>,
         directory: &Path,
-        part: &Part,
-        digest: &str,
-    ) -> Result<(WholeFile, Landed), ReceiveError> {
-        let Some((kind, name)) = part.place()? else {
-            return Err(ReceiveError::Unexpected { got: format!("{part} in one frame"), expected: "a part" });
-        };
+        parts: Vec<Small>,
+    ) -> Result<Vec<(Part, Landed)>, ReceiveError> {
         let content = match link.next().await? {
             Incoming::Data(content) => content,
             Incoming::Message(FromSource::Abort { message }) => return Err(ReceiveError::Aborted(message)),
+            Incoming::Packed(_) => {
+                return Err(ReceiveError::Unexpected {
+                    got: "compressed data".into(),
+                    expected: "the content of parts",
+                });
+            }
             Incoming::Message(other) => {
-                return Err(ReceiveError::Unexpected { got: format!("{other:?}"), expected: "the content of a part" });
+                return Err(ReceiveError::Unexpected { got: format!("{other:?}"), expected: "the content of parts" });
             }
         };
-        let covered = self.share().take(content.len() as u64)?;
-        let Some(digest) = Digest::parse(part, digest) else {
-            return Err(ReceiveError::Corrupted { part: part.clone() });
-        };
-        let landed = Landed { bytes: content.len() as u64, digest };
-        Ok((WholeFile { path: directory.join(kind).join(name), content, _covered: covered }, landed))
+        let covered = self.share.take(content.len() as u64)?;
+        let (mut landed, mut rest) = (Vec::with_capacity(parts.len()), &content[..]);
+        for Small { part, bytes, digest } in parts {
+            let Some((kind, name)) = part.place()? else {
+                return Err(ReceiveError::Unexpected { got: format!("{part} in one frame"), expected: "a part" });
+            };
+            let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+            let (Some((own, others)), Some(digest)) = (rest.split_at_checked(length), Digest::parse(&part, &digest))
+            else {
+                return Err(ReceiveError::Corrupted { part });
+            };
+            let path = directory.join(kind).join(name);
+            let written = create(&path).and_then(|mut file| file.write_all(own));
+            written.map_err(|source| ReceiveError::Write { path, source })?;
+            landed.push((part, Landed { bytes, digest }));
+            rest = others;
+        }
+        drop(covered);
+        match landed.pop() {
+            Some((part, _)) if !rest.is_empty() => Err(ReceiveError::Corrupted { part }),
+            last => Ok(landed.into_iter().chain(last).collect()),
+        }
     }
 
     async fn part(
@@ -294,27 +318,24 @@ impl Landing {
         directory: &Path,
         part: &Part,
     ) -> Result<Landed, ReceiveError> {
-        let (chunks, queue) = mpsc::channel(2);
-        let path = match part.place()? {
-            Some((kind, name)) => directory.join(kind).join(name),
-            None => directory.join(MEMORY),
-        };
-        let writing = match *part {
-            Part::Memory { pid, .. } => Writing::Memory(self.memory.writing(pid, &path, queue, self.share.clone())),
-            Part::Shared { inode, .. } => Writing::Memory(self.memory.writing_shared(inode, &path, queue)),
-            _ => {
-                let path = path.clone();
-                Writing::File(tokio::task::spawn_blocking(move || write_chunks(&path, queue)))
+        let memory = directory.join(MEMORY);
+        let mut writing = match (part, part.place()?) {
+            (Part::Memory { pid, .. }, _) => Writing::Memory(self.memory.begin(*pid, &memory)?),
+            (Part::Shared { inode, .. }, _) => Writing::Memory(self.memory.begin_shared(*inode, &memory)?),
+            (_, Some((kind, name))) => Writing::file(directory.join(kind).join(name))?,
+            (_, None) => {
+                return Err(ReceiveError::Unexpected { got: part.to_string(), expected: "a part that is kept" });
             }
         };
         let (bytes, digest) = loop {
             match link.next().await? {
-                Incoming::Data(chunk) => {
-                    let covered = self.share().take(chunk.len() as u64)?;
-                    if chunks.send((chunk, covered)).await.is_err() {
-                        // The writer has failed; its result says why.
-                        break (0, String::new());
-                    }
+                Incoming::Data(chunk) => self.write(&mut writing, &chunk)?,
+                Incoming::Packed(packed) => {
+                    let mut unpacking = std::mem::take(&mut self.unpacking);
+                    let chunk = unpacking.unpack(&packed);
+                    let chunk = chunk.map_err(|source| ReceiveError::Packed { part: part.clone(), source })?;
+                    self.write(&mut writing, chunk)?;
+                    self.unpacking = unpacking;
                 }
                 Incoming::Message(FromSource::FileEnd { bytes, digest }) => break (bytes, digest),
                 Incoming::Message(FromSource::Abort { message }) => return Err(ReceiveError::Aborted(message)),
@@ -323,8 +344,13 @@ impl Landing {
                 }
             }
         };
-        drop(chunks);
-        let (written, found) = writing.end(&path).await?;
+        let (written, found) = match writing {
+            Writing::File { written, .. } => (written, None),
+            Writing::Memory(arriving) => {
+                let (written, digest) = self.memory.end(arriving)?;
+                (written, Some(digest))
+            }
+        };
         match Digest::parse(part, &digest) {
             Some(digest) if written == bytes && found.is_none_or(|found| found == digest) => {
                 Ok(Landed { bytes, digest })
@@ -332,72 +358,40 @@ impl Landing {
             _ => Err(ReceiveError::Corrupted { part: part.clone() }),
         }
     }
+
+    /// Keeps the next bytes of a part.
+    fn write(&mut self, writing: &mut Writing, chunk: &[u8]) -> Result<(), ReceiveError> {
+        let covered = self.share.take(chunk.len() as u64)?;
+        match writing {
+            Writing::File { path, file, written } => {
+                file.write_all(chunk).map_err(|source| ReceiveError::Write { path: path.clone(), source })?;
+                *written += chunk.len() as u64;
+            }
+            Writing::Memory(arriving) => self.memory.take(arriving, chunk, &mut self.share)?,
+        }
+        drop(covered);
+        Ok(())
+    }
 }
 
-/// What takes the bytes of a part.
+/// Where the bytes of a part go.
 enum Writing {
-    File(JoinHandle<std::io::Result<u64>>),
-    Memory(JoinHandle<Result<(u64, Digest), MemoryError>>),
+    File {
+        path: PathBuf,
+        file: File,
+        /// Bytes.
+        written: u64,
+    },
+    Memory(Arriving),
 }
 
 impl Writing {
-    /// How many bytes it took, and their digest where they are not compared later.
-    async fn end(self, path: &Path) -> Result<(u64, Option<Digest>), ReceiveError> {
-        let failed = |source| ReceiveError::Write { path: path.to_owned(), source };
-        match self {
-            Self::File(task) => {
-                let written = task.await.map_err(std::io::Error::other).and_then(|written| written);
-                Ok((written.map_err(failed)?, None))
-            }
-            Self::Memory(task) => {
-                let (written, digest) = task.await.map_err(|error| failed(std::io::Error::other(error)))??;
-                Ok((written, Some(digest)))
-            }
+    fn file(path: PathBuf) -> Result<Self, ReceiveError> {
+        match create(&path) {
+            Ok(file) => Ok(Self::File { path, file, written: 0 }),
+            Err(source) => Err(ReceiveError::Write { path, source }),
         }
     }
-}
-
-/// A part that is in memory and goes onto the disk with its like.
-struct WholeFile {
-    path: PathBuf,
-    content: Bytes,
-    _covered: Share,
-}
-
-/// Does `work` on `directory` where it may block.
-async fn blocking(
-    directory: &Path,
-    work: impl FnOnce(&Path) -> Result<(), ReceiveError> + Send + 'static,
-) -> Result<(), ReceiveError> {
-    let (path, directory) = (directory.to_owned(), directory.to_owned());
-    let done = tokio::task::spawn_blocking(move || work(&directory)).await;
-    done.map_err(|error| ReceiveError::Write { path, source: std::io::Error::other(error) })?
-}
-
-/// Ends a round in `directory`: writes what is still in memory, and down what has landed so far. With the last round, completes
-/// the memory that has landed, by what CRIU's images say. Blocking.
-fn close(
-    directory: &Path,
-    whole: Vec<WholeFile>,
-    manifest: &Manifest,
-    memory: Option<Memory>,
-) -> Result<(), ReceiveError> {
-    write_whole(whole)?;
-    stored::store(directory, manifest)
-        .map_err(|source| ReceiveError::Write { path: directory.join(stored::MANIFEST), source })?;
-    match memory {
-        Some(memory) => Ok(memory.finish(&directory.join(MEMORY), &directory.join(IMAGES))?),
-        None => Ok(()),
-    }
-}
-
-/// Writes new regular files. Blocking.
-fn write_whole(files: Vec<WholeFile>) -> Result<(), ReceiveError> {
-    for WholeFile { path, content, .. } in files {
-        let written = create(&path).and_then(|mut file| file.write_all(&content));
-        written.map_err(|source| ReceiveError::Write { path, source })?;
-    }
-    Ok(())
 }
 
 /// Makes the directories of an attempt or of its rehearsal (0700).
@@ -422,25 +416,13 @@ async fn message(link: &mut LinkReceiver<FromSource>, expected: &'static str) ->
     match link.next().await? {
         Incoming::Message(FromSource::Abort { message }) => Err(ReceiveError::Aborted(message)),
         Incoming::Message(message) => Ok(message),
-        Incoming::Data(_) => Err(ReceiveError::Unexpected { got: "data".into(), expected }),
+        Incoming::Data(_) | Incoming::Packed(_) => Err(ReceiveError::Unexpected { got: "data".into(), expected }),
     }
 }
 
 /// Makes a new regular file (0600); an existing one is an error, because every part comes once.
 fn create(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-/// Writes a new regular file and returns its length.
-fn write_chunks(path: &Path, mut chunks: mpsc::Receiver<(Bytes, Share)>) -> std::io::Result<u64> {
-    let mut file = create(path)?;
-    let mut bytes = 0;
-    while let Some((chunk, covered)) = chunks.blocking_recv() {
-        file.write_all(&chunk)?;
-        drop(covered);
-        bytes += chunk.len() as u64;
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -2,10 +2,13 @@
 
 use super::*;
 use crate::agent::room::Room;
+use crate::agent::transfer::frame::{Frame, MAX_DATA, Packed};
 use crate::agent::transfer::hashing::Hashing;
 use crate::agent::transfer::link::{self, LinkSender};
 use crate::agent::transfer::message::FromTarget;
+use crate::agent::transfer::packed::Packer;
 use crate::agent::transfer::send;
+use bytes::Bytes;
 use std::io::Cursor;
 
 struct Wire {
@@ -40,9 +43,8 @@ async fn what_is_sent_lands_with_the_same_digest() {
         round.part(image("pages-1.img"), Cursor::new(big.clone())).await.expect("part");
         round.part(image("empty.img"), Cursor::new(Vec::new())).await.expect("part");
         round.part(Part::Volume { name: "data".into(), round: 1 }, Cursor::new(b"tar".to_vec())).await.expect("part");
-        for number in 0..100 {
-            round.whole(image(&format!("core-{number}.img")), vec![number].into()).await.expect("part");
-        }
+        let small = |number: u8| (image(&format!("core-{number}.img")), vec![number; number.into()].into());
+        round.together((0..=250).map(small).collect()).await.expect("parts");
         round.end().await.expect("end")
     };
     let (sent, landed) = tokio::join!(sending, wire.landing.round(&mut wire.target));
@@ -53,7 +55,7 @@ async fn what_is_sent_lands_with_the_same_digest() {
     assert_eq!(at("images/pages-1.img"), big);
     assert_eq!(at("images/empty.img"), b"");
     assert_eq!(at("files/0000000001-volume-data"), b"tar");
-    (0..100).for_each(|number| assert_eq!(at(&format!("images/core-{number}.img")), [number]));
+    (0..=250).for_each(|number| assert_eq!(at(&format!("images/core-{number}.img")), vec![number; number.into()]));
     stored::verify(&wire.directory.path().join("1")).expect("all of it");
 }
 
@@ -98,6 +100,95 @@ async fn pages_that_are_not_those_that_were_sent_are_refused_as_they_land() {
     say(&wire, FromSource::FileEnd { bytes: 4112, digest }).await;
     let error = refusal(wire).await;
     assert!(error.is_corruption(), "{error}");
+}
+
+/// Sends a message of `parts`, and a frame for them.
+async fn small_parts(wire: &Wire, parts: &[(Part, u64)], content: &'static [u8]) {
+    let digest = blake3::hash(b"x").to_string();
+    let small = |(part, bytes): &(Part, u64)| Small { part: part.clone(), bytes: *bytes, digest: digest.clone() };
+    say(wire, FromSource::RoundBegin { round: 0, last: true }).await;
+    say(wire, FromSource::Together { parts: parts.iter().map(small).collect() }).await;
+    wire.source.data(Bytes::from_static(content)).await.expect("data");
+}
+
+#[tokio::test]
+async fn a_frame_that_is_not_as_long_as_its_parts_is_refused() {
+    for parts in [
+        [(image("a"), 1), (image("b"), 2)],
+        [(image("a"), 1), (image("b"), 4)],
+        [(image("a"), u64::MAX), (image("b"), 3)],
+    ] {
+        let wire = wire(u64::MAX);
+        small_parts(&wire, &parts, b"four").await;
+        let error = refusal(wire).await;
+        assert!(error.is_corruption(), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_shares_a_frame_and_is_no_file_or_leaves_the_directory_is_refused() {
+    for part in [Part::Memory { pid: 1, round: 0 }, image("../x")] {
+        let wire = wire(u64::MAX);
+        small_parts(&wire, &[(part, 4)], b"four").await;
+        assert!(matches!(refusal(wire).await, ReceiveError::Unexpected { .. } | ReceiveError::Name(_)));
+    }
+}
+
+#[tokio::test]
+async fn pages_that_cross_compressed_land_as_they_were() {
+    let mut wire = wire(u64::MAX);
+    let stream: Vec<u8> = (0..200).flat_map(|number: u8| page(0x1000 * u64::from(number), number)).collect();
+    let mut hashing = Hashing::pages();
+    hashing.update(&stream);
+    let (part, digest) = (Part::Memory { pid: 1, round: 0 }, hashing.finish().to_string());
+    say(&wire, FromSource::RoundBegin { round: 0, last: false }).await;
+    say(&wire, FromSource::FileBegin { part: part.clone() }).await;
+    let (source, bytes) = (wire.source.clone(), stream.len() as u64);
+    let sending = async move {
+        let mut packer = Packer::new();
+        for (number, piece) in stream.chunks(200_000).enumerate() {
+            let packed = packer.pack(piece, source.buffer()).expect("it is in short");
+            let frame = if number % 2 == 0 { Frame::Packed(packed) } else { Frame::Data(piece.to_vec().into()) };
+            source.frame(frame).await.expect("data");
+        }
+        source.say(&FromSource::FileEnd { bytes, digest: digest.clone() }).await.expect("say");
+        let mut manifest = Manifest::default();
+        let digest = Digest::parse(&part, &digest).expect("a digest");
+        assert!(manifest.add(part, Landed { bytes, digest }));
+        source.say(&FromSource::RoundEnd { digest: manifest.digest() }).await.expect("say");
+    };
+    let (landed, ()) = tokio::join!(wire.landing.round(&mut wire.target), sending);
+    assert_eq!(landed.expect("landed").manifest.bytes(), bytes);
+    for number in 0..200_u8 {
+        let landed = wire.landing.memory.page(1, 0x1000 * u64::from(number));
+        assert!(landed == [number; 4096], "page {number}");
+    }
+}
+
+#[tokio::test]
+async fn compressed_pages_that_are_none_are_refused_by_name() {
+    let block = Packer::new().block(&page(0x1000, 1)).to_vec();
+    let mut changed = block.clone();
+    changed.truncate(20);
+    for (length, block) in [(4113, block.clone()), (4111, block), (4112, changed), (MAX_DATA, vec![0xff; 100])] {
+        let wire = wire(u64::MAX);
+        say(&wire, FromSource::RoundBegin { round: 0, last: false }).await;
+        say(&wire, FromSource::FileBegin { part: Part::Memory { pid: 1, round: 0 } }).await;
+        wire.source.frame(Frame::Packed(Packed { length, block: block.into() })).await.expect("data");
+        let error = refusal(wire).await;
+        assert!(matches!(error, ReceiveError::Packed { .. }) && error.is_corruption(), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn compressed_pages_take_the_room_of_what_they_stand_for() {
+    let wire = wire(4096);
+    say(&wire, FromSource::RoundBegin { round: 0, last: false }).await;
+    say(&wire, FromSource::FileBegin { part: Part::Memory { pid: 1, round: 0 } }).await;
+    let packed = Packer::new().pack(&page(0x1000, 1), wire.source.buffer()).expect("it is in short");
+    assert!(packed.block.len() < 100);
+    wire.source.frame(Frame::Packed(packed)).await.expect("data");
+    assert!(matches!(refusal(wire).await, ReceiveError::TooMuch(_)));
 }
 
 #[tokio::test]
@@ -170,10 +261,8 @@ async fn a_connection_that_ends_in_the_middle_is_an_error() {
     let wire = wire(u64::MAX);
     say(&wire, FromSource::RoundBegin { round: 0, last: true }).await;
     say(&wire, FromSource::FileBegin { part: image("a") }).await;
-    let Wire { source, mut target, mut landing, .. } = {
-        wire.source.data(Bytes::from_static(b"123")).await.expect("data");
-        wire
-    };
+    wire.source.data(Bytes::from_static(b"123")).await.expect("data");
+    let Wire { source, mut target, mut landing, directory: _directory, .. } = wire;
     drop(source);
     assert!(matches!(landing.round(&mut target).await, Err(ReceiveError::Link(LinkError::Closed))));
 }

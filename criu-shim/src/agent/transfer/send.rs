@@ -1,9 +1,11 @@
 //! Sending: rounds of parts, each part read by a thread of its own, so that reading, hashing and the wire overlap.
 
+use crate::agent::transfer::frame::MAX_CONTROL;
 use crate::agent::transfer::hashing::Hashing;
 use crate::agent::transfer::link::{LinkError, LinkSender};
 use crate::agent::transfer::manifest::{Landed, Manifest};
-use crate::agent::transfer::message::{FromSource, Part};
+use crate::agent::transfer::message::{FromSource, Part, Small};
+use crate::agent::transfer::packed::Packer;
 use bytes::Bytes;
 use std::io::{ErrorKind, Read};
 use thiserror::Error;
@@ -70,8 +72,8 @@ impl RoundSender {
         // Where this future is dropped, nobody wants the rest.
         let (unwanted, link) = (CancellationToken::new(), self.link.clone());
         let _guard = unwanted.clone().drop_guard();
-        let hashing = Hashing::of(&part);
-        let sending = tokio::task::spawn_blocking(move || send_chunks(reader, hashing, &link, &unwanted));
+        let of = part.clone();
+        let sending = tokio::task::spawn_blocking(move || send_chunks(reader, &of, &link, &unwanted));
         let landed = match sending.await.unwrap_or_else(|error| Err(Unsent::Read(std::io::Error::other(error)))) {
             Ok(landed) => landed,
             Err(Unsent::Link(source)) => return Err(SendError::Link { what: part.to_string(), source }),
@@ -82,17 +84,35 @@ impl RoundSender {
         if self.manifest.add(part.clone(), landed) { Ok(()) } else { Err(SendError::Twice(part)) }
     }
 
-    /// Sends one part that is in memory already, of at most [`MAX_DATA`] bytes.
+    /// Sends parts that are in memory already, each of at most [`MAX_DATA`](super::frame::MAX_DATA) bytes: as many together as a frame holds.
     ///
     /// # Errors
     /// Where the connection is gone.
-    pub async fn whole(&mut self, part: Part, content: Bytes) -> Result<(), SendError> {
-        let landed = Landed { bytes: content.len() as u64, digest: blake3::hash(&content).into() };
-        let digest = landed.digest.to_string();
-        say(&self.link, FromSource::Whole { part: part.clone(), digest }).await?;
-        let sent = self.link.data(content).await;
-        sent.map_err(|source| SendError::Link { what: part.to_string(), source })?;
-        if self.manifest.add(part.clone(), landed) { Ok(()) } else { Err(SendError::Twice(part)) }
+    pub async fn together(&mut self, parts: Vec<(Part, Bytes)>) -> Result<(), SendError> {
+        let mut parts = parts.into_iter().peekable();
+        while parts.peek().is_some() {
+            let (mut frame, mut small) = (self.link.buffer(), Vec::new());
+            while let Some((part, content)) =
+                parts.next_if(|(_, content)| small.len() < MOST_TOGETHER && content.len() <= frame.spare().len())
+            {
+                frame.spare()[..content.len()].copy_from_slice(&content);
+                frame.fill(content.len());
+                let (bytes, digest) = (content.len() as u64, blake3::hash(&content));
+                small.push(Small { part: part.clone(), bytes, digest: digest.to_string() });
+                let landed = Landed { bytes, digest: digest.into() };
+                if !self.manifest.add(part.clone(), landed) {
+                    return Err(SendError::Twice(part));
+                }
+            }
+            if let (true, Some((part, _))) = (small.is_empty(), parts.peek()) {
+                let source = std::io::Error::from(ErrorKind::FileTooLarge);
+                return Err(SendError::Read { part: part.clone(), source });
+            }
+            say(&self.link, FromSource::Together { parts: small }).await?;
+            let sent = self.link.data(frame.freeze()).await;
+            sent.map_err(|source| SendError::Link { what: "small files".to_owned(), source })?;
+        }
+        Ok(())
     }
 
     /// Closes the round. Returns what was sent; the target must answer with the same digest.
@@ -115,17 +135,21 @@ enum Unsent {
     Read(std::io::Error),
 }
 
+/// Most parts that share a frame: what is said of them fits into a message, of which each takes less than 400 bytes.
+const MOST_TOGETHER: usize = MAX_CONTROL / 400;
+
 /// A chunk is sent when less than this is free in its buffer: a page and its header fit into it.
 const FULL: usize = 8 << 10;
 
 /// Sends `reader` to its end, in chunks that are read to where they are sent from. Blocking.
 fn send_chunks<R: Read>(
     mut reader: R,
-    mut hashing: Hashing,
+    part: &Part,
     link: &LinkSender<FromSource>,
     unwanted: &CancellationToken,
 ) -> Result<Landed, Unsent> {
-    let mut bytes = 0;
+    let (mut bytes, mut hashing) = (0, Hashing::of(part));
+    let mut packer = part.is_memory().then(Packer::new);
     loop {
         let mut chunk = link.buffer();
         let mut ended = unwanted.is_cancelled();
@@ -141,7 +165,11 @@ fn send_chunks<R: Read>(
         hashing.update(filled);
         bytes += filled.len() as u64;
         if !filled.is_empty() {
-            link.data_blocking(chunk.freeze()).map_err(Unsent::Link)?;
+            let sent = match &mut packer {
+                Some(packer) => link.pages_blocking(chunk, packer),
+                None => link.data_blocking(chunk.freeze()),
+            };
+            sent.map_err(Unsent::Link)?;
         }
         if ended {
             return Ok(Landed { bytes, digest: hashing.finish() });

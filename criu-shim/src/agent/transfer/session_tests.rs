@@ -123,8 +123,8 @@ async fn over(cuts: Vec<usize>) -> (Sent, Heard) {
     let mut stream = TcpStream::connect(line).await.expect("the line");
     wire::prepare(&stream).expect("options");
     let GoOn { version, migration, attempt, session, .. } = go_on(0);
-    let (container, source_node) = ("app".into(), "a".into());
-    let preamble = Preamble { version, migration, attempt, container, session, source_node, bytes: 0 };
+    let (container, source_node, codecs) = ("app".into(), "a".into(), Vec::new());
+    let preamble = Preamble { version, migration, attempt, container, session, source_node, bytes: 0, codecs };
     hello::say(&mut stream, &Hello::Begin(preamble)).await.expect("said");
     (open_lasting(stream, Redial(line)), opening.await.expect("a link"))
 }

@@ -22,7 +22,7 @@ use thiserror::Error;
 
 /// Name of the manifest in an attempt's directory.
 pub const MANIFEST: &str = "manifest.json";
-/// Version of its format.
+/// Version of its format. What was committed may lie there through an upgrade of the agent: should it change, the version before is still read.
 const VERSION: u32 = 2;
 /// Largest manifest that is read, bytes: a part takes less than 400, its name 200 of them.
 const MAX_BYTES: u64 = 400 * MAX_PARTS as u64;

@@ -1,5 +1,6 @@
 //! What was found, and the sentence for it.
 
+use crate::system_v::Kind;
 use std::fmt;
 
 /// Something about a process that a dump can't take, or that a restore won't bring back as it was.
@@ -54,11 +55,38 @@ pub enum Finding {
         /// How many.
         count: usize,
     },
-    /// System V objects exist in the pod's IPC namespace.
-    SystemV {
-        /// What they are.
-        kind: &'static str,
-        /// How many.
+    /// System V objects were made after CRIU was started where it does not see them. Another attempt does.
+    SystemVSince,
+    /// A System V object belongs to another user or group than the one that made it.
+    OtherCreator {
+        /// What it is.
+        kind: Kind,
+        /// Its id.
+        id: i32,
+    },
+    /// A System V segment is locked in memory.
+    LockedSegment {
+        /// Its id.
+        id: i32,
+    },
+    /// A System V segment is made of huge pages.
+    HugeSegment {
+        /// Its id.
+        id: i32,
+    },
+    /// A System V message queue has another limit than the one of its namespace.
+    QueueLimit {
+        /// Its id.
+        id: i32,
+    },
+    /// In a System V message queue there may be a message that is too long to be restored.
+    LongMessages {
+        /// Its id.
+        id: i32,
+    },
+    /// System V semaphores exist: they move, but not what the kernel would take back when a process ends.
+    Semaphores {
+        /// How many sets.
         count: usize,
     },
     /// More pipes than one dump can take.
@@ -85,9 +113,14 @@ pub enum Finding {
 }
 
 impl Finding {
+    /// True if it is gone with another attempt.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::SystemVSince)
+    }
+
     /// True if a dump would fail or hang; false if it is only worth a note.
     pub fn blocks(&self) -> bool {
-        !matches!(self, Self::InotifyOnRoot { .. } | Self::LockedMemory { .. })
+        !matches!(self, Self::InotifyOnRoot { .. } | Self::LockedMemory { .. } | Self::Semaphores { .. })
     }
 }
 
@@ -111,8 +144,27 @@ impl fmt::Display for Finding {
             Self::MessageQueues { count } => {
                 write!(f, "the pod's IPC namespace holds POSIX message queues ({count}), which can't be dumped")
             }
-            Self::SystemV { kind, count } => {
-                write!(f, "the pod's IPC namespace holds {kind} ({count}), which can't be dumped")
+            Self::SystemVSince => f.write_str("System V objects were made while the move was being prepared"),
+            Self::OtherCreator { kind, id } => {
+                write!(f, "the System V {kind} {id} was given away by who made it, which can't be restored")
+            }
+            Self::LockedSegment { id } => {
+                write!(f, "the System V shared memory segment {id} is locked in memory, which can't be restored")
+            }
+            Self::HugeSegment { id } => {
+                write!(f, "the System V shared memory segment {id} is made of huge pages, which can't be restored")
+            }
+            Self::QueueLimit { id } => {
+                write!(f, "the System V message queue {id} has a limit of its own, which can't be restored")
+            }
+            Self::LongMessages { id } => {
+                write!(
+                    f,
+                    "the System V message queue {id} may hold a message of more than 8 KiB, which can't be restored"
+                )
+            }
+            Self::Semaphores { count } => {
+                write!(f, "System V semaphores (sets: {count}) move without what SEM_UNDO would take back")
             }
             Self::TooManyPipes { count, limit } => {
                 write!(f, "the processes hold {count} pipes, and a dump can take {limit}")

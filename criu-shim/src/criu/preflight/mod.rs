@@ -1,6 +1,6 @@
 //! What can be known before a freeze about whether CRIU will be able to dump these processes.
 //!
-//! Reads `/proc`, looks at sockets through pidfds and into the IPC namespace by a thread of its own; touches nothing. What it can't see (a unix socket whose other end is
+//! Reads `/proc`, looks at sockets through pidfds and into the IPC namespace by a thread of its own; changes nothing. What it can't see (a unix socket whose other end is
 //! outside, say) CRIU itself refuses later, inside the freeze. Neither can see Landlock rules or PR_SET_MDWE: no interface
 //! of the kernel shows them from outside of the task.
 
@@ -62,18 +62,26 @@ pub fn inspect(init: i32, pids: &[i32]) -> Result<Vec<Finding>, PreflightError> 
     if pipes.len() > MAX_PIPES {
         findings.push(Finding::TooManyPipes { count: pipes.len(), limit: MAX_PIPES });
     }
-    ipc::inspect(init, &mut findings)?;
+    findings.extend(ipc::inspect(init)?.findings);
     Ok(findings)
 }
 
-/// Looks again, at frozen processes of which `init` is one, for what may have come since and what a dump would leave out without a
-/// word.
+/// Whether there are System V objects in the IPC namespace of process `init`, which a CRIU dumps from outside only.
 ///
 /// # Errors
 /// [`PreflightError::Ipc`].
-pub fn inspect_frozen(init: i32) -> Result<Vec<Finding>, PreflightError> {
-    let mut findings = Vec::new();
-    ipc::inspect(init, &mut findings)?;
+pub fn holds_system_v(init: i32) -> Result<bool, PreflightError> {
+    Ok(ipc::inspect(init)?.system_v)
+}
+
+/// Looks again, at frozen processes of which `init` is one, for what may have come since and what a dump would leave out without a
+/// word: for a CRIU that is not `outside` of their IPC namespace, every System V object.
+///
+/// # Errors
+/// [`PreflightError::Ipc`].
+pub fn inspect_frozen(init: i32, outside: bool) -> Result<Vec<Finding>, PreflightError> {
+    let ipc::Inside { mut findings, system_v } = ipc::inspect(init)?;
+    findings.extend((system_v && !outside).then_some(Finding::SystemVSince));
     Ok(findings)
 }
 

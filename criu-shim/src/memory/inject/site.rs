@@ -11,18 +11,18 @@ const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// As much of each mapping is searched, bytes.
 const SEARCHED: usize = 4 << 20;
 
-/// Address of a `syscall` instruction that process `pid` may execute; none if it has none.
+/// Address of a `syscall` instruction that process `pid` may execute, outside of `but`; none if it has none.
 ///
 /// `next` is where a stopped thread goes on: after a system call, the instruction is right before. Else the vdso holds
 /// one, which is mapped into every process that did not unmap it, and else whatever else is executable.
-pub fn find(pid: i32, next: u64) -> Result<Option<u64>, AttachError> {
+pub fn find(pid: i32, next: u64, but: &[Range]) -> Result<Option<u64>, AttachError> {
     let path = PathBuf::from(format!("/proc/{pid}/mem"));
     let memory = File::open(&path).map_err(|source| AttachError::Read { path, source })?;
     let path = PathBuf::from(format!("/proc/{pid}/maps"));
     let text = std::fs::read(&path).map_err(|source| AttachError::Read { path: path.clone(), source })?;
     let text = String::from_utf8_lossy(&text);
     let mut vmas = vma::parse(&text).map_err(|line| AttachError::Unexpected { path, content: line.to_owned() })?;
-    vmas.retain(|vma| vma.executable);
+    vmas.retain(|vma| vma.executable && !but.iter().any(|range| range.contains(&vma.range)));
     let before = next.wrapping_sub(SYSCALL.len() as u64);
     let instruction = Range { start: before, end: next };
     if vmas.iter().any(|vma| vma.range.contains(&instruction)) && search(&memory, instruction).is_some() {
@@ -48,10 +48,10 @@ mod tests {
     #[test]
     fn this_process_has_one() {
         let pid = std::process::id() as i32;
-        let site = find(pid, 0).unwrap().unwrap();
+        let site = find(pid, 0, &[]).unwrap().unwrap();
         let mut bytes = [0; 2];
         File::open("/proc/self/mem").unwrap().read_exact_at(&mut bytes, site).unwrap();
         assert_eq!(bytes, SYSCALL);
-        assert_eq!(find(pid, site + 2).unwrap(), Some(site));
+        assert_eq!(find(pid, site + 2, &[]).unwrap(), Some(site));
     }
 }

@@ -2,8 +2,8 @@
 
 use super::restart::resumed;
 use super::state::State;
-use crate::memory::AttachError;
 use crate::memory::ptrace::{self, Registers, Stop};
+use crate::memory::{AttachError, Range};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -71,16 +71,21 @@ impl Traced {
         self.registers.rip
     }
 
-    /// Runs a system call with one argument; the inner result is what it returned.
+    /// Whether the thread goes on in `range`, or has its stack there.
+    pub fn is_in(&self, range: &Range) -> bool {
+        [self.registers.rip, self.registers.rsp].iter().any(|address| (range.start..range.end).contains(address))
+    }
+
+    /// Runs a system call with two arguments at most; the inner result is what it returned.
     ///
     /// There is no limit to the wait: what was begun with foreign registers must end before anything else can be done.
-    pub fn call(&mut self, site: u64, number: i64, argument: u64) -> io::Result<io::Result<u64>> {
+    pub fn call(&mut self, site: u64, number: i64, arguments: [u64; 2]) -> io::Result<io::Result<u64>> {
         let mut registers = self.registers;
         registers.rip = site;
         registers.rax = number as u64;
         // Not amid a system call: the kernel must not restart anything with these registers.
         registers.orig_rax = u64::MAX;
-        registers.rdi = argument;
+        [registers.rdi, registers.rsi] = arguments;
         self.foreign = true;
         ptrace::set_registers(self.pid, &registers)?;
         self.run_to(Stop::Syscall)?;

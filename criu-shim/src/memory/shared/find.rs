@@ -10,7 +10,8 @@ use std::path::PathBuf;
 /// Longer objects are left to CRIU, bytes: what is remembered of them would be too much for the agent.
 const MAX_LENGTH: u64 = 64 << 30;
 
-/// What the kernel calls a SysV segment. CRIU dumps those by their own ids, which look like inodes.
+/// What the kernel calls a mapping of a System V segment. Its inode is the segment's id, by which CRIU dumps it; another object may
+/// have the same number.
 const SYSV: &str = "/SYSV";
 
 /// What there is.
@@ -32,21 +33,19 @@ pub fn device() -> io::Result<u64> {
 }
 
 /// The objects on `device` that processes `pids` have mapped or open, of 1 MiB to 64 GiB. A process that has ended has none;
-/// what can't be looked at or opened is passed over: CRIU dumps it.
+/// what can't be looked at or opened is passed over, and so are two that have one number: CRIU dumps it.
 pub fn find(pids: &[i32], device: u64, known: &BTreeSet<u32>) -> Found {
-    let mut places: BTreeMap<u32, PathBuf> = BTreeMap::new();
-    let mut segments: BTreeSet<u32> = BTreeSet::new();
+    let mut places: BTreeMap<u32, (PathBuf, bool)> = BTreeMap::new();
+    let mut ambiguous: BTreeSet<u32> = BTreeSet::new();
     for pid in pids {
-        for (inode, path, sysv) in mapped(*pid, device) {
-            places.entry(inode).or_insert(path);
-            segments.extend(sysv.then_some(inode));
-        }
-        for (inode, path) in open(*pid, device) {
-            places.entry(inode).or_insert(path);
+        let open = open(*pid, device).into_iter().map(|(inode, path)| (inode, path, false));
+        for (inode, path, sysv) in mapped(*pid, device).into_iter().chain(open) {
+            let (_, other) = places.entry(inode).or_insert((path, sysv));
+            ambiguous.extend((*other != sysv).then_some(inode));
         }
     }
     let mut found = Found::default();
-    for (inode, path) in places.into_iter().filter(|(inode, _)| !segments.contains(inode)) {
+    for (inode, (path, _)) in places.into_iter().filter(|(inode, _)| !ambiguous.contains(inode)) {
         if known.contains(&inode) {
             found.inodes.insert(inode);
             continue;
@@ -66,7 +65,7 @@ pub fn find(pids: &[i32], device: u64, known: &BTreeSet<u32>) -> Found {
     found
 }
 
-/// Objects by the mappings of a process: inode, where it can be opened, and whether it is a SysV segment.
+/// Objects by the mappings of a process: inode, where it can be opened, and whether it is a System V segment.
 fn mapped(pid: i32, device: u64) -> Vec<(u32, PathBuf, bool)> {
     let text = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

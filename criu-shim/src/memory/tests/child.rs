@@ -97,6 +97,28 @@ impl Child {
         }
     }
 
+    /// Forks, and stops the new process, which would read the commands of this one: its id.
+    pub fn fork(&mut self) -> i32 {
+        // Both go on at the same place and answer.
+        self.tell(libc::SYS_clone, &[libc::SIGCHLD as u64, 0, 0, 0, 0]);
+        let answers = [self.answer(), self.answer()];
+        let forked = answers.into_iter().max().unwrap() as i32;
+        // SAFETY: the call takes numbers; the process has a parent that has not waited for it.
+        assert_eq!(unsafe { libc::kill(forked, libc::SIGSTOP) }, 0);
+        let stat = format!("/proc/{forked}/stat");
+        wait_for(|| std::fs::read_to_string(&stat).unwrap().contains(") T "));
+        forked
+    }
+
+    /// Ends a process that this one has forked.
+    pub fn reap(&mut self, forked: i32) {
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::kill(forked, libc::SIGKILL) }, 0);
+        let stat = format!("/proc/{forked}/stat");
+        wait_for(|| std::fs::read_to_string(&stat).unwrap().contains(") Z "));
+        assert_eq!(self.good(libc::SYS_wait4, &[forked as u64, 0, 0, 0]), forked as u64);
+    }
+
     /// Becomes a program that sleeps, and takes no more commands.
     pub fn execute_another(&mut self) {
         let program = c"/bin/sleep".as_ptr() as u64;

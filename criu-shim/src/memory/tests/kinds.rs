@@ -1,7 +1,7 @@
 //! Kinds of memory: which of them are followed before the freeze, by whichever engine, and which are left to the dump.
 
 use super::child::{Child, MIB};
-use super::{KINDS, Kind, pages};
+use super::{Kind, kinds, pages};
 use crate::memory::{AttachError, Obstacle, Range, Tracker};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +18,7 @@ fn is_followed(child: &Child, kind: Kind, area: Range) -> bool {
 }
 
 fn check(child: &Child, what: &str, area: Range, followed: bool) {
-    for kind in KINDS {
+    for kind in kinds() {
         assert_eq!(is_followed(child, kind, area), followed, "{what}, {kind:?}");
     }
 }

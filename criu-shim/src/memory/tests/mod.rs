@@ -7,8 +7,9 @@ mod kinds;
 mod rounds;
 mod same;
 mod sharing;
+mod soft_dirty;
 
-use super::{Comparer, Engine, Range, Tracker};
+use super::{AttachError, Comparer, Engine, Range, SoftDirty, Tracker};
 use child::PAGE;
 
 const NONE: [u64; 0] = [];
@@ -26,15 +27,29 @@ fn pages(ranges: &[Range], area: Range) -> Vec<u64> {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     WriteProtect,
+    SoftDirty,
     ReadAndCompare,
 }
 
-const KINDS: [Kind; 2] = [Kind::WriteProtect, Kind::ReadAndCompare];
+/// Those that this kernel has.
+fn kinds() -> Vec<Kind> {
+    let marks = soft_dirty(&child::Child::new()).map(|_| Kind::SoftDirty);
+    [Kind::WriteProtect, Kind::ReadAndCompare].into_iter().chain(marks).collect()
+}
+
+/// None where the kernel keeps no marks: there is nothing to try then.
+fn soft_dirty(child: &child::Child) -> Option<SoftDirty> {
+    match SoftDirty::attach(child.pid) {
+        Err(AttachError::NoMarks) => None,
+        attached => Some(attached.unwrap()),
+    }
+}
 
 impl Kind {
     fn attach(self, pid: i32) -> Engine {
         match self {
             Self::WriteProtect => Engine::WriteProtect(Box::new(Tracker::attach(pid).unwrap())),
+            Self::SoftDirty => Engine::SoftDirty(Box::new(SoftDirty::attach(pid).unwrap())),
             Self::ReadAndCompare => Engine::ReadAndCompare(Comparer::attach(pid).unwrap()),
         }
     }

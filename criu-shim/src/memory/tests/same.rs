@@ -1,7 +1,7 @@
 //! The whole of it: what was sent over all rounds is the memory at the end.
 
 use super::child::{Child, MIB, PAGE};
-use super::{KINDS, Kind};
+use super::{Kind, kinds};
 use crate::memory::{LastLook, MemoryReader, Piece, Range, ReadError};
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -136,7 +136,7 @@ proptest! {
     #[test]
     fn whatever_happened_between_rounds_the_target_has_the_same_memory(
         steps in prop::collection::vec(step(), 0..120),
-        kind in prop::sample::select(&KINDS[..]),
+        kind in prop::sample::select(kinds()),
     ) {
         run(&steps, kind);
     }
@@ -144,7 +144,7 @@ proptest! {
 
 #[test]
 fn a_process_that_writes_all_the_time_arrives_whole() {
-    for kind in KINDS {
+    for kind in kinds() {
         writes_all_the_time(kind);
     }
 }

@@ -3,6 +3,7 @@
 use super::super::{PAGE, PageRange};
 
 const MAGIC: &[u8; 8] = b"TIDEPAGE";
+/// What was committed may lie there through an upgrade of the agent: should it change, the version before is still read.
 const VERSION: u32 = 1;
 const HEADER: usize = 32;
 const EXTENT: usize = 24;

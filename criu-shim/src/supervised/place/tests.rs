@@ -9,6 +9,7 @@ fn identity() -> Identity {
         pod_uid: "u".into(),
         container_name: "app".into(),
         program: "0123456789abcdef0123456789abcdef".into(),
+        checkpoints: None,
     }
 }
 

@@ -4,6 +4,10 @@ use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader};
 use std::process::Command;
 
+/// Where they are on a node.
+const CRIU: &str = "/opt/tideover/criu/criu";
+const DUMP_PRELOAD: &str = "/opt/tideover/lib/libdump_preload.so";
+
 pub fn the_tests_of_init_pass() -> Result<()> {
     run("supervision", &[])
 }
@@ -18,20 +22,50 @@ pub fn the_tests_of_the_memory_engine_pass() -> Result<()> {
         "criu_shim",
         &[
             "memory::inject::",
+            "memory::marks::",
             "memory::shared::",
             "memory::tests::attaching::",
             "memory::tests::comparing::",
+            "memory::tests::kinds::",
             "memory::tests::rounds::",
+            "memory::tests::soft_dirty::",
         ],
     )
 }
 
-/// Runs those tests of a program of Rust's test harness whose names contain one of `names`: all where there is none. What it says
+/// By an engine each.
+pub fn a_whole_move_by_write_protection() -> Result<()> {
+    whole_move("a_container_goes_on_as_another_by_write_protection")
+}
+
+pub fn a_whole_move_by_soft_dirty_marks() -> Result<()> {
+    whole_move("a_container_goes_on_as_another_by_soft_dirty_marks")
+}
+
+pub fn a_whole_move_by_comparing() -> Result<()> {
+    whole_move("a_container_goes_on_as_another_by_comparing")
+}
+
+fn whole_move(name: &str) -> Result<()> {
+    run("criu_shim", &["--ignored", "--nocapture", name])
+}
+
+pub fn a_dump_leaves_out_memory_that_was_copied() -> Result<()> {
+    run("memoryless", &["--ignored", "--exact", "a_dump_leaves_out_what_was_copied_and_nothing_else"])
+}
+
+pub fn a_dump_leaves_out_shared_memory() -> Result<()> {
+    let name = "a_dump_leaves_shared_memory_out_and_every_page_of_it_has_crossed";
+    run("shared_memory", &["--ignored", "--exact", name])
+}
+
+/// Runs those tests of a program of Rust's test harness that `arguments`, as that takes them, choose. What it says
 /// is on the console as it says it, so that one that never ends is the last there.
-fn run(program: &str, names: &[&str]) -> Result<()> {
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let (reader, writer) = std::io::pipe().context("pipe")?;
     let mut command = Command::new(format!("/tests/{program}"));
-    command.arg("--test-threads=1").args(names).stdout(writer.try_clone().context("pipe")?).stderr(writer);
+    command.arg("--test-threads=1").args(arguments).stdout(writer.try_clone().context("pipe")?).stderr(writer);
+    command.env("TIDEOVER_CRIU", CRIU).env("TIDEOVER_DUMP_PRELOAD", DUMP_PRELOAD);
     let mut child = command.spawn().with_context(|| program.to_owned())?;
     // It holds our ends of the pipe; without this the reader would never see its end.
     drop(command);

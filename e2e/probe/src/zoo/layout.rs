@@ -31,6 +31,8 @@ pub(super) fn regions() -> io::Result<Vec<Region>> {
         Region::new("read-only", 12, map(2 * MIB, private | anonymous, None)?),
         Region::new("dropped", 13, map(2 * MIB, private | anonymous, None)?),
         Region::new("guarded", 14, map(2 * MIB, private | anonymous, None)?),
+        Region::new("system-v", 15, segment(2 * MIB)?.0),
+        Region::new("system-v-short", 16, removed(segment(64 * PAGE)?)?),
     ];
     for region in &mut regions {
         match region.name {
@@ -82,6 +84,27 @@ pub(super) fn map(length: usize, flags: i32, file: Option<&File>) -> io::Result<
         }
         Ok(std::slice::from_raw_parts_mut(memory.cast(), length / size_of::<u64>()))
     }
+}
+
+/// A new System V segment, and its id. It is mapped for as long as the process lives.
+fn segment(length: usize) -> io::Result<(&'static mut [u64], i32)> {
+    // SAFETY: a new mapping at an address that the kernel chooses, as in `map`.
+    unsafe {
+        let id = libc::shmget(libc::IPC_PRIVATE, length, 0o600);
+        checked(id)?;
+        let memory = libc::shmat(id, std::ptr::null(), 0);
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok((std::slice::from_raw_parts_mut(memory.cast(), length / size_of::<u64>()), id))
+    }
+}
+
+/// The same, which nobody else can map any more.
+fn removed((memory, id): (&'static mut [u64], i32)) -> io::Result<&'static mut [u64]> {
+    // SAFETY: a command that takes numbers. What is mapped stays.
+    checked(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) })?;
+    Ok(memory)
 }
 
 fn memfd(name: &str, length: usize) -> io::Result<File> {

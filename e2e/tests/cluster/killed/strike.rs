@@ -4,20 +4,16 @@
 //! the signal finds the move in it still. For the phases before the freeze, which may be shorter than a look at the object,
 //! the times in `status.phases` say the same: they and the signal are by one clock.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use e2e::scenario::moment::{Moment, Signs, phase_throughout};
 use e2e::scenario::sandbox::Pod;
 use e2e::scenario::under_way::UnderWay;
 use e2e::scenario::victim::Victim;
 use e2e::scenario::watch::Watch;
-use e2e::scenario::{Cluster, Sandbox, migration, until};
+use e2e::scenario::{Cluster, LIMIT, Sandbox, migration, until};
 use jiff::Timestamp;
 use serde_json::Value;
-
-const LIMIT: Duration = Duration::from_secs(300);
+use std::collections::BTreeMap;
 
 /// Who is ended.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +28,13 @@ pub enum Who {
     SourceCriu,
     /// The CRIU that restores on the target.
     TargetCriu,
+}
+
+impl Who {
+    /// Whether it costs the attempt and nothing more.
+    pub fn is_criu(self) -> bool {
+        matches!(self, Self::SourceCriu | Self::TargetCriu)
+    }
 }
 
 /// What came of a move.

@@ -2,7 +2,7 @@
 
 use super::fixture::{Scene, failure};
 use crate::transition::{Action, NodeSeen, PodRole, PodSeen, RunState};
-use tideover_crds::{FailureReason, Phase, SourceStep, TargetStep};
+use tideover_crds::{Failure, FailureReason, Phase, SourceStep, TargetStep};
 
 #[test]
 fn after_the_commit_the_source_stays_until_the_application_runs() {
@@ -266,4 +266,44 @@ fn a_cold_pod_that_the_api_server_refuses_is_told_and_tried_again() {
     let scene = scene.written();
     scene.decide().phase(Phase::Committing).does(&[]).says("the pod p can't be made again: over quota");
     scene.with(|scene| scene.observed.refused = None).decide().does(&["make it again, cold"]);
+}
+
+// Lost where it ran
+
+fn lost() -> Failure {
+    let message = "memory of the restored processes is missing, and they were ended: the page daemon is gone".into();
+    Failure { reason: FailureReason::StateLost, message, retryable: false }
+}
+
+#[test]
+fn a_state_that_is_lost_where_it_ran_is_told_once_and_the_move_stays_what_it_is() {
+    let over = Scene::new().at(Phase::Succeeded).committed().source_gone().target(TargetStep::Resumed);
+    let cleaning = Scene::new().at(Phase::Committing).committed().target(TargetStep::Resumed);
+    for (phase, scene) in [(Phase::Succeeded, over), (Phase::Committing, cleaning)] {
+        let told = scene.decide();
+        assert_eq!(told.condition("StateLost"), None);
+        let scene = scene.target_fails(lost());
+        let told = scene.decide().phase(phase).announces(&["StateLost"]);
+        assert_eq!(told.condition("StateLost"), Some("True"));
+        let pods = told.decision.actions.iter().filter_map(|action| match action {
+            Action::Announce(told) => told.pod.as_ref().map(|pod| pod.uid.as_str()),
+            _ => None,
+        });
+        assert_eq!(pods.collect::<Vec<_>>(), ["qu"]);
+        let sentence = format!("{}: the application starts cold on b", lost().message);
+        let told = told.says(&sentence);
+        assert_eq!(told.status().failures, [], "no attempt has failed");
+        scene.written().decide().phase(phase).announces(&[]).says(&sentence);
+    }
+}
+
+#[test]
+fn no_other_failure_of_a_target_and_of_no_other_attempt_says_that_a_state_is_lost() {
+    let over = || Scene::new().at(Phase::Succeeded).committed().source_gone().target(TargetStep::Resumed);
+    let other = over().target_fails(failure(FailureReason::RestoreFailed, true));
+    let earlier = over().target_fails(lost()).with(|scene| scene.status().attempt += 1);
+    let not_there = Scene::new().at(Phase::Committing).committed().target(TargetStep::Committed).target_fails(lost());
+    for scene in [other, earlier, not_there] {
+        assert_eq!(scene.decide().condition("StateLost"), None);
+    }
 }

@@ -33,6 +33,7 @@ pub(super) fn host() -> HostFacts {
         cpu_features: "avx sse2".into(),
         kernel: "6.1.0".into(),
         criu: "4.2".into(),
+        protocol: 1,
     }
 }
 

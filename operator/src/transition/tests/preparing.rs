@@ -53,6 +53,22 @@ fn a_target_whose_cpu_lacks_a_feature_is_given_up() {
 }
 
 #[test]
+fn agents_of_two_versions_are_told_apart_before_anything_is_connected() {
+    for (theirs, told) in [(2, "1 and 2"), (0, "1 and 0")] {
+        let scene =
+            Scene::new().at(Phase::Preparing).reserved().reports(SourceStep::Ready).target(TargetStep::Listening);
+        let scene = scene.with(|scene| {
+            // Of a version that says nothing else in the same way.
+            let other = HostFacts { protocol: theirs, architecture: "x".into(), ..host() };
+            scene.status().target.as_mut().expect("a report").host = Some(other);
+        });
+        scene.decide().does(&["abort 1 for a at 0"]).failed_with(FailureReason::AgentVersions).says(&format!(
+            "giving up attempt 1: the agents of a and b speak versions {told} of their protocol: one of them is being upgraded"
+        ));
+    }
+}
+
+#[test]
 fn a_refused_reservation_ends_the_attempt_with_the_reason() {
     let scene = Scene::new().at(Phase::Preparing).with(|scene| scene.observed.refused = Some("over quota".into()));
     scene.decide().does(&["abort 1 for a at 0"]).says("giving up attempt 1: the reservation was refused: over quota");

@@ -2,6 +2,7 @@
 
 use super::fixture::{Scene, failure};
 use crate::transition::{Action, Claim, NodeSeen};
+use std::time::Duration;
 use tideover_crds::{FailureReason, MigrationReason, Phase, SourceStep, TargetStep};
 
 #[test]
@@ -120,6 +121,46 @@ fn the_last_attempt_has_no_next() {
     let scene = scene.failed_before(failure(FailureReason::RestoreFailed, true));
     let scene = scene.reports(SourceStep::Thawed).target(TargetStep::Destroyed);
     scene.decide().phase(Phase::Failed).says("gave up after 1 attempt: it was RestoreFailed");
+}
+
+#[test]
+fn attempts_that_meet_a_roll_out_do_not_count_for_a_while() {
+    let met = |attempts: u32, most: u32| {
+        let scene = undone().with(|scene| {
+            let status = scene.status();
+            status.policy.as_mut().expect("a policy").max_attempts = most;
+            status.failures = vec![failure(FailureReason::AgentVersions, true); attempts as usize];
+            (status.attempt, status.phases) = (attempts, Vec::new());
+            let owner = status.owner.as_mut().expect("an owner");
+            owner.attempt = attempts;
+            scene.observed.source_node = NodeSeen::Present { schedulable: false };
+        });
+        scene.reports(SourceStep::Thawed).target(TargetStep::Destroyed)
+    };
+    met(1, 1).decide().phase(Phase::BackingOff);
+    met(20, 1).decide().phase(Phase::BackingOff);
+    met(21, 1).decide().phase(Phase::Failed).says("gave up after 21 attempts: it was AgentVersions");
+    let ordinary = met(3, 1).with(|scene| {
+        *scene.status().failures.last_mut().expect("one") = failure(FailureReason::RestoreFailed, true);
+    });
+    ordinary.decide().phase(Phase::Failed).says("gave up after 3 attempts: it was RestoreFailed");
+}
+
+#[test]
+fn the_pause_in_a_roll_out_does_not_grow_beyond_a_minute() {
+    let pause = |reason| {
+        let scene = undone().with(|scene| {
+            let status = scene.status();
+            (status.attempt, status.phase) = (8, Phase::BackingOff);
+            let began = status.phases.last_mut().expect("a time");
+            (began.attempt, began.phase) = (8, Phase::BackingOff);
+            status.owner.as_mut().expect("an owner").attempt = 8;
+            status.failures = vec![failure(reason, true); 8];
+        });
+        scene.decide().decision.requeue
+    };
+    assert_eq!(pause(FailureReason::AgentVersions), Some(Duration::from_secs(60)));
+    assert_eq!(pause(FailureReason::RestoreFailed), Some(Duration::from_secs(640)));
 }
 
 #[test]

@@ -23,13 +23,13 @@ impl Map {
         Self { address, length }
     }
 
-    fn write(&self, at: usize, byte: u8) {
+    pub(super) fn write(&self, at: usize, byte: u8) {
         assert!(at < self.length);
         // SAFETY: within the mapping, which is writable.
         unsafe { self.address.cast::<u8>().add(at).write_volatile(byte) };
     }
 
-    fn read(&self, at: usize) -> u8 {
+    pub(super) fn read(&self, at: usize) -> u8 {
         assert!(at < self.length);
         // SAFETY: within the mapping, which is readable.
         unsafe { self.address.cast::<u8>().add(at).read_volatile() }
@@ -53,7 +53,7 @@ fn own() -> Held {
 }
 
 fn holding(root: &Path, name: &str) -> Holding {
-    let tree = walk(&mut Beneath::open(root).expect("open"), 1).expect("walk");
+    let tree = walk(&mut Beneath::open(root).expect("open"), 1, None).expect("walk");
     let id = tree.find(&TreePath::parse(name.into()).expect("a path")).expect("there") as usize;
     own().nodes(&tree, false)[id]
 }
@@ -129,7 +129,7 @@ fn in_memory() -> tempfile::TempDir {
 }
 
 fn noted_round(rounds: &Rounds) -> usize {
-    rounds.tree.lock().expect("the tree").note_opened();
+    rounds.tree.lock().expect("the tree").note_events(false);
     rounds.round(&Held::default(), false)
 }
 
@@ -202,7 +202,7 @@ fn a_file_on_a_tmpfs_that_somebody_could_map_at_a_look_is_read_at_the_next() {
     grow_old(&path);
     let writer = OpenOptions::new().read(true).write(true).open(&path).expect("open");
     let rounds = Rounds::new(from.path(), to.path(), TreeKind::Volume);
-    rounds.tree.lock().expect("the tree").note_opened();
+    rounds.tree.lock().expect("the tree").note_events(false);
     // So long after the last write that none is under way any more.
     let later = Stamp { seconds: now().seconds + 3600, nanos: 0 };
     let packing = Tree::look(&rounds.tree, &own(), later, false).expect("look").expect("all of it");

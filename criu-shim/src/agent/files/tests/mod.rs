@@ -6,6 +6,7 @@ mod hostile;
 mod overlay;
 mod random;
 mod rounds;
+mod watched;
 
 use crate::agent::files::TreeKind;
 use crate::agent::files::changes::{Holding, is_doubtful};
@@ -18,7 +19,7 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 const LIMIT: u64 = 1 << 40;
 
@@ -36,16 +37,34 @@ struct Rounds {
     tree: Arc<Mutex<Tree>>,
     kind: TreeKind,
     to: PathBuf,
+    /// It is noted what happens in the tree, so that the last look is at that alone.
+    is_watched: bool,
 }
 
 impl Rounds {
     fn new(from: &Path, to: &Path, kind: TreeKind) -> Self {
-        Self { tree: Arc::new(Mutex::new(Tree::new(from.to_owned(), kind))), kind, to: to.to_owned() }
+        let tree = Arc::new(Mutex::new(Tree::new(from.to_owned(), kind)));
+        Self { tree, kind, to: to.to_owned(), is_watched: false }
+    }
+
+    /// The same, watched. What this process does counts too.
+    fn watched(from: &Path, to: &Path, kind: TreeKind) -> Self {
+        let rounds = Self { is_watched: true, ..Self::new(from, to, kind) };
+        rounds.tree().watch_this_process();
+        rounds
+    }
+
+    fn tree(&self) -> MutexGuard<'_, Tree> {
+        self.tree.lock().expect("the tree")
     }
 
     /// The archive of another round.
     fn pack(&self, held: &Held, frozen: bool) -> Result<Vec<u8>, String> {
-        let packing = Tree::look(&self.tree, held, now(), frozen).map_err(|error| crate::causes::chain(&error))?;
+        let began = now();
+        if self.is_watched {
+            self.tree().note_events(frozen);
+        }
+        let packing = Tree::look(&self.tree, held, began, frozen).map_err(|error| crate::causes::chain(&error))?;
         let mut archive = Vec::new();
         if let Some(mut packing) = packing {
             packing.read_to_end(&mut archive).map_err(|error| crate::causes::chain(&error))?;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs::Permissions;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 /// An image, and two containers of it.
@@ -73,6 +74,10 @@ impl Overlays {
     fn rounds(&self) -> Rounds {
         Rounds::new(&self.place.join("source/upper"), &self.merged("target"), TreeKind::Layer)
     }
+
+    fn watched(&self) -> Rounds {
+        Rounds::watched(&self.place.join("source/upper"), &self.merged("target"), TreeKind::Layer)
+    }
 }
 
 #[test]
@@ -119,6 +124,27 @@ fn what_an_overlay_can_not_carry_over_is_refused() {
 }
 
 #[test]
+fn what_comes_into_a_layer_without_a_word_in_the_container_is_seen_in_the_freeze() {
+    if !is_root() {
+        return;
+    }
+    Overlays::with(|overlays| {
+        let (at, rounds) = (|name: &str| overlays.merged("source").join(name), overlays.watched());
+        std::fs::write(at("etc/new"), b"1").expect("file");
+        rounds.round(&Held::default(), false);
+        rounds.round(&Held::default(), false);
+        // The old name of a file of the image is copied up with the new one, in a directory that was not there before.
+        std::fs::hard_link(at("a/b/c/a"), at("etc/again")).expect("link");
+        std::fs::set_permissions(at("a/a"), Permissions::from_mode(0o600)).expect("mode");
+        std::fs::set_permissions(at("c"), Permissions::from_mode(0o700)).expect("mode");
+        std::fs::remove_file(at("etc/b/a")).expect("remove");
+        std::fs::OpenOptions::new().append(true).open(at("etc/new")).expect("open").write_all(b"2").expect("write");
+        rounds.last();
+        assert_equal(&overlays.merged("source"), &overlays.merged("target"));
+    });
+}
+
+#[test]
 fn a_file_of_the_image_that_is_mapped_is_compared_again_though_the_overlay_numbers_it_otherwise() {
     if !is_root() {
         return;
@@ -131,6 +157,7 @@ fn a_file_of_the_image_that_is_mapped_is_compared_again_though_the_overlay_numbe
         let tree = crate::agent::files::walk::walk(
             &mut crate::agent::files::beneath::Beneath::open(&overlays.place.join("source/upper")).expect("open"),
             2,
+            None,
         )
         .expect("walk");
         let upper = crate::agent::files::listing::TreePath::parse(b"etc/a".to_vec()).expect("a path");
@@ -150,14 +177,16 @@ proptest! {
     #[test]
     fn whatever_is_changed_in_a_container_its_copy_looks_the_same(rounds in changes()) {
         if is_root() {
-            Overlays::with(|overlays| {
-                let sent = overlays.rounds();
+            for begin in [Overlays::rounds, Overlays::watched] {
+              Overlays::with(|overlays| {
+                let sent = begin(overlays);
                 for (number, changes) in rounds.iter().enumerate() {
                     changes.iter().for_each(|change: &Change| change.make(&overlays.merged("source"), true));
                     sent.round(&Held::default(), number + 1 == rounds.len());
                     assert_equal(&overlays.merged("source"), &overlays.merged("target"));
                 }
-            });
+              });
+            }
         }
     }
 }

@@ -158,9 +158,10 @@ proptest! {
     #[test]
     fn whatever_is_changed_between_rounds_the_trees_are_equal(rounds in changes()) {
         if is_root() {
-            for from in on_disk_and_in_memory() {
+            let begins = [Rounds::new, Rounds::watched];
+            for (from, begin) in begins.into_iter().flat_map(|begin| on_disk_and_in_memory().map(|from| (from, begin))) {
                 let to = tempfile::tempdir().expect("dir");
-                let sent = Rounds::new(from.path(), to.path(), TreeKind::Volume);
+                let sent = begin(from.path(), to.path(), TreeKind::Volume);
                 for (number, changes) in rounds.iter().enumerate() {
                     changes.iter().for_each(|change| change.make(from.path(), false));
                     sent.round(&Held::default(), number + 1 == rounds.len());

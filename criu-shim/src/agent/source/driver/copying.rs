@@ -6,6 +6,7 @@ use crate::agent::context::News;
 use crate::agent::duty::SourceAt;
 use crate::agent::failure::retryable;
 use crate::agent::journal::{Side, SlowedEntry};
+use crate::agent::source::calm::calm;
 use crate::agent::source::connect::{self, Connected, Peer, PodTrees};
 use crate::agent::source::freeze::millis;
 use crate::agent::source::precopy::converge::{self, Decision, Progress, Refusal, RoundSeen, Stage};
@@ -60,18 +61,16 @@ impl SourceDriver {
             }
             let engine = match &following {
                 Ok(followed) => {
-                    let compared = followed.compared();
-                    let engine =
-                        if compared.is_empty() { MemoryEngine::WriteProtect } else { MemoryEngine::ReadAndCompare };
-                    self.report.notes.extend(compared);
-                    engine
+                    self.report.notes.extend(followed.fallbacks());
+                    followed.engine()
                 }
                 Err(reason) => {
                     self.report.notes.push(reason.clone());
                     MemoryEngine::StopAndCopy
                 }
             };
-            self.report.engine = Some(self.report.engine.map_or(engine, |before| slower(before, engine)));
+            // What is said of the pod is what is so of the container whose memory comes by the worst way.
+            self.report.engine = self.report.engine.max(Some(engine));
             lane.precopy = replace_first.then(|| PreCopy::new(following.ok(), lane.trees.clone(), lane.round));
         }
         self.lanes = lanes;
@@ -82,13 +81,19 @@ impl SourceDriver {
         }
     }
 
-    /// Waits for news of the object, or from the target. Meanwhile memory and files are copied.
+    /// Waits for news of the object, or from the target. Meanwhile memory and files are copied. A container that is slowed down
+    /// does not wait for an agent that was told to end.
     pub(super) async fn wait(&mut self, news: &mut News) -> Result<(), RecvError> {
         if self.lanes.is_empty() {
             return news.changed().await;
         }
+        let slowed = self.lanes.iter().any(|lane| !lane.cpu.limits.records().is_empty());
         let copied = tokio::select! {
             changed = news.changed() => return changed,
+            () = self.context.told_to_leave(), if slowed => {
+                self.leave_slowed().await;
+                return Ok(());
+            }
             copied = try_join_all(self.lanes.iter_mut().map(round)) => copied,
         };
         match copied {
@@ -128,8 +133,23 @@ impl SourceDriver {
         let (left, converged) = (self.pace.left_before(Instant::now()), self.report.step >= SourceStep::Converged);
         let decisions = self.decide(Stage::Before, left);
         let decision = together::decision(&decisions);
+        // Processes come, and one that was protected may have to be compared. Said when the whole becomes worse, and not of every
+        // process of a crowd that comes and goes.
+        let engines: Vec<_> = self.lanes.iter().filter_map(|lane| lane.precopy.as_ref()?.engine()).collect();
+        for (engine, fallbacks) in engines {
+            if self.report.engine < Some(engine) {
+                self.report.engine = Some(engine);
+                fallbacks.into_iter().for_each(|why| self.note(why));
+            }
+        }
+        // All go to the same node, so that what is decided for one is much the same as for another.
+        let compression = self.lanes.iter().find_map(|lane| lane.sender.compression());
         if decision != Decision::Again {
             self.each_precopy(PreCopy::rest);
+        }
+        if let Some(verdict) = compression.filter(|_| self.report.compression.is_none()) {
+            self.report.compression = Some(verdict.compression);
+            self.note(verdict.to_string());
         }
         if converged {
             // What rounds come to until the go is looked at then.
@@ -146,7 +166,10 @@ impl SourceDriver {
                 self.note("memory is written too fast: waiting for the application to be quieter".to_owned());
                 self.reporter.report(self.report.clone());
             }
-            Decision::Throttle { .. } => self.slow_down(&decisions).await,
+            Decision::Throttle { .. } => {
+                self.slow_down(&decisions, Stage::Before).await;
+                self.reporter.report(self.report.clone());
+            }
             Decision::Freeze { predicted } => {
                 let aim = self.pace.aims.max_downtime;
                 if predicted > aim {
@@ -162,6 +185,14 @@ impl SourceDriver {
         }
     }
 
+    /// Gives what is slowed down its cpu time back at once, and ends the attempt: who comes next begins another.
+    async fn leave_slowed(&mut self) {
+        self.restore_limits().await;
+        let message = "the source's agent was told to end while the container was slowed down";
+        self.fail(retryable(FailureReason::AgentRestarted, message)).await;
+        self.forget_freeze().await;
+    }
+
     /// Says it once.
     fn note(&mut self, sentence: String) {
         if !self.report.notes.contains(&sentence) {
@@ -171,43 +202,48 @@ impl SourceDriver {
 
     /// Leaves each container for which that was decided the percent of the cpu time that it used which the decision says. Where that
     /// can't be done, the policy is asked without it.
-    async fn slow_down(&mut self, decisions: &[Decision]) {
-        let slowed = self.take_cpu_time(decisions).await;
+    async fn slow_down(&mut self, decisions: &[Decision], stage: Stage) {
+        let slowed = self.take_cpu_time(decisions, stage).await;
         for (lane, decision) in self.lanes.iter_mut().zip(decisions) {
             let Some(precopy) = &mut lane.precopy else { continue };
-            match (&slowed, decision) {
-                (Ok(()), Decision::Throttle { percent }) => precopy.slowed_down(*percent),
-                (Ok(()), _) => {}
-                (Err(_), _) => self.pace.aims.auto_converge = false,
+            if let (Ok(()), Decision::Throttle { percent }) = (&slowed, decision) {
+                precopy.slowed_down(*percent);
             }
             precopy.hurry();
         }
         match slowed {
             Ok(()) => self.note("the container was slowed down to make its memory converge".to_owned()),
-            Err(why) => self.note(format!("the container can't be slowed down: {why}")),
+            Err(why) => {
+                self.pace.aims.auto_converge = false;
+                self.note(format!("the container can't be slowed down: {why}"));
+            }
         }
-        self.reporter.report(self.report.clone());
     }
 
-    async fn take_cpu_time(&mut self, decisions: &[Decision]) -> Result<(), String> {
+    /// Says in the journal what is about to be changed, and changes it. At the go, what the others have planned is for the freeze.
+    async fn take_cpu_time(&mut self, decisions: &[Decision], stage: Stage) -> Result<(), String> {
         let now = Instant::now();
         for (lane, decision) in self.lanes.iter_mut().zip(decisions) {
             if let Decision::Throttle { percent } = decision {
                 let planned = lane.cpu.plan_share(*percent, now).map_err(|error| chain(&error))?;
-                info!(
-                    migration = self.key.name,
-                    container = lane.inspected.name,
-                    percent,
-                    ?planned,
-                    "to be slowed down"
-                );
+                let container = &lane.inspected.name;
+                info!(migration = self.key.name, container, percent, ?stage, ?planned, "to be slowed down");
             }
         }
         // Whoever comes after a kill must know what to put back.
-        let slowed = SlowedEntry { cpu: self.lanes.iter().flat_map(|lane| lane.cpu.limits.records()).collect() };
-        self.write_journal(self.local.attempt, Side::Slowed(slowed)).await.map_err(|failure| failure.message)?;
-        for lane in &mut self.lanes {
-            lane.cpu.carry_out().await.map_err(|error| chain(&error))?;
+        let written = match stage {
+            Stage::Before => {
+                let cpu = self.lanes.iter().flat_map(|lane| lane.cpu.limits.records()).collect();
+                self.write_journal(self.local.attempt, Side::Slowed(SlowedEntry { cpu })).await
+            }
+            // There the journal says already that the pod may be frozen, and goes on to say so.
+            Stage::AtTheGo => self.write_down(self.local.attempt).await.map(drop),
+        };
+        written.map_err(|failure| failure.message)?;
+        for (lane, decision) in self.lanes.iter_mut().zip(decisions) {
+            if matches!(decision, Decision::Throttle { .. }) {
+                lane.cpu.carry_out().await.map_err(|error| chain(&error))?;
+            }
         }
         Ok(())
     }
@@ -250,12 +286,22 @@ impl SourceDriver {
         // What is being sent was looked at before the go.
         let is_sending = |lane: &&mut Connected| lane.precopy.as_ref().is_some_and(PreCopy::is_sending);
         at_the_go(self.lanes.iter_mut().filter(is_sending), &mut watching).await?;
+        tokio::select! {
+            () = calm() => {}
+            failure = watching.called_off() => return Err(failure),
+        }
         self.each_precopy(PreCopy::at_the_go);
         loop {
             at_the_go(self.lanes.iter_mut(), &mut watching).await?;
             let left = self.pace.left_at_the_go(go, Instant::now());
-            match together::decision(&self.decide(Stage::AtTheGo, left)) {
-                Decision::Again | Decision::Throttle { .. } => {}
+            let decisions = self.decide(Stage::AtTheGo, left);
+            match together::decision(&decisions) {
+                Decision::Again => {}
+                Decision::Throttle { .. } => {
+                    self.slow_down(&decisions, Stage::AtTheGo).await;
+                    // It took the place of what was planned for the freeze.
+                    self.plan_lift();
+                }
                 Decision::Wait => self.each_precopy(PreCopy::rest),
                 Decision::Freeze { .. } => break,
                 Decision::GiveUp(refusal) => return Err(not_converging(&refusal)),
@@ -291,16 +337,6 @@ async fn at_the_go(lanes: impl Iterator<Item = &mut Connected>, watching: &mut W
         rounds = try_join_all(lanes.map(round)) => rounds.map(drop),
         failure = watching.called_off() => Err(failure),
     }
-}
-
-/// Of two ways to copy memory, that by which more of it is copied in the freeze.
-fn slower(one: MemoryEngine, other: MemoryEngine) -> MemoryEngine {
-    let rank = |engine: MemoryEngine| match engine {
-        MemoryEngine::WriteProtect => 0,
-        MemoryEngine::ReadAndCompare => 1,
-        MemoryEngine::StopAndCopy => 2,
-    };
-    if rank(other) > rank(one) { other } else { one }
 }
 
 /// What each of `lanes` connections may send in a second, bytes, where all together have a limit.

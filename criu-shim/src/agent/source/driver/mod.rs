@@ -6,11 +6,12 @@ mod together;
 use crate::agent::context::{Context, Key, News, RequestError, answer};
 use crate::agent::duty::{SourceAt, SourceDuty, SourceLocal, source_duty};
 use crate::agent::failure::{permanent, retryable};
-use crate::agent::journal::{Entry, FrozenEntry, Side, SourceEntry};
+use crate::agent::journal::{Entry, FrozenEntry, Side, SlowedEntry, SourceEntry};
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::container::{self, ContainerError};
+use crate::agent::source::cpu;
 use crate::agent::source::cut::{self, Cut};
 use crate::agent::source::freeze::{self, millis};
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
@@ -23,6 +24,7 @@ use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
+use futures::future::join_all;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,6 +55,15 @@ enum LookError {
     Ended(#[from] tokio::task::JoinError),
 }
 
+/// What an agent before this one has left on the source.
+#[derive(Debug)]
+pub enum Left {
+    /// A pod that may be frozen.
+    Frozen(SourceEntry),
+    /// Containers that are slowed down, with limits that could not be put back at the start.
+    Slowed(SlowedEntry),
+}
+
 /// The source's side of one Migration.
 #[derive(Debug)]
 pub struct SourceDriver {
@@ -65,7 +76,8 @@ pub struct SourceDriver {
     inspected: Vec<Inspected>,
     /// The same, connected: all of them, or none.
     lanes: Vec<Connected>,
-    entry: Option<SourceEntry>,
+    /// What an agent before this one has left, until it is settled.
+    left: Option<Left>,
     /// What the rounds of this attempt have to keep to.
     pace: Pace,
     /// How long the target is expected to put files in place in the freeze.
@@ -73,24 +85,31 @@ pub struct SourceDriver {
 }
 
 impl SourceDriver {
-    /// For `key`; `entry` is what the journal has of it from an agent before this one.
-    pub fn new(context: Arc<Context>, key: Key, entry: Option<(u32, SourceEntry)>) -> Self {
+    /// For `key`; `left` is what the journal has of it from an agent before this one, and of which attempt.
+    pub fn new(context: Arc<Context>, key: Key, left: Option<(u32, Left)>) -> Self {
         let reporter = Reporter::start(context.client.clone(), &key.namespace, &key.name, &key.uid);
-        let (local, entry) = match entry {
-            Some((attempt, entry)) => (SourceLocal { attempt, at: SourceAt::Frozen }, Some(entry)),
-            None => (SourceLocal { attempt: 0, at: SourceAt::Idle }, None),
+        let local = match left {
+            Some((attempt, Left::Frozen(_))) => SourceLocal { attempt, at: SourceAt::Frozen },
+            // Nothing is frozen, and whatever else was done for the attempt is gone with the agent that did it.
+            Some((_, Left::Slowed(_))) | None => SourceLocal { attempt: 0, at: SourceAt::Idle },
         };
+        let left = left.map(|(_, left)| left);
         let report = SourceReport::new(local.attempt);
         let pace = Pace::new(None, Instant::now());
         let placing = Duration::ZERO;
         let (inspected, lanes) = (Vec::new(), Vec::new());
-        Self { context, key, reporter, report, local, inspected, lanes, entry, pace, placing }
+        Self { context, key, reporter, report, local, inspected, lanes, left, pace, placing }
     }
 
     /// Does duties until the Migration is gone.
     pub async fn run(mut self, mut news: News) {
-        if let Some(entry) = self.entry.take() {
-            self.settle_left_over(entry).await;
+        match self.left.take() {
+            Some(Left::Frozen(entry)) => self.settle_left_over(entry).await,
+            Some(Left::Slowed(entry)) => {
+                cpu::restored(CpuLimits::adopt(&entry.cpu, self.context.node.root())).await;
+                self.forget_freeze().await;
+            }
+            None => {}
         }
         loop {
             let Some(migration) = news.borrow_and_update().clone() else {
@@ -166,8 +185,15 @@ impl SourceDriver {
         self.disconnect().await;
     }
 
-    /// Lets go of what was started for the attempt.
+    /// Gives the containers that are slowed down their cpu time back, however long that takes.
+    async fn restore_limits(&mut self) {
+        let limits = self.lanes.iter_mut().map(|lane| std::mem::take(&mut lane.cpu.limits));
+        join_all(limits.map(cpu::restored)).await;
+    }
+
+    /// Lets go of what was started for the attempt. The containers have their cpu time back then.
     async fn disconnect(&mut self) {
+        self.restore_limits().await;
         let lanes = std::mem::take(&mut self.lanes);
         if !lanes.is_empty() {
             // Ending a warm CRIU waits for it.
@@ -178,6 +204,8 @@ impl SourceDriver {
     async fn preflight(&mut self, migration: &Migration) {
         let Some(status) = &migration.status else { return };
         let Some(pod) = status.source_pod.clone() else { return };
+        // Two at once would both follow its memory. No other is begun while this Migration is open.
+        self.context.checkpoints.leave(&pod.uid).await;
         match self.context.facts().await {
             Ok(facts) => self.report.host = Some(facts),
             Err(failure) => return self.fail(failure).await,
@@ -199,6 +227,7 @@ impl SourceDriver {
             let message = "the restore of several containers can't be rehearsed".to_owned();
             return self.fail(permanent(FailureReason::NotMovable, message)).await;
         }
+        self.plan_lift();
         if let Err(failure) = self.write_down(attempt).await {
             return self.fail(failure).await;
         }
@@ -217,9 +246,13 @@ impl SourceDriver {
         }
     }
 
-    /// Writes down that the pod is about to be frozen, with its cpu limits lifted.
-    async fn write_down(&mut self, attempt: u32) -> Result<SourceEntry, Failure> {
+    /// Plans that no cpu limit holds while the pod is frozen.
+    fn plan_lift(&mut self) {
         self.lanes.iter_mut().for_each(|lane| lane.cpu.plan_lift());
+    }
+
+    /// Writes down that the pod is about to be frozen.
+    async fn write_down(&self, attempt: u32) -> Result<SourceEntry, Failure> {
         let entry = source_entry(&self.key, &self.lanes);
         self.write_journal(attempt, Side::Source(entry.clone())).await?;
         Ok(entry)
@@ -235,6 +268,7 @@ impl SourceDriver {
     }
 
     async fn freeze(&mut self, attempt: u32, news: &mut News) {
+        self.plan_lift();
         let entry = match self.write_down(attempt).await {
             Ok(entry) => entry,
             Err(failure) => return self.fail(failure).await,
@@ -252,12 +286,14 @@ impl SourceDriver {
         info!(migration = self.key.name, attempt, "freezing");
         let lanes = std::mem::take(&mut self.lanes).into_iter().zip(followed).collect();
         let frozen = freeze::freeze(&self.context, &self.key, lanes, news, &mut self.report, &self.reporter).await;
-        let followed = frozen.followed;
+        let let_go = precopy::let_go(frozen.spent);
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
+                let freezers = frozen.pod.freezers();
                 settle::thaw(frozen.pod, frozen.hung.into_iter().map(LiveCriu::Hung).collect(), proof).await;
-                precopy::let_go(followed).await;
+                let_go.await;
                 self.timed(frozen.since);
+                settle::cure(freezers).await;
                 if let Some(failure) = &frozen.failure {
                     warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");
                 }
@@ -344,7 +380,9 @@ impl SourceDriver {
         info!(migration = self.key.name, attempt, "the journal says that the pod may be frozen");
         match settle::take_over(&self.context, &self.key, attempt, &entry).await {
             Ok(TakenOver { pod, criu, decision: Decision::Aborted(proof) }) => {
+                let freezers = pod.freezers();
                 settle::thaw(pod, criu, proof).await;
+                settle::cure(freezers).await;
                 let message = "the source's agent was restarted during the freeze and took the abort";
                 self.report.failure = Some(retryable(FailureReason::AgentRestarted, message));
                 self.thawed().await;

@@ -115,7 +115,7 @@ proptest! {
     fn whatever_is_sent_to_where_the_target_has_what_was_sent_last(
         sendings in prop::collection::vec(sending(), 1..40),
     ) {
-        let (alike, target) = (Alike::new().expect("a key"), Target::with_room(1 << 30));
+        let (alike, mut target) = (Alike::new().expect("a key"), Target::with_room(1 << 30));
         let mut model = BTreeMap::new();
         for sending in sendings {
             target.take(sending.pid, &sending.stream(&alike)).expect("all of it can be taken");
@@ -141,7 +141,7 @@ mod crowd {
     const CHILDREN: i32 = 8;
 
     /// A round of `child`: what crosses of `range`, which the target has then. Returns its bytes.
-    fn cross(child: &Child, image_pid: i32, range: Range, sent: &SentPages, target: &Target) -> usize {
+    fn cross(child: &Child, image_pid: i32, range: Range, sent: &SentPages, target: &mut Target) -> usize {
         let written = Written { pid: child.pid, image_pid, ranges: vec![range], noted: None, sent: sent.clone() };
         let mut stream = Vec::new();
         PageReader::open(written, true).expect("a child").read_to_end(&mut stream).expect("its memory");
@@ -165,9 +165,9 @@ mod crowd {
                 child.store(start + u64::from(byte) * 40 * PAGE as u64 + page * PAGE as u64 + 9, byte);
             }
         }
-        let (alike, target) = (Alike::new().expect("a key"), Target::with_room(1 << 30));
+        let (alike, mut target) = (Alike::new().expect("a key"), Target::with_room(1 << 30));
         let all: Vec<_> = children.iter().zip(1..).map(|(child, pid)| (child, pid, alike.process())).collect();
-        let bytes: usize = all.iter().map(|(child, pid, sent)| cross(child, *pid, range, sent, &target)).sum();
+        let bytes: usize = all.iter().map(|(child, pid, sent)| cross(child, *pid, range, sent, &mut target)).sum();
         let unique = (PAGES + 16 * children.len()) * PAGE;
         let ratio = bytes as f64 / unique as f64;
         assert!((0.9..=1.15).contains(&ratio), "{bytes} bytes crossed for {unique} of unique memory: {ratio:.3}");
@@ -175,7 +175,7 @@ mod crowd {
         // Another round of everything changes nothing about what the target has.
         children[3].store(start, 77);
         for (child, pid, sent) in children.iter().zip(1..).map(|(child, pid)| (child, pid, alike.process())) {
-            cross(child, pid, range, &sent, &target);
+            cross(child, pid, range, &sent, &mut target);
         }
         for (child, pid) in children.iter().zip(1..) {
             for address in (range.start..range.end).step_by(PAGE) {
@@ -189,8 +189,8 @@ mod crowd {
         let mut child = Child::new();
         let range = child.island(64 * PAGE as u64);
         child.fill(range, 5);
-        let (alike, target) = (Alike::new().expect("a key"), Target::with_room(1 << 30));
-        cross(&child, 1, range, &alike.process(), &target);
+        let (alike, mut target) = (Alike::new().expect("a key"), Target::with_room(1 << 30));
+        cross(&child, 1, range, &alike.process(), &mut target);
         assert!(alike.listed().by_digest.is_empty());
     }
 }

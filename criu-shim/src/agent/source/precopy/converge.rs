@@ -153,7 +153,9 @@ pub const STEPS: [u32; 8] = [80, 70, 60, 50, 40, 30, 20, 10];
 /// nothing is left of the time. A freeze longer than was wished for is decided only under [`NonConvergence::Proceed`].
 pub fn next(aims: &Aims, progress: &Progress<'_>) -> Decision {
     let Progress { rounds, since, beside, left, .. } = *progress;
-    let Some(Estimate { predicted, crossing, .. }) = estimate(rounds, since, beside) else { return Decision::Again };
+    let Some(estimate) = estimate(rounds, since, beside) else { return Decision::Again };
+    let Estimate { predicted, crossing, .. } = estimate;
+    let step = throttle(aims, progress, &estimate);
     let max_downtime = aims.max_downtime.min(LONGEST_FREEZE);
     let shows_writes = shows_writes(rounds, since);
     if shows_writes && predicted <= max_downtime {
@@ -164,8 +166,8 @@ pub fn next(aims: &Aims, progress: &Progress<'_>) -> Decision {
         Outcome::TimeUsedUp
     } else if rounds_used_up(aims, progress) {
         Outcome::RoundsUsedUp
-    } else if gained_nothing(&rounds[since.min(rounds.len())..]) >= patience(aims, progress) {
-        match throttle(aims, progress) {
+    } else if gained_nothing(&rounds[since.min(rounds.len())..]) >= patience(aims, progress, step.is_some()) {
+        match step {
             Some(percent) => return Decision::Throttle { percent },
             None => Outcome::Stalled,
         }
@@ -198,20 +200,31 @@ fn gained_nothing(rounds: &[RoundSeen]) -> usize {
     rounds.windows(2).rev().take_while(|pair| gained_nothing(pair)).count()
 }
 
-fn patience(aims: &Aims, progress: &Progress<'_>) -> usize {
+fn patience(aims: &Aims, progress: &Progress<'_>, may_slow_down: bool) -> usize {
     match progress.stage {
         // The freeze is to come whatever the rounds are like: one without gain is one too many.
         Stage::AtTheGo if aims.on_non_convergence == NonConvergence::Proceed => 1,
-        // That it stalls was found with patience; this is only whether the last step has changed it.
-        Stage::Before if progress.cpu_percent < 100 => 1,
+        // That it stalls was found with patience; this is only whether the last step has changed it. Without another step the
+        // policy is asked, and that with patience again.
+        Stage::Before | Stage::AtTheGo if progress.cpu_percent < 100 && may_slow_down => 1,
         Stage::Before | Stage::AtTheGo => PATIENCE,
     }
 }
 
-/// The next step, if there is one. At the go a container's `create` waits: there is no time to look what a step would change.
-fn throttle(aims: &Aims, progress: &Progress<'_>) -> Option<u32> {
-    let allowed = aims.auto_converge && progress.stage == Stage::Before;
-    STEPS.into_iter().find(|percent| allowed && *percent < progress.cpu_percent)
+/// The next step, if there is one. At the go a container's `create` waits, and there is no time to look what each step would
+/// change: it is the first that would do if no more were written than there is cpu time for, or else the last.
+fn throttle(aims: &Aims, progress: &Progress<'_>, estimate: &Estimate) -> Option<u32> {
+    let mut steps = STEPS.into_iter().filter(|percent| aims.auto_converge && *percent < progress.cpu_percent);
+    match progress.stage {
+        Stage::Before => steps.next(),
+        Stage::AtTheGo => {
+            let crossing = estimate.crossing.saturating_add(estimate.placing).as_secs_f64();
+            let room = aims.max_downtime.saturating_sub(progress.beside).as_secs_f64();
+            let would_do = |percent: u32| crossing * f64::from(percent) <= room * f64::from(progress.cpu_percent);
+            let last = steps.clone().next_back();
+            steps.find(|percent| would_do(*percent)).or(last)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::memory::{AttachError, Attached, Engine, Range, Sent, TrackError};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use thiserror::Error;
+use tideover_crds::MemoryEngine;
 
 /// Why the memory of a container can't be followed: it is copied in the freeze then.
 #[derive(Debug, Error)]
@@ -83,16 +84,21 @@ struct Process {
     id: ProcessId,
     image_pid: i32,
     engine: Engine,
-    /// Why it is not a better one.
-    instead: Option<AttachError>,
+    /// Why it is not a better one, a sentence each.
+    instead: Vec<String>,
     sent: SentPages,
 }
+
+/// Gives a process, by its id, an engine.
+pub(in crate::agent::source) type Choose = fn(i32) -> Result<Attached, AttachError>;
 
 /// The processes, each with its engine. Dropped, nothing is left of that in them; it takes 19 ms for 1 GiB, so not while
 /// they are frozen.
 #[derive(Debug)]
 pub struct Followed {
     freezer: Freezer,
+    /// How a process gets its engine.
+    choose: Choose,
     processes: Vec<Process>,
     /// What their pages have in common.
     alike: Alike,
@@ -108,10 +114,16 @@ impl Followed {
     /// # Errors
     /// Where one can't be followed; none is then.
     pub fn attach(freezer: Freezer) -> Result<Self, Unfollowed> {
+        Self::attach_by(freezer, Engine::attach)
+    }
+
+    /// As [`Followed::attach`], with the engines that `choose` gives.
+    pub(in crate::agent::source) fn attach_by(freezer: Freezer, choose: Choose) -> Result<Self, Unfollowed> {
         let (alike, shared) = (Alike::new().map_err(Unfollowed::Key)?, SharedMemory::default());
-        let mut followed = Self { freezer, processes: Vec::new(), alike, refused: Vec::new(), shared };
+        let mut followed = Self { freezer, choose, processes: Vec::new(), alike, refused: Vec::new(), shared };
         for pid in followed.freezer.pids().map_err(Unfollowed::Processes)? {
-            let process = Process::attach(pid, &followed.alike).map_err(|source| Unfollowed::Attach { pid, source })?;
+            let process =
+                Process::attach(pid, choose, &followed.alike).map_err(|source| Unfollowed::Attach { pid, source })?;
             followed.processes.extend(process);
         }
         Ok(followed)
@@ -140,7 +152,7 @@ impl Followed {
             if self.refused.contains(&id) || self.processes.iter().any(|process| process.id == id) {
                 continue;
             }
-            match Process::attach(pid, &self.alike) {
+            match Process::attach(pid, self.choose, &self.alike) {
                 Ok(process) => self.processes.extend(process),
                 // Not again in every round: each try stops it for a moment.
                 Err(_) => self.refused.push(id),
@@ -167,10 +179,21 @@ impl Followed {
         Ok((written, looked))
     }
 
-    /// Why processes are read and compared that could not be write-protected, one sentence each.
-    pub fn compared(&self) -> Vec<String> {
-        let refusals = self.processes.iter().filter_map(|process| Some((process.id.pid, process.instead.as_ref()?)));
-        refusals.map(|(pid, why)| format!("the memory of process {pid} is read and compared: {}", chain(why))).collect()
+    /// The engine that promises least of those in use.
+    pub fn engine(&self) -> MemoryEngine {
+        let engines = || self.processes.iter().map(|process| &process.engine);
+        if engines().any(|engine| matches!(engine, Engine::ReadAndCompare(_))) {
+            MemoryEngine::ReadAndCompare
+        } else if engines().any(|engine| matches!(engine, Engine::SoftDirty(_))) {
+            MemoryEngine::SoftDirty
+        } else {
+            MemoryEngine::WriteProtect
+        }
+    }
+
+    /// Why processes have another engine than the best one, a sentence each.
+    pub fn fallbacks(&self) -> Vec<String> {
+        self.processes.iter().filter_map(Process::fallback).collect()
     }
 
     /// From now on every round looks at everything: the freeze is near.
@@ -219,10 +242,13 @@ impl Followed {
 
 impl Process {
     /// None where it has ended meanwhile.
-    fn attach(pid: i32, alike: &Alike) -> Result<Option<Self>, AttachError> {
+    fn attach(pid: i32, choose: Choose, alike: &Alike) -> Result<Option<Self>, AttachError> {
         let Some((id, image_pid)) = ProcessId::now(pid).zip(innermost_pid(pid)) else { return Ok(None) };
-        match Engine::attach(pid) {
+        match choose(pid) {
             Ok(Attached { engine, instead }) => {
+                let mut instead: Vec<String> = instead.iter().map(|refusal| chain(refusal)).collect();
+                // What stands in the way of both stands in the way of the first.
+                instead.dedup();
                 Ok(Some(Self { id, image_pid, engine, instead, sent: alike.process() }))
             }
             Err(_) if !id.is_alive() || has_ended(pid) => Ok(None),
@@ -232,15 +258,28 @@ impl Process {
 }
 
 impl Process {
-    /// What was written. A process that begins to do what write protection does not see is compared from then on.
+    /// What was written. A process that begins to do what its engine does not see is compared from then on.
     fn take_written(&mut self) -> Result<Option<Vec<Range>>, TrackError> {
         match self.engine.take_written() {
-            Err(error @ TrackError::Obstacle { .. }) => match self.engine.compare_from_now_on(self.id.pid) {
-                Ok(()) => self.engine.take_written(),
-                Err(_) => Err(error),
-            },
+            Err(error @ (TrackError::Obstacle { .. } | TrackError::Cleared { .. })) => {
+                if self.engine.compare_from_now_on(self.id.pid).is_err() {
+                    return Err(error);
+                }
+                self.instead.push(chain(&error));
+                self.engine.take_written()
+            }
             taken => taken,
         }
+    }
+
+    /// Why its engine is not the best one.
+    fn fallback(&self) -> Option<String> {
+        let how = match self.engine {
+            Engine::WriteProtect(_) => return None,
+            Engine::SoftDirty(_) => "compared where it is marked as written",
+            Engine::ReadAndCompare(_) => "read and compared",
+        };
+        Some(format!("the memory of process {} is {how}: {}", self.id.pid, self.instead.join("; ")))
     }
 
     fn written(&self, ranges: Vec<Range>) -> Written {

@@ -16,6 +16,8 @@ mod shared;
 pub mod tree;
 
 pub use alike::Alike;
+#[cfg(test)]
+pub(super) use followed::Choose;
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
 pub use sent::SentPages;
 pub use shared::{Shared, send_shared};
@@ -34,7 +36,7 @@ use crate::memory::ReadError;
 use converge::{Progress, RoundSeen, Stage};
 use reader::PageReader;
 use std::time::Duration;
-use tideover_crds::{Failure, FailureReason};
+use tideover_crds::{Failure, FailureReason, MemoryEngine};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -249,6 +251,13 @@ impl PreCopy {
         self.processes > 0
     }
 
+    /// The engine that promises least of those in use, and why each is no better one; none while a round is on its way, or where
+    /// no memory is followed.
+    pub fn engine(&self) -> Option<(MemoryEngine, Vec<String>)> {
+        let State::Due { followed: Some(followed), .. } = &self.state else { return None };
+        Some((followed.engine(), followed.fallbacks()))
+    }
+
     /// The container has less cpu time from now on. What the next round sends was written partly before.
     pub fn slowed_down(&mut self, percent: u32) {
         (self.cpu_percent, self.since) = (percent, self.seen.len() + 1);
@@ -321,10 +330,10 @@ pub async fn last_look(
     }
 }
 
-/// Takes out what was put into processes that run again, or are gone.
-pub async fn let_go(followed: Vec<Followed>) {
+/// Takes out what was put into processes that run again, or are gone, and ends what watched their files.
+pub async fn let_go(spent: Vec<(Option<Followed>, Trees)>) {
     // A failure to wait for it changes nothing about that.
-    tokio::task::spawn_blocking(move || drop(followed)).await.ok();
+    tokio::task::spawn_blocking(move || drop(spent)).await.ok();
 }
 
 async fn send_round(
@@ -429,7 +438,9 @@ async fn said(receiver: &mut LinkReceiver<FromTarget>) -> Result<FromTarget, Fai
     match receiver.next().await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))? {
         Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
         Incoming::Message(message) => Ok(message),
-        Incoming::Data(_) => Err(retryable(FailureReason::TransferFailed, "the target sent data")),
+        Incoming::Data(_) | Incoming::Packed(_) => {
+            Err(retryable(FailureReason::TransferFailed, "the target sent data"))
+        }
     }
 }
 

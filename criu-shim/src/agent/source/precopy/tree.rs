@@ -110,7 +110,7 @@ impl Look {
 /// Looks at all trees, side by side.
 fn look(trees: &[(Part, Arc<Mutex<Tree>>)], freezer: &Freezer, round: u32, frozen: bool) -> Found {
     let began = now();
-    trees.iter().for_each(|(_, tree)| lock(tree).note_opened());
+    trees.iter().for_each(|(_, tree)| lock(tree).note_events(frozen));
     // Nothing comes after a look at frozen processes, so nobody asks what they could still write to.
     let held = if frozen { Held::default() } else { held(freezer) };
     let one = |(part, tree): &(Part, Arc<Mutex<Tree>>)| {

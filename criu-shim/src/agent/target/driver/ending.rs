@@ -2,6 +2,7 @@
 
 use super::TargetDriver;
 use super::lane::Lane;
+use super::memory::end_container;
 use crate::agent::source::container::find;
 use crate::agent::target::event::Event;
 use crate::agent::transfer::message::FromTarget;
@@ -95,8 +96,9 @@ impl TargetDriver {
         }
         // Of a pod whose other containers will never come, none may stay.
         for lane in 0..self.lanes.len() {
-            if self.lanes[lane].local.resumed
-                && let Err(error) = self.end_container(lane).await
+            let Lane { restore: Some(restore), local, .. } = &self.lanes[lane] else { continue };
+            if local.resumed
+                && let Err(error) = end_container(&self.context, &restore.container_id).await
             {
                 warn!(migration = self.key.name, error, "a container of a pod that was given up can't be ended");
             }
@@ -144,7 +146,8 @@ impl TargetDriver {
         self.lanes.iter_mut().for_each(|lane| lane.source = None);
     }
 
-    async fn remove_everything(&self) {
+    async fn remove_everything(&mut self) {
+        self.limits_restored().await;
         let (directory, journal, uid) = (self.directory(), self.context.journal.clone(), self.key.uid.clone());
         let removed = tokio::task::spawn_blocking(move || {
             if let Err(error) = crate::agent::images::remove(&directory) {

@@ -1,12 +1,13 @@
 //! What happens to a target: the source comes and sends, a shim asks, a relay speaks.
 
 use super::integrity::not_received;
+use super::receiving::Receiving;
 use super::{TargetDriver, WORD_LIMIT};
 use crate::agent::failure::retryable;
 use crate::agent::source::freeze::millis;
 use crate::agent::target::event::{Arrival, Event, Return};
 use crate::agent::transfer::hello::{self, Answer};
-use crate::agent::transfer::message::{FromTarget, Preamble, VERSION};
+use crate::agent::transfer::message::{Codec, FromTarget, Preamble, VERSION};
 use crate::agent::transfer::receive::{ReceiveError, Round, RoundKind};
 use crate::agent::transfer::session::Renewed;
 use crate::causes::chain;
@@ -96,6 +97,7 @@ impl TargetDriver {
     }
 
     async fn source_arrived(&mut self, arrival: Arrival, migration: Option<&Migration>) {
+        let codec = arrival.preamble.codecs.iter().copied().find(|codec| *codec == Codec::Lz4);
         let Preamble { version, attempt, container, session, bytes, .. } = arrival.preamble;
         let lane = self.lane_of(&container);
         let refusal = match (self.refusal(&arrival.names, version, attempt, migration), lane) {
@@ -119,9 +121,9 @@ impl TargetDriver {
         if let Err(error) = landing.expect(bytes) {
             return self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await;
         }
-        self.tell_source_of(lane, FromTarget::Accepted).await;
+        self.tell_source_of(lane, FromTarget::Accepted { codec }).await;
         let (events, mut receiver) = (self.own_events.clone(), arrival.receiver);
-        self.lanes[lane].receiving = Some(tokio::spawn(async move {
+        self.lanes[lane].receiving = Some(Receiving::begin(async move {
             loop {
                 let round = landing.round(&mut receiver).await;
                 let last = round.as_ref().map_or(true, |round| round.kind == RoundKind::Last);

@@ -21,14 +21,18 @@ impl TargetDriver {
         // The images that go early are small, nothing is frozen yet, and runc reads them before CRIU is released. Archives are
         // compared while they are put in place.
         let look = only || round.kind == RoundKind::Early;
+        if !look {
+            // The freeze does not wait for a thread that has nothing to do.
+            return Ok(());
+        }
         let settling = tokio::task::spawn_blocking(move || {
             if only {
                 Landing::sync(&directory).map_err(|error| not_received(&error))?;
             }
-            match (only, look) {
-                (true, _) => verify(&directory),
-                (false, true) => verify_images(&directory).and_then(|()| have_program(&directory, &node)),
-                (false, false) => Ok(()),
+            if only {
+                verify(&directory)
+            } else {
+                verify_images(&directory).and_then(|()| have_program(&directory, &node))
             }
         });
         settling.await.unwrap_or_else(|error| Err(retryable(FailureReason::TransferFailed, chain(&error))))
@@ -45,7 +49,10 @@ pub(super) fn verify_images(directory: &Path) -> Result<(), Failure> {
 
 /// Sees to it that this node has the `tideover-init` under which the container runs, if it is supervised: as long as nothing is
 /// frozen, another node may be chosen. What the source has sent is kept where this node has none. Blocking.
-fn have_program(directory: &Path, node: &NodeRoot) -> Result<(), Failure> {
+///
+/// # Errors
+/// With the failure to report.
+pub(in crate::agent) fn have_program(directory: &Path, node: &NodeRoot) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::IncompatibleHost, chain(error));
     let images = directory.join(IMAGES);
     match Program::read(&images).map_err(|error| failed(&error))? {

@@ -2,6 +2,7 @@
 //! when all of them are where it needs them; see [`TargetLocal::of_pod`](crate::agent::duty::TargetLocal::of_pod).
 
 use super::placing::Placing;
+use super::receiving::Receiving;
 use crate::agent::duty::LaneLocal;
 use crate::agent::journal::{LaneEntry, RestoreEntry};
 use crate::agent::transfer::link::LinkSender;
@@ -9,16 +10,17 @@ use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::Landing;
 use crate::agent::transfer::session::Renewed;
 use crate::agent::transfer::wire::TargetStream;
+use crate::causes::chain;
 use crate::local::{Create, ToRelay, ToShim};
 use crate::throttle::CpuLimits;
 use std::time::Instant;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tracing::warn;
 
 /// One container of the pod.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    /// Name of the container in the pod.
+    /// Name of the container in the pod. Empty in what an agent wrote down that knew of one container a pod only.
     pub(super) container: String,
     pub(super) local: LaneLocal,
     pub(super) landing: Option<Landing>,
@@ -27,7 +29,7 @@ pub(super) struct Lane {
     /// The session of that connection, and what takes those that follow on it.
     pub(super) again: Option<(String, mpsc::Sender<Renewed<TargetStream>>)>,
     /// The task that writes what the source sends.
-    pub(super) receiving: Option<JoinHandle<()>>,
+    pub(super) receiving: Option<Receiving>,
     /// What `runc restore` needs from the start is here.
     pub(super) early: bool,
     /// A shim's question that is not answered yet.
@@ -52,6 +54,11 @@ impl Lane {
     /// A container of which nothing is here yet.
     pub(super) fn new(container: &str) -> Self {
         Self { container: container.to_owned(), ..Self::default() }
+    }
+
+    /// Whether it is that of the container with this name.
+    pub(super) fn is_of(&self, container: &str) -> bool {
+        self.container == container || self.container.is_empty()
     }
 
     /// What the journal has of it.
@@ -80,19 +87,19 @@ impl Lane {
         self.local = LaneLocal { staged, resumed, ..LaneLocal::default() };
     }
 
-    /// Puts back the cpu limits that were found: the restore has ended. A few writes to files of the kernel.
+    /// Puts back the cpu limits that were found: the restore has ended. A few writes to files of the kernel. What can't be put back is
+    /// kept, and tried again where the attempt comes to its end.
     pub(super) fn restore_limits(&mut self) {
-        // Dropping the guard does it, and says so where it can't.
-        self.limits = CpuLimits::default();
+        if let Err(error) = self.limits.restore() {
+            warn!(container = self.container, error = %chain(&error), "a cpu limit is not as it was found");
+        }
     }
 
     /// Lets the source go, and ends the writing of what it sends.
     pub(super) async fn hang_up(&mut self) {
         (self.source, self.again) = (None, None);
         if let Some(receiving) = self.receiving.take() {
-            receiving.abort();
-            // It ends at its next pause, by having been told to.
-            receiving.await.ok();
+            receiving.end().await;
         }
     }
 }

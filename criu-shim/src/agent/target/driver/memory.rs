@@ -1,7 +1,8 @@
 //! Memory that comes after the restore: whether somebody brings it, before the commit; and that all of it has come, after.
 
 use super::TargetDriver;
-use crate::agent::failure::retryable;
+use crate::agent::context::Context;
+use crate::agent::failure::{permanent, retryable};
 use crate::agent::source::container::find;
 use crate::agent::transfer::message::{IMAGES, MEMORY};
 use crate::agent::transfer::receive::WORK;
@@ -11,6 +12,7 @@ use crate::local::{Pages, PagesAt, ToRelay};
 use crate::pages::daemon::{Status, is_alive};
 use crate::pages::store;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tideover_crds::{Failure, FailureReason};
 use tracing::{error, warn};
@@ -39,7 +41,7 @@ fn has_begun(directory: &Path) -> bool {
 ///
 /// # Errors
 /// With the failure to report, where the images wait for memory that is not there.
-pub(super) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
+pub(in crate::agent) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
     let failed = |why: String| retryable(FailureReason::RestoreFailed, why);
     let (images, store) = (directory.join(IMAGES), directory.join(MEMORY));
     let pids = store::pids(&store).map_err(|error| failed(format!("list the page stores: {error}")))?;
@@ -55,6 +57,12 @@ pub(super) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
     Ok((!pids.is_empty()).then(|| Pages { at: pages_at(directory), pids }))
 }
 
+/// That an application which ran here has lost its state, because of what the page daemon has said last.
+fn state_lost(why: &str) -> Failure {
+    let message = format!("memory of the restored processes is missing, and they were ended: {why}");
+    permanent(FailureReason::StateLost, message)
+}
+
 impl TargetDriver {
     /// Has the page daemon started where it will be needed, so that the freeze does not wait for that.
     pub(super) async fn prepare_pages(&self, lane: usize) {
@@ -64,66 +72,88 @@ impl TargetDriver {
         }
     }
 
-    /// Sees to it that the memory which is still to come for a container will come, before anything relies on it.
-    ///
-    /// # Errors
-    /// With the failure to report.
-    pub(super) async fn is_served(&self, lane: usize) -> Result<(), Failure> {
-        let (directory, begun) = (self.lane_directory(lane), Instant::now());
-        // That nothing else is waited for was seen before the release.
-        if store::pids(&directory.join(MEMORY)).is_ok_and(|pids| pids.is_empty()) {
-            return Ok(());
-        }
-        let work = directory.join(WORK);
-        let failed = |why: &str| retryable(FailureReason::RestoreFailed, format!("the page daemon: {why}"));
-        loop {
-            match Status::read(&work) {
-                Ok(Some(Status::Serving | Status::Complete)) => return Ok(()),
-                Ok(Some(Status::Failed(why))) => return Err(failed(&why)),
-                _ if begun.elapsed() > SERVES_WITHIN => return Err(failed("not every process has come to it")),
-                _ => tokio::time::sleep(SERVES_LOOK).await,
-            }
-        }
-    }
-
-    /// Waits until the page daemon has brought everything into a container. Where it can't any more, the container is ended: kubelet
-    /// starts it again, cold.
-    pub(super) async fn filled(&self, lane: usize) {
+    /// Waits until the page daemon has brought everything into a container. Where it can't any more, the container is ended, and that
+    /// is reported: kubelet starts it again, cold.
+    pub(super) async fn filled(&mut self, lane: usize) {
+        let Some(restore) = self.lanes[lane].restore.clone() else { return };
         let directory = self.lane_directory(lane);
-        let work = directory.join(WORK);
-        match store::pids(&directory.join(MEMORY)) {
-            Ok(pids) if pids.is_empty() => return,
-            Ok(_) => {}
-            Err(error) => warn!(migration = self.key.name, %error, "whether memory is to come is unknown"),
-        }
-        let why = loop {
-            // In this order: whoever is not alive any more has said its last word before.
-            let alive = is_alive(&work).unwrap_or(true);
-            match Status::read(&work) {
-                Ok(Some(Status::Complete)) => return,
-                Ok(Some(Status::Failed(why))) => break why,
-                _ if !alive => break "the page daemon is gone".to_owned(),
-                _ => tokio::time::sleep(LOOK).await,
-            }
-        };
-        error!(migration = self.key.name, why, "memory of the restored processes is missing: they are ended");
-        while let Err(error) = self.end_container(lane).await {
-            error!(migration = self.key.name, error, "a container that lacks memory can't be ended");
-            tokio::time::sleep(LOOK).await;
+        if let Err(why) = filled(&self.context, &directory, &restore.container_id, &self.key.name).await {
+            self.report.failure = Some(state_lost(&self.of_lane(lane, why)));
+            self.reporter.report(self.report.clone());
         }
     }
+}
 
-    /// Ends the processes of a container that was restored.
-    pub(super) async fn end_container(&self, lane: usize) -> Result<(), String> {
-        let Some(restore) = &self.lanes[lane].restore else { return Ok(()) };
-        let (context, id) = (self.context.clone(), restore.container_id.clone());
-        let ended = tokio::task::spawn_blocking(move || match find(&context.node, &id) {
-            Ok(found) => found.freezer.kill_all(KILL_LIMIT).map_err(|error| chain(&error)),
-            Err(absent) if absent.is_absence() => Ok(()),
-            Err(error) => Err(chain(&error)),
-        });
-        ended.await.map_err(|error| chain(&error))?
+/// Sees to it that the memory which is still to come to what was restored from `directory` will come, before anything relies on it.
+///
+/// # Errors
+/// With the failure to report.
+pub(in crate::agent) async fn is_served(directory: &Path) -> Result<(), Failure> {
+    let begun = Instant::now();
+    // That nothing else is waited for was seen before the release.
+    if store::pids(&directory.join(MEMORY)).is_ok_and(|pids| pids.is_empty()) {
+        return Ok(());
     }
+    let work = directory.join(WORK);
+    let failed = |why: &str| retryable(FailureReason::RestoreFailed, format!("the page daemon: {why}"));
+    loop {
+        match Status::read(&work) {
+            Ok(Some(Status::Serving | Status::Complete)) => return Ok(()),
+            Ok(Some(Status::Failed(why))) => return Err(failed(&why)),
+            _ if begun.elapsed() > SERVES_WITHIN => return Err(failed("not every process has come to it")),
+            _ => tokio::time::sleep(SERVES_LOOK).await,
+        }
+    }
+}
+
+/// Waits until the page daemon has brought everything to the container `id`, which was restored from `directory`. Where it can't any
+/// more, the container is ended: kubelet starts it again, cold. `whose` is for the log.
+///
+/// # Errors
+/// With what the page daemon has said last, where the container was ended.
+pub(in crate::agent) async fn filled(
+    context: &Arc<Context>,
+    directory: &Path,
+    id: &str,
+    whose: &str,
+) -> Result<(), String> {
+    let work = directory.join(WORK);
+    match store::pids(&directory.join(MEMORY)) {
+        Ok(pids) if pids.is_empty() => return Ok(()),
+        Ok(_) => {}
+        Err(error) => warn!(whose, %error, "whether memory is to come is unknown"),
+    }
+    let why = loop {
+        // In this order: whoever is not alive any more has said its last word before.
+        let alive = is_alive(&work).unwrap_or(true);
+        match Status::read(&work) {
+            Ok(Some(Status::Complete)) => return Ok(()),
+            Ok(Some(Status::Failed(why))) => break why,
+            _ if !alive => break "the page daemon is gone".to_owned(),
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    };
+    error!(whose, why, "memory of the restored processes is missing: they are ended");
+    while let Err(error) = end_container(context, id).await {
+        error!(whose, error, "a container that lacks memory can't be ended");
+        tokio::time::sleep(LOOK).await;
+    }
+    context.lost.count();
+    Err(why)
+}
+
+/// Ends the processes of the container `id`.
+///
+/// # Errors
+/// With a sentence, where they are not known to have ended.
+pub(super) async fn end_container(context: &Arc<Context>, id: &str) -> Result<(), String> {
+    let (context, id) = (context.clone(), id.to_owned());
+    let ended = tokio::task::spawn_blocking(move || match find(&context.node, &id) {
+        Ok(found) => found.freezer.kill_all(KILL_LIMIT).map_err(|error| chain(&error)),
+        Err(absent) if absent.is_absence() => Ok(()),
+        Err(error) => Err(chain(&error)),
+    });
+    ended.await.map_err(|error| chain(&error))?
 }
 
 #[cfg(test)]

@@ -7,10 +7,16 @@ mod integrity;
 mod lane;
 mod memory;
 mod placing;
+mod receiving;
 mod rehearsal;
 mod reply;
 mod restore;
 mod verdict;
+
+pub(in crate::agent) use integrity::have_program;
+pub(in crate::agent) use memory::{filled, is_served, to_come};
+pub(in crate::agent) use restore::{new_token, options_within, system_v};
+pub(in crate::agent) use verdict::criu_failed;
 
 use crate::agent::context::{Context, Key, News};
 use crate::agent::duty::{LaneLocal, TargetDuty, TargetLocal, target_duty, verdict_of};
@@ -38,7 +44,7 @@ use tracing::info;
 /// Room without which a target does not wait for a source, bytes: every image has some files besides memory.
 const LEAST: u64 = 1 << 20;
 /// How long a peer may take to take a word, before it counts as gone.
-const WORD_LIMIT: Duration = Duration::from_millis(500);
+pub(in crate::agent) const WORD_LIMIT: Duration = Duration::from_millis(500);
 
 /// The target's side of one Migration.
 #[derive(Debug)]
@@ -96,10 +102,9 @@ impl TargetDriver {
             let has_ran = has_ran_mark(&self.directory().join(&container).join(WORK));
             lane.local = reply::adopted(resumed, has_ran);
             lane.early = true;
-            // Dropped, and so put back, where the restore has ended.
-            let limits = CpuLimits::adopt(&cpu, self.context.node.root());
-            if !lane.local.resumed {
-                lane.limits = limits;
+            lane.limits = CpuLimits::adopt(&cpu, self.context.node.root());
+            if lane.local.resumed {
+                lane.restore_limits();
             }
             if let Some(restore) = restore {
                 self.registry.add_token(&restore.token, &self.key.uid);
@@ -162,7 +167,12 @@ impl TargetDriver {
 
     /// The lane of the container with this name.
     fn lane_of(&self, container: &str) -> Option<usize> {
-        self.lanes.iter().position(|lane| lane.container == container)
+        self.lanes.iter().position(|lane| lane.is_of(container))
+    }
+
+    /// What is said of the container of a lane: it is named where the pod has several.
+    fn of_lane(&self, lane: usize, what: String) -> String {
+        if self.lanes.len() > 1 { format!("container {}: {what}", self.lanes[lane].container) } else { what }
     }
 
     /// The lane whose restore was begun last with this token.
@@ -198,6 +208,7 @@ impl TargetDriver {
                     self.report.step = TargetStep::Resumed;
                     for lane in &mut self.lanes {
                         (lane.local.resumed, lane.running) = (true, false);
+                        lane.restore_limits();
                     }
                     return;
                 }
@@ -285,12 +296,17 @@ impl TargetDriver {
         self.local = AttemptLocal { attempt, listening: true, failed: false, destroyed: false };
         self.report = TargetReport::new(attempt);
         self.report.address = Some(self.context.settings.address().to_string());
-        for mut lane in std::mem::take(&mut self.lanes) {
-            lane.hang_up().await;
-            lane.placing.stop().await;
-        }
         let containers = migration.status.as_ref().map(|status| status.containers.clone()).unwrap_or_default();
-        self.lanes = containers.iter().map(|container| Lane::new(container)).collect();
+        let lanes = containers.iter().map(|container| Lane::new(container)).collect();
+        for mut before in std::mem::replace(&mut self.lanes, lanes) {
+            before.hang_up().await;
+            before.placing.stop().await;
+            before.restore_limits();
+            // What could not be put back is tried again where this attempt comes to its end.
+            if let Some(lane) = self.lanes.iter_mut().find(|lane| before.is_of(&lane.container)) {
+                lane.limits = before.limits;
+            }
+        }
         self.rehearsal = Rehearsal::default();
         self.committed = false;
         if self.lanes.is_empty() {

@@ -8,7 +8,7 @@ use super::{TargetDriver, WORD_LIMIT};
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::target::driver::integrity::verify_images;
-use crate::agent::target::driver::restore::{new_token, release_options};
+use crate::agent::target::driver::restore::{new_token, release_options, system_v};
 use crate::agent::target::driver::verdict::criu_failed;
 use crate::agent::target::event::Event;
 use crate::agent::target::stage::{self, Placed, Trees};
@@ -269,12 +269,13 @@ impl TargetDriver {
         let placed = tokio::task::spawn_blocking(move || {
             verify_images(&directory)?;
             let (mut placed, gone) = (Placed::default(), AtomicBool::new(false));
-            stage::place_files(&context, &directory, &restore, Trees::All, &mut placed, &gone)
+            stage::place_files(&context, &directory, &restore, Trees::All, &mut placed, &gone)?;
+            system_v(&directory.join(IMAGES))
         });
         match placed.await.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error)))) {
-            Ok(()) => {
+            Ok(system_v) => {
                 if let Some(relay) = &self.rehearsal.relay {
-                    relay.release(release_options(migration)).await;
+                    relay.release(ReleaseOptions { system_v, ..release_options(migration) }).await;
                 }
             }
             Err(failure) => self.fail(failure).await,

@@ -13,7 +13,9 @@ use crate::agent::target::stage;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
-use crate::local::{Create, RelayStage, ReleaseOptions, ToRelay, ToShim, has_ran_mark};
+use crate::criu::system_v;
+use crate::local::{Create, RelayStage, ReleaseOptions, SystemV, ToRelay, ToShim, has_ran_mark};
+use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -191,7 +193,7 @@ impl TargetDriver {
                     verify_images(&directory)?;
                     let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
                     stage::place_files(&context, &directory, &restore, trees, &mut archives, &AtomicBool::new(false))?;
-                    memory::to_come(&directory)
+                    Ok((memory::to_come(&directory)?, system_v(&directory.join(IMAGES))?))
                 }),
             ));
         }
@@ -210,9 +212,9 @@ impl TargetDriver {
             self.lanes[lane].local.released = true;
             match placed {
                 Ok(_) if self.is_off() => self.tell_relay(lane, ToRelay::Abandon).await,
-                Ok(pages) => {
+                Ok((pages, system_v)) => {
                     self.lanes[lane].released = Some(Instant::now());
-                    let options = ReleaseOptions { pages, ..release_options(migration) };
+                    let options = ReleaseOptions { pages, system_v, ..release_options(migration) };
                     self.tell_relay(lane, ToRelay::Release { options }).await;
                 }
                 Err(failure) => {
@@ -227,7 +229,11 @@ impl TargetDriver {
 
 pub(super) fn release_options(migration: &Migration) -> ReleaseOptions {
     let policy = migration.status.as_ref().and_then(|status| status.policy.as_ref());
-    let limit = policy.map_or(64 << 20, |policy| policy.deleted_file_limit_bytes);
+    options_within(policy.map_or(64 << 20, |policy| policy.deleted_file_limit_bytes))
+}
+
+/// What CRIU is to restore where deleted files have `limit` bytes at most.
+pub(in crate::agent) fn options_within(limit: u64) -> ReleaseOptions {
     ReleaseOptions {
         log_level: 2,
         ghost_limit: u32::try_from(limit).unwrap_or(u32::MAX),
@@ -237,8 +243,18 @@ pub(super) fn release_options(migration: &Migration) -> ReleaseOptions {
     }
 }
 
+/// The System V objects in the images of `directory`, if there are any. Blocking.
+///
+/// # Errors
+/// With the failure to report, where they can't be read.
+pub(in crate::agent) fn system_v(directory: &Path) -> Result<Option<SystemV>, Failure> {
+    let removed = system_v::removed_segments(directory);
+    let removed = removed.map_err(|error| retryable(FailureReason::RestoreFailed, chain(&error)))?;
+    Ok(removed.map(|removed| SystemV { removed }))
+}
+
 /// 128 random bits, hexadecimal.
-pub(super) fn new_token() -> std::io::Result<String> {
+pub(in crate::agent) fn new_token() -> std::io::Result<String> {
     use std::io::Read;
     let mut random = [0_u8; 16];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;

@@ -1,6 +1,7 @@
 //! From held to running: the commit, the resume, and what becomes of a restore that fails.
 
 use super::TargetDriver;
+use super::memory::is_served;
 use crate::agent::duty::verdict_of;
 use crate::agent::failure::retryable;
 use crate::agent::owner::{Committed, Decision};
@@ -28,7 +29,7 @@ impl TargetDriver {
         let begun = Instant::now();
         for lane in 0..self.lanes.len() {
             if self.lanes[lane].local.held
-                && let Err(failure) = self.is_served(lane).await
+                && let Err(failure) = is_served(&self.lane_directory(lane)).await
             {
                 return self.fail(failure).await;
             }
@@ -104,10 +105,7 @@ impl TargetDriver {
         if self.lanes[lane].refused {
             return;
         }
-        let mut message = criu_failed(&self.lane_directory(lane).join(WORK), &message);
-        if self.lanes.len() > 1 {
-            message = format!("container {}: {message}", self.lanes[lane].container);
-        }
+        let message = self.of_lane(lane, criu_failed(&self.lane_directory(lane).join(WORK), &message));
         self.not_restored(lane, retryable(FailureReason::RestoreFailed, message), migration).await;
     }
 
@@ -137,7 +135,7 @@ impl TargetDriver {
 }
 
 /// That a restore failed, in a sentence with what CRIU's log in `work` says beyond `message`.
-pub(super) fn criu_failed(work: &Path, message: &str) -> String {
+pub(in crate::agent) fn criu_failed(work: &Path, message: &str) -> String {
     let lines = last_errors(&work.join("restore.log"), LOG_LINES);
     match lines.is_empty() || lines.iter().any(|line| message.contains(line.as_str())) {
         true => format!("CRIU's restore failed: {message}"),

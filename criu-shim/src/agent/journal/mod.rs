@@ -3,6 +3,8 @@
 //! One file per Migration, replaced atomically and fsynced. The journal says what may have happened here; how an
 //! attempt was decided is only ever known from the API object. It holds no state of a pod.
 
+mod before;
+
 use crate::criu::ProcessId;
 use crate::throttle::LimitRecord;
 use serde::{Deserialize, Serialize};
@@ -12,7 +14,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Version of the format.
+/// Version of the format. Whoever comes after an upgrade must understand what was written before it, so a field that is added has a
+/// value where it is missing, and none that was ever written changes its meaning. Where that does not do, [`read`] takes the version
+/// before as well: see [`before`]. Of a newer version nothing is known: whoever goes back to an older agent goes on when the newer one
+/// is there again.
 const VERSION: u32 = 2;
 /// Largest journal file that is read, bytes.
 const MAX_BYTES: u64 = 64 << 10;
@@ -105,6 +110,8 @@ pub enum Side {
     Target(TargetEntry),
     /// This node is the source, and nothing is frozen.
     Slowed(SlowedEntry),
+    /// No Migration: a pod of this node, whose UID stands for one, may be frozen for a checkpoint.
+    Checkpoint(CheckpointEntry),
 }
 
 /// Written before the freeze, removed when the pod runs again or is gone: while it is there, the pod may be frozen.
@@ -144,6 +151,19 @@ pub struct SlowedEntry {
     pub cpu: Vec<LimitRecord>,
 }
 
+/// Written before the freeze for a checkpoint, removed when the pod runs again. Nobody else decides about that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointEntry {
+    /// The container's cgroup, as a path on the node.
+    pub cgroup: PathBuf,
+    /// The CRIU that was started for it. Nothing is thawed before that has ended.
+    pub criu: ProcessId,
+    /// Its cpu limits that are, or are about to be, other than they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpu: Vec<LimitRecord>,
+}
+
 /// Written before anything is received, removed when nothing of it is left or the processes run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -156,7 +176,7 @@ pub struct TargetEntry {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LaneEntry {
-    /// Its name in the pod.
+    /// Its name in the pod. Empty where an agent has begun that knew of one container a pod only.
     pub container: String,
     /// The restore that a shim was told to begin. From here on CRIU may rebuild the processes, and this node may commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -270,10 +290,11 @@ fn read(path: &Path) -> Result<Entry, JournalError> {
         .map_err(|source| JournalError::Read { path: path.to_owned(), source })?;
     let parse = |source| JournalError::Parse { path: path.to_owned(), source };
     let version: VersionOnly = serde_json::from_slice(&text).map_err(parse)?;
-    if version.version != VERSION {
-        return Err(JournalError::Version { path: path.to_owned(), version: version.version });
+    match version.version {
+        VERSION => serde_json::from_slice(&text).map_err(parse),
+        before::VERSION => serde_json::from_slice(&text).map(before::Entry::into_entry).map_err(parse),
+        version => Err(JournalError::Version { path: path.to_owned(), version }),
     }
-    serde_json::from_slice(&text).map_err(parse)
 }
 
 #[derive(Deserialize)]
@@ -284,6 +305,7 @@ struct VersionOnly {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::throttle::Bandwidth;
 
     fn entry(uid: &str, attempt: u32) -> Entry {
         Entry::new("default", "move", uid, attempt, Side::Target(TargetEntry::default()))
@@ -319,6 +341,70 @@ mod tests {
         assert!(matches!(journal.entries(), Err(JournalError::Version { version: 9, .. })));
         std::fs::write(directory.path().join("a.json"), b"garbage").expect("file");
         assert!(matches!(journal.entries(), Err(JournalError::Parse { .. })));
+    }
+
+    /// Entries as agents have written them, the oldest form of each first.
+    const WRITTEN: [&str; 9] = [
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"source":{"podNamespace":"n","podName":"p",
+            "podUid":"pu","containerId":"c","cgroup":"/sys/fs/cgroup/freezer/x","criu":{"pid":7,"startTime":9}}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"source":{"podNamespace":"n","podName":"p",
+            "podUid":"pu","containerId":"c","cgroup":"/sys/fs/cgroup/freezer/x","criu":{"pid":7,"startTime":9},
+            "cpu":[{"cgroup":"/sys/fs/cgroup/cpu/x","found":{"quota":10000,"period":100000},"set":[{"quota":null,"period":100000}]}]}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"target":{"resumed":false}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"target":{"restore":{"token":"t","podUid":"q",
+            "containerId":"c","bundle":"/b"},"resumed":true}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"target":{"resumed":false,
+            "cpu":[{"cgroup":"/sys/fs/cgroup/cpu/x","found":{"quota":10000,"period":100000},"set":[]}]}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"slowed":{
+            "cpu":[{"cgroup":"/sys/fs/cgroup/cpu/x","found":{"quota":10000,"period":100000},"set":[{"quota":3000,"period":100000}]}]}}}"#,
+        r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"checkpoint":{
+            "cgroup":"/sys/fs/cgroup/freezer/x","criu":{"pid":7,"startTime":9}}}}"#,
+        r#"{"version":2,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"source":{"podNamespace":"n","podName":"p",
+            "podUid":"pu","containers":[{"containerId":"c","cgroup":"/sys/fs/cgroup/freezer/x","criu":{"pid":7,"startTime":9}}]}}}"#,
+        r#"{"version":2,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"target":{"containers":[
+            {"container":"app","resumed":false},{"container":"log","resumed":true}]}}}"#,
+    ];
+
+    #[test]
+    fn what_an_agent_before_an_upgrade_has_written_is_understood() {
+        let directory = tempfile::tempdir().expect("dir");
+        let journal = Journal::open(directory.path()).expect("open");
+        let sides = WRITTEN.map(|written| {
+            std::fs::write(directory.path().join("u.json"), written).expect("file");
+            let mut entries = journal.entries().expect(written);
+            let entry = entries.pop().expect("an entry");
+            assert_eq!((entry.namespace.as_str(), entry.uid.as_str(), entry.attempt), ("n", "u", 2));
+            entry.side
+        });
+        let found = Bandwidth { quota: Some(10_000), period: 100_000 };
+        let limit = |set: Vec<Bandwidth>| vec![LimitRecord { cgroup: "/sys/fs/cgroup/cpu/x".into(), found, set }];
+        let bandwidth = |quota| Bandwidth { quota, period: 100_000 };
+        let (cgroup, criu) = (PathBuf::from("/sys/fs/cgroup/freezer/x"), ProcessId { pid: 7, start_time: 9 });
+        let source = |cpu| {
+            let container = FrozenEntry { container_id: "c".into(), cgroup: cgroup.clone(), criu, cpu };
+            Side::Source(SourceEntry {
+                pod_namespace: "n".into(),
+                pod_name: "p".into(),
+                pod_uid: "pu".into(),
+                containers: vec![container],
+            })
+        };
+        let target = |containers: Vec<LaneEntry>| Side::Target(TargetEntry { containers });
+        let named = |name: &str, resumed| LaneEntry { container: name.into(), resumed, ..LaneEntry::default() };
+        let restore =
+            RestoreEntry { token: "t".into(), pod_uid: "q".into(), container_id: "c".into(), bundle: "/b".into() };
+        let expected = [
+            source(Vec::new()),
+            source(limit(vec![bandwidth(None)])),
+            target(vec![LaneEntry::default()]),
+            target(vec![LaneEntry { restore: Some(restore), resumed: true, ..LaneEntry::default() }]),
+            target(vec![LaneEntry { cpu: limit(Vec::new()), ..LaneEntry::default() }]),
+            Side::Slowed(SlowedEntry { cpu: limit(vec![bandwidth(Some(3_000))]) }),
+            Side::Checkpoint(CheckpointEntry { cgroup: cgroup.clone(), criu, cpu: Vec::new() }),
+            source(Vec::new()),
+            target(vec![named("app", false), named("log", true)]),
+        ];
+        assert_eq!(sides, expected);
     }
 
     #[test]
