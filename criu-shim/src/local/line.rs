@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn messages_look_as_documented() {
-        reads_back(Hello::new(Role::Shim), r#"{"version":4,"role":"shim"}"#);
+        reads_back(Hello::new(Role::Shim), r#"{"version":5,"role":"shim"}"#);
         reads_back(
             FromShim::Restored { token: "t".into(), exit_code: 1 },
             r#"{"type":"restored","token":"t","exitCode":1}"#,
@@ -107,10 +107,10 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let hello: Hello = decode(br#"{"version":5,"role":"relay"}"#).unwrap();
+        let hello: Hello = decode(br#"{"version":6,"role":"relay"}"#).unwrap();
         assert_eq!(
             hello.check().unwrap_err().to_string(),
-            "the client speaks version 5 of the local protocol, this agent version 4"
+            "the client speaks version 6 of the local protocol, this agent version 5"
         );
     }
 

@@ -14,6 +14,7 @@ use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send;
 use crate::causes::chain;
 use crate::criu::{Bundle, Place, WarmCriu, descriptors, preflight};
+use crate::freezer::Freezer;
 use crate::supervised::program::{self, Program};
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
@@ -65,12 +66,15 @@ pub struct Peer {
 }
 
 /// Whether what all containers of a pod have in common goes with one of them: the content of emptyDir volumes and of /dev/shm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum PodTrees {
     /// It goes with another.
     Elsewhere,
     /// It goes with the one that is created last: no init container of the new pod writes anything once that is there.
-    Too,
+    Too {
+        /// Freezers of the other containers, which write to it as well.
+        beside: Vec<Freezer>,
+    },
 }
 
 /// Connects to the target for one container, sends what can go early, and starts what the freeze will need.
@@ -173,7 +177,6 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, pod_trees
         program.write(&directory.join(EARLY)).map_err(|error| failed(&error))?;
     }
     let trees = trees(context, inspected, pod_trees).map_err(|error| failed(&error))?;
-    let trees = Trees::new(container.freezer.clone(), trees);
     let outside_ipc = preflight::holds_system_v(container.pid).map_err(|error| failed(&error))?;
     let place = Place { namespaces_of: container.pid, outside_ipc, node_root: context.node.root().to_owned() };
     WarmCriu::examine(&context.criu, &place.node_root).map_err(|error| failed(&error))?;
@@ -192,16 +195,14 @@ fn make_directories(directory: &Path) -> std::io::Result<()> {
 }
 
 /// The trees that move, as this process sees them; their parts are of no round yet.
-fn trees(
-    context: &Context,
-    inspected: &Inspected,
-    pod_trees: PodTrees,
-) -> Result<Vec<(Part, PathBuf, TreeKind)>, places::PlaceError> {
+fn trees(context: &Context, inspected: &Inspected, pod_trees: PodTrees) -> Result<Trees, places::PlaceError> {
     let uid = inspected.pod.metadata.uid.as_deref().unwrap_or_default();
     let upper = places::upper_directory(inspected.container.pid)?;
     let mut trees = vec![(Part::Layer { round: 0 }, context.node.path(&upper), TreeKind::Layer)];
-    if pod_trees == PodTrees::Elsewhere {
-        return Ok(trees);
+    let mut freezers = vec![inspected.container.freezer.clone()];
+    match pod_trees {
+        PodTrees::Elsewhere => return Ok(Trees::new(freezers, trees)),
+        PodTrees::Too { beside } => freezers.extend(beside),
     }
     for name in places::empty_dirs(&inspected.pod) {
         let path = context.node.path(&places::empty_dir(&context.settings.kubelet_root, uid, &name));
@@ -214,7 +215,7 @@ fn trees(
             trees.push((Part::SharedMemory { round: 0 }, path, TreeKind::Volume));
         }
     }
-    Ok(trees)
+    Ok(Trees::new(freezers, trees))
 }
 
 /// Round 0: what `runc restore` needs when it is started, long before the images are there.

@@ -106,7 +106,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Err(failure) => Err(failure),
     };
     let warm = match sent {
-        Ok(()) => connect::warm(context, &directory, &inspected, PodTrees::Too).await,
+        Ok(()) => connect::warm(context, &directory, &inspected, PodTrees::Too { beside: Vec::new() }).await,
         Err(failure) => Err(failure),
     };
     let connected = match warm {

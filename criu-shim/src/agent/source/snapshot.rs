@@ -62,7 +62,7 @@ pub async fn snapshot<G: Send>(
     called_off: impl Fn() -> bool + Send,
     untouched: G,
 ) -> Result<Taken, Failure> {
-    let warm = connect::warm(context, &directory, &inspected, PodTrees::Too).await?;
+    let warm = connect::warm(context, &directory, &inspected, PodTrees::Too { beside: Vec::new() }).await?;
     connect::send_early(context, &sender, &mut receiver, &directory).await?;
     let Warm { bundle, criu, trees } = warm;
     let cpu = SourceCpu::look(context, &inspected.container).await;

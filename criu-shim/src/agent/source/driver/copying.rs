@@ -4,7 +4,7 @@ use super::{SourceDriver, together};
 use crate::agent::beside::Size;
 use crate::agent::context::News;
 use crate::agent::duty::SourceAt;
-use crate::agent::failure::retryable;
+use crate::agent::failure::{permanent, retryable};
 use crate::agent::journal::{Side, SlowedEntry};
 use crate::agent::source::calm::calm;
 use crate::agent::source::connect::{self, Connected, Peer, PodTrees};
@@ -43,7 +43,8 @@ impl SourceDriver {
         let peer = Peer { node, address };
         let last = self.inspected.len().saturating_sub(1);
         let connecting = self.inspected.iter().enumerate().map(|(at, inspected)| {
-            let pod_trees = if at == last { PodTrees::Too } else { PodTrees::Elsewhere };
+            let others = || self.inspected.iter().take(last).map(|other| other.container.freezer.clone());
+            let pod_trees = if at == last { PodTrees::Too { beside: others().collect() } } else { PodTrees::Elsewhere };
             connect::connect(&self.context, &self.key, attempt, &peer, inspected.clone(), pod_trees)
         });
         let mut lanes = match try_join_all(connecting).await {
@@ -74,6 +75,11 @@ impl SourceDriver {
             lane.precopy = replace_first.then(|| PreCopy::new(following.ok(), lane.trees.clone(), lane.round));
         }
         self.lanes = lanes;
+        if self.lanes.len() > 1 && self.lanes.iter().any(|lane| lane.criu.is_outside_ipc()) {
+            // Each restore would take away what the one before it has made. What comes from here on is found in the freeze.
+            let message = "the pod has several containers, which share System V objects";
+            return self.fail(permanent(FailureReason::NotDumpable, message)).await;
+        }
         self.reach(SourceAt::Connected, SourceStep::PreCopying);
         if !replace_first {
             // Without a round before the freeze, it has converged as soon as it is connected.

@@ -41,10 +41,11 @@ impl Looks {
     }
 }
 
-/// The trees of one container. Clones share what is known of them.
+/// The trees that go with one container. Clones share what is known of them.
 #[derive(Clone, Debug)]
 pub struct Trees {
-    freezer: Freezer,
+    /// Of those who may write to them.
+    freezers: Vec<Freezer>,
     trees: Vec<(Part, Arc<Mutex<Tree>>)>,
     looks: Arc<Mutex<(Looks, Option<Instant>)>>,
 }
@@ -61,10 +62,10 @@ pub struct Look {
 }
 
 impl Trees {
-    /// The trees at these paths, of which the target has nothing, of the container with this freezer.
-    pub fn new(freezer: Freezer, trees: Vec<(Part, PathBuf, TreeKind)>) -> Self {
+    /// The trees at these paths, of which the target has nothing, to which containers with these freezers may write.
+    pub fn new(freezers: Vec<Freezer>, trees: Vec<(Part, PathBuf, TreeKind)>) -> Self {
         let trees = trees.into_iter().map(|(part, root, kind)| (part, Arc::new(Mutex::new(Tree::new(root, kind)))));
-        Self { freezer, trees: trees.collect(), looks: Arc::default() }
+        Self { freezers, trees: trees.collect(), looks: Arc::default() }
     }
 
     /// Whether another look is worth it before the last round.
@@ -73,10 +74,11 @@ impl Trees {
         last.is_none_or(|last| looks.is_due(last.elapsed()))
     }
 
-    /// Begins to look what has changed since the last look, for round `round`. `frozen` says that no process of the container runs.
+    /// Begins to look what has changed since the last look, for round `round`. `frozen` says that no process of those containers
+    /// runs.
     pub fn look(&self, round: u32, frozen: bool) -> Look {
-        let (trees, freezer) = (self.trees.clone(), self.freezer.clone());
-        let found = tokio::task::spawn_blocking(move || look(&trees, &freezer, round, frozen));
+        let (trees, freezers) = (self.trees.clone(), self.freezers.clone());
+        let found = tokio::task::spawn_blocking(move || look(&trees, &freezers, round, frozen));
         Look { trees: self.clone(), begun: Instant::now(), found }
     }
 }
@@ -108,11 +110,11 @@ impl Look {
 }
 
 /// Looks at all trees, side by side.
-fn look(trees: &[(Part, Arc<Mutex<Tree>>)], freezer: &Freezer, round: u32, frozen: bool) -> Found {
+fn look(trees: &[(Part, Arc<Mutex<Tree>>)], freezers: &[Freezer], round: u32, frozen: bool) -> Found {
     let began = now();
     trees.iter().for_each(|(_, tree)| lock(tree).note_events(frozen));
     // Nothing comes after a look at frozen processes, so nobody asks what they could still write to.
-    let held = if frozen { Held::default() } else { held(freezer) };
+    let held = if frozen { Held::default() } else { held(freezers) };
     let one = |(part, tree): &(Part, Arc<Mutex<Tree>>)| {
         let part = part.clone().in_round(round);
         match Tree::look(tree, &held, began, frozen) {
@@ -130,12 +132,14 @@ fn look(trees: &[(Part, Arc<Mutex<Tree>>)], freezer: &Freezer, round: u32, froze
     found.into_iter().filter_map(Result::transpose).collect()
 }
 
-/// What the container's processes hold.
-fn held(freezer: &Freezer) -> Held {
+/// What the containers' processes hold.
+fn held(freezers: &[Freezer]) -> Held {
     let (mut held, mut asked) = (Held::default(), HashSet::new());
     // One may have ended before it was asked, and left what it held to another.
     for _ in 0..PATIENCE {
-        let Ok(mut pids) = freezer.pids() else { break };
+        let pids: Result<Vec<Vec<i32>>, _> = freezers.iter().map(Freezer::pids).collect();
+        let Ok(pids) = pids else { break };
+        let mut pids = pids.concat();
         pids.retain(|pid| asked.insert(*pid));
         if pids.is_empty() {
             return held;

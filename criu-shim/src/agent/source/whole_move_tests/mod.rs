@@ -109,7 +109,7 @@ async fn send_all(source: &Pod, freezer: &Freezer, followed: Followed) -> Moved 
     let (to_source, from_source) = link::open::<_, FromTarget, FromSource>(far);
     let target = tokio::spawn(land(landed.clone(), from_source, to_source));
 
-    let trees = Trees::new(freezer.clone(), Vec::new());
+    let trees = Trees::new(vec![freezer.clone()], Vec::new());
     let mut rounds = PreCopy::new(Some(followed), trees.clone(), 1);
     for _ in 0..ROUNDS {
         rounds.next(&sender, &mut receiver).await.expect("a round");
