@@ -89,8 +89,8 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Err(Undumped { failure, hung }) => (Err(failure), hung),
     };
     // Without a verdict: see OnlyCut.
-    settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)), proof).await;
-    let paused = since.elapsed();
+    let thawed = settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)), proof).await;
+    let paused = thawed - since;
     settle::cure(inspected.container.freezer.clone()).await;
     line.watching.extend();
     let sent = match dumped {

@@ -21,6 +21,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a hung CRIU is waited for between two thaws.
 const HUNG_WAIT: Duration = Duration::from_secs(5);
+/// How often the processes of a container are looked through for what a CRIU has left.
+const CURES: usize = 8;
 
 /// A CRIU that may still be at work in a frozen pod.
 #[derive(Debug)]
@@ -117,7 +119,7 @@ fn is_zombie(stat: &str) -> bool {
 
 /// Thaws, however often it takes, and sees that the cpu limits are as they were found. CRIU, where one is at work, freezes again
 /// what it found frozen when it ends: it has ended before this does.
-pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<MayRun>) {
+pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<MayRun>) -> Instant {
     let proof = Arc::new(proof.into());
     if let Some(criu) = criu {
         pod = outlast(pod, criu, &proof).await;
@@ -126,7 +128,11 @@ pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<M
         let freezer = pod.freezer().clone();
         let (thawing, proof) = (pod, proof.clone());
         pod = match tokio::task::spawn_blocking(move || thawing.thaw(&proof)).await {
-            Ok(Ok(limits)) => return cpu::restored(limits).await,
+            Ok(Ok(limits)) => {
+                let thawed = Instant::now();
+                cpu::restored(limits).await;
+                return thawed;
+            }
             Ok(Err(failed)) => {
                 let (back, error) = *failed;
                 error!(error = %chain(&error), "the pod is to run again and does not thaw, trying again");
@@ -145,8 +151,13 @@ pub async fn thaw(mut pod: FrozenPod, criu: Option<LiveCriu>, proof: impl Into<M
 /// dumped again. Where nothing is left, their mappings are read and that is all.
 pub async fn cure(freezer: Freezer) {
     let curing = tokio::task::spawn_blocking(move || {
-        // A process may have been forked from one that was not looked at yet.
-        while cure_once(&freezer) {}
+        // A process may have been forked from one that was not looked at yet. One that makes such mappings itself is no reason to
+        // go on for ever.
+        for _ in 0..CURES {
+            if !cure_once(&freezer) {
+                break;
+            }
+        }
     });
     if let Err(error) = curing.await {
         error!(%error, "what a CRIU may have left was not looked for to the end");

@@ -24,7 +24,8 @@ pub struct Preamble {
     pub source_node: String,
     /// How many bytes are about to come, as far as the source can guess: the memory of the processes.
     pub bytes: u64,
-    /// How the source can compress pages.
+    /// How the source can compress pages. An older one does not say, and hears that its version is another.
+    #[serde(default)]
     pub codecs: Vec<Codec>,
 }
 

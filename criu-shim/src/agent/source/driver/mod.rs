@@ -277,9 +277,9 @@ impl SourceDriver {
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
                 let freezer = frozen.pod.freezer().clone();
-                settle::thaw(frozen.pod, frozen.hung.map(LiveCriu::Hung), proof).await;
+                let thawed = settle::thaw(frozen.pod, frozen.hung.map(LiveCriu::Hung), proof).await;
                 let_go.await;
-                self.timed(frozen.since);
+                self.report.timings.get_or_insert_default().freeze_millis = millis(thawed - frozen.since);
                 settle::cure(freezer).await;
                 if let Some(failure) = &frozen.failure {
                     warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");
@@ -353,10 +353,6 @@ impl SourceDriver {
         info!(migration = self.key.name, attempt, ?cgroup, "the undecided container has ended");
         self.clean(attempt).await;
         self.local.at = SourceAt::Retired;
-    }
-
-    fn timed(&mut self, since: Instant) {
-        self.report.timings.get_or_insert_default().freeze_millis = millis(since.elapsed());
     }
 
     /// What the journal says was begun by an agent before this one.

@@ -14,6 +14,7 @@ mod verdict;
 
 pub(in crate::agent) use integrity::have_program;
 pub(in crate::agent) use memory::{filled, is_served, to_come};
+pub(in crate::agent) use receiving::Receiving;
 pub(in crate::agent) use restore::{new_token, options_within, system_v};
 pub(in crate::agent) use verdict::criu_failed;
 
@@ -23,7 +24,6 @@ use crate::agent::failure::retryable;
 use crate::agent::journal::{Entry, RestoreEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
 use crate::agent::target::driver::placing::Placing;
-use crate::agent::target::driver::receiving::Receiving;
 use crate::agent::target::driver::rehearsal::Rehearsal;
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
