@@ -138,7 +138,7 @@ async fn attempt(
             }
         })
     };
-    let called_off = || registry.is_moving(&subject.pod_uid);
+    let called_off = || context.is_leaving() || registry.is_moving(&subject.pod_uid);
     let taken = snapshot(context, (inspected, work), ends, called_off, under_way).await;
     keeping.end().await;
     let taken = taken.map_err(NotTaken::Failed)?;
