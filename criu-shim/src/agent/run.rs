@@ -97,7 +97,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let journal = Journal::open(&settings.journal())?;
     let node = NodeRoot::default();
     let entries = put_back(journal.entries()?, &journal, &node)?;
-    let entries = snapshot::take_over(entries, &journal, &node).await?;
+    let entries = snapshot::take_over(entries, &journal, &node).await;
     let mut registered = Metrics::default();
     let figures = Figures::in_registry(&mut registered);
     let checkpoints = Checkpoints::new(settings.checkpoints(), settings.checkpoint_quota, figures);
@@ -111,7 +111,6 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let keeping =
         identity::keep(client.clone(), settings.namespace.clone(), settings.node_name.clone(), identity_sender);
     let room = Room::on(settings.images());
-    let mut registered = Metrics::default();
     let lost = Lost::in_registry(&mut registered);
     let context = Arc::new(Context {
         settings,

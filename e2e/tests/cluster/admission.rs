@@ -41,7 +41,7 @@ fn policies_that_make_no_sense_are_refused_with_a_sentence() -> Result<()> {
             "successExitStatus must hold exit codes from 0 to 255",
         ),
         ("selector: {matchLabels: {a: b}}, restart: {startLimit: {burst: 1001}}", "startLimit.burst must be between"),
-        ("selector: {matchLabels: {a: b}}, restart: {startLimit: {action: RestoreCheckpoint}}", "Unsupported value"),
+        ("selector: {matchLabels: {a: b}}, restart: {startLimit: {action: Reboot}}", "Unsupported value"),
         ("selector: {matchLabels: {a: b}}, restart: {type: Notify, notifyAccess: None}", "somebody must be heard"),
         ("selector: {matchLabels: {a: b}}, restart: {watchdog: -1s}", "watchdog must be between 0s and 8784h"),
     ] {

@@ -1,5 +1,6 @@
 //! BackingOff: the application runs on the source; the next attempt waits for its time.
 
+use super::rolling_back::uncounted;
 use super::step::Step;
 use super::stop;
 use std::time::Duration;
@@ -14,9 +15,12 @@ pub(super) fn wait(step: &mut Step<'_>) {
     }
     step.clear_away();
     let first = step.status.policy.as_ref().map_or(5_000, |policy| policy.retry_delay_millis);
-    let doublings = (step.status.attempt - 1).min(16);
+    let in_roll_out = step.status.failures.last().is_some_and(|failure| failure.reason == FailureReason::AgentVersions);
+    // What met a roll-out does not make the pauses after it longer.
+    let before = if in_roll_out { 0 } else { uncounted(step) };
+    let doublings = step.status.attempt.saturating_sub(before).saturating_sub(1).min(16);
     let mut delay = Duration::from_millis(first.saturating_mul(1 << doublings));
-    if step.status.failures.last().is_some_and(|failure| failure.reason == FailureReason::AgentVersions) {
+    if in_roll_out {
         delay = delay.min(ROLL_OUT_PAUSE);
     }
     let waited = step.since(Phase::BackingOff).unwrap_or_default();

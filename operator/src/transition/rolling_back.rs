@@ -108,7 +108,7 @@ fn avoid(step: &mut Step<'_>) {
 }
 
 /// How many attempts do not count towards the policy's limit: those that met a roll-out of the agents.
-fn uncounted(step: &Step<'_>) -> u32 {
+pub(super) fn uncounted(step: &Step<'_>) -> u32 {
     let met = step.status.failures.iter().filter(|failure| failure.reason == FailureReason::AgentVersions).count();
     u32::try_from(met).unwrap_or(u32::MAX).min(ROLL_OUT_ATTEMPTS)
 }

@@ -58,11 +58,12 @@ pub async fn start(context: &Arc<Context>, registry: &Registry, create: &Create)
         pod_uid: create.pod_uid.clone(),
         container_name: create.container_name.clone(),
     };
-    let (asked, who, what) = (context.clone(), subject.clone(), create.clone());
+    let (asked, known, who, what) = (context.clone(), registry.clone(), subject.clone(), create.clone());
     let found = tokio::task::spawn_blocking(move || {
         let mut news = Vec::new();
         let facts = || host::facts(&asked.node, asked.criu_version);
-        let found = find(&asked.checkpoints, &asked.node, (&who, &what), facts, &mut news);
+        let is_restoring = |id: &str| known.target(&restore::name(id)).is_some();
+        let found = find(&asked.checkpoints, &asked.node, (&who, &what), facts, is_restoring, &mut news);
         (found, news)
     });
     let (found, news) = match found.await {
@@ -108,10 +109,11 @@ fn find(
     node: &NodeRoot,
     (subject, create): (&Subject, &Create),
     facts: impl FnOnce() -> Result<HostFacts, FactsError>,
+    is_restoring: impl Fn(&str) -> bool,
     news: &mut Vec<News>,
 ) -> Result<Found, FindError> {
     let (shelf, now) = (&checkpoints.shelf, millis(SystemTime::now()));
-    if take_note(shelf, (subject, create), now, news)? {
+    if take_note(shelf, (subject, create), is_restoring, now, news)? {
         return Ok(Found::Cut);
     }
     for (id, place) in Place::all(&node.path(Path::new(PLACES))).unwrap_or_default() {
@@ -129,7 +131,15 @@ fn find(
     while let Some(about) = newest_good(&shelf.stored(subject)?, &facts, &image).cloned() {
         shelf.edit(subject, |ledger| ledger.begin(about.number, &create.container_id))?;
         // `tideover-init` may have been replaced by another version, and the old one removed, since.
-        let prepared = shelf.prepare(subject, &about, &create.container_id).map_err(|error| chain(&error));
+        let prepared = match shelf.prepare(subject, &about, &create.container_id) {
+            // That passes, and is no fault of the checkpoint's.
+            Err(error @ ShelfError::File { .. }) => {
+                warn!(pod = subject.pod_name, error = %chain(&error), "a checkpoint can't be copied now");
+                shelf.edit(subject, |ledger| ledger.given_up(&create.container_id))?;
+                break;
+            }
+            prepared => prepared.map_err(|error| chain(&error)),
+        };
         let prepared = prepared.and_then(|directory| match have_program(&directory, node) {
             Ok(()) => Ok(directory),
             Err(failure) => Err(failure.message),
@@ -137,7 +147,7 @@ fn find(
         match prepared {
             Ok(directory) => return Ok(Found::Checkpoint(Box::new(about), directory)),
             Err(why) => {
-                let poisoned = shelf.judge(subject, now, |ledger| ledger.failed(&why))?;
+                let poisoned = shelf.judge(subject, now, |ledger| ledger.failed(&create.container_id, &why))?;
                 shelf.clear_restoring(subject, &create.container_id)?;
                 match poisoned {
                     Some((about, why)) => news.push(News::Poisoned(about, why)),
@@ -152,10 +162,12 @@ fn find(
     Ok(Found::Cold)
 }
 
-/// Takes note of what became of a restore that nobody has reported the end of; true if it was of this container.
+/// Takes note of what became of a restore that nobody has reported the end of; true if it was of this container, or is still under
+/// way in another, whose files are the pod's as well.
 fn take_note(
     shelf: &Shelf,
     (subject, create): (&Subject, &Create),
+    is_restoring: impl Fn(&str) -> bool,
     now: u64,
     news: &mut Vec<News>,
 ) -> Result<bool, ShelfError> {
@@ -165,10 +177,11 @@ fn take_note(
         shelf.edit(subject, |ledger| ledger.ran(&unfinished.container_id, now))?;
         return Ok(false);
     }
-    if unfinished.container_id == create.container_id {
+    if unfinished.container_id == create.container_id || is_restoring(&unfinished.container_id) {
         return Ok(true);
     }
-    let poisoned = shelf.judge(subject, now, |ledger| ledger.failed("its restore was cut short"))?;
+    let id = &unfinished.container_id;
+    let poisoned = shelf.judge(subject, now, |ledger| ledger.failed(id, "its restore was cut short"))?;
     news.extend(poisoned.map(|(about, why)| News::Poisoned(about, why)));
     Ok(false)
 }

@@ -59,7 +59,7 @@ impl Node {
         };
         let (mut news, facts) = (Vec::new(), || Ok(about(1, 1).host));
         let node = NodeRoot::at(self.root.path());
-        let found = find(&self.checkpoints, &node, (&subject(), &create), facts, &mut news).expect("found");
+        let found = find(&self.checkpoints, &node, (&subject(), &create), facts, |_| false, &mut news).expect("found");
         let found = match found {
             Found::Cold => "cold",
             Found::Cut => "cut",

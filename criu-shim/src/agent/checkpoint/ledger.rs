@@ -159,9 +159,21 @@ impl Ledger {
         }
     }
 
-    /// It has not come to its end: the checkpoint is not tried again.
-    pub fn failed(&mut self, why: &str) -> Option<Poison> {
-        let number = self.unfinished()?.number;
+    /// When the processes of container `id` began to run, where they were restored.
+    pub fn ran_at(&self, id: &str) -> Option<u64> {
+        self.restore.as_ref().filter(|restore| restore.container_id == id)?.ran_millis
+    }
+
+    /// The restore into the container `id` was given up before anything was tried: the checkpoint has nothing to do with it.
+    pub fn given_up(&mut self, id: &str) {
+        if self.unfinished().is_some_and(|restore| restore.container_id == id) {
+            self.restore = None;
+        }
+    }
+
+    /// The restore into the container `id` has not come to its end: the checkpoint is not tried again.
+    pub fn failed(&mut self, id: &str, why: &str) -> Option<Poison> {
+        let number = self.unfinished().filter(|restore| restore.container_id == id)?.number;
         self.restore = None;
         Some(Poison { number, why: format!("it could not be restored: {why}") })
     }
@@ -256,9 +268,17 @@ mod tests {
         ledger.begin(4, "b");
         hear(&mut ledger, "b", 2, &[]);
         assert!(ledger.wishes());
-        let poison = ledger.failed("why").expect("poison");
+        assert_eq!(ledger.failed("a", "why"), None, "that of another container");
+        let poison = ledger.failed("b", "why").expect("poison");
         assert_eq!((poison.number, poison.why.as_str()), (4, "it could not be restored: why"));
-        assert!(ledger.wishes() && ledger.failed("why").is_none());
+        assert!(ledger.wishes() && ledger.failed("b", "why").is_none());
+        ledger.begin(3, "c");
+        assert_eq!(ledger.ran_at("c"), None);
+        ledger.given_up("c");
+        assert!(ledger.wishes() && ledger.unfinished().is_none(), "nothing was tried");
+        ledger.begin(3, "d");
+        ledger.ran("d", 70);
+        assert_eq!((ledger.ran_at("d"), ledger.ran_at("c")), (Some(70), None));
     }
 
     #[test]
@@ -313,7 +333,7 @@ mod tests {
                         ledger.begin(checkpoint, &id);
                         if what == 0 {
                             hear(&mut ledger, &id, now, &[]);
-                            let poison = ledger.failed("why").expect("poison");
+                            let poison = ledger.failed(&id, "why").expect("poison");
                             prop_assert_eq!(poison.number, checkpoint);
                             good.retain(|one| *one != poison.number);
                             prop_assert!(ledger.wishes());

@@ -225,7 +225,7 @@ impl Task {
         let (shelf, subject) = (self.context.checkpoints.shelf.clone(), self.begun.subject.clone());
         let (now, id) = (millis(SystemTime::now()), self.begun.create.container_id.clone());
         let judged = tokio::task::spawn_blocking(move || {
-            let poisoned = shelf.judge(&subject, now, |ledger| ledger.failed(&why))?;
+            let poisoned = shelf.judge(&subject, now, |ledger| ledger.failed(&id, &why))?;
             shelf.clear_restoring(&subject, &id)?;
             Ok(poisoned)
         });

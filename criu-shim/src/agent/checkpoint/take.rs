@@ -8,6 +8,7 @@ use crate::agent::context::{Context, Key};
 use crate::agent::failure::retryable;
 use crate::agent::source::preflight::{self, Inspected};
 use crate::agent::source::snapshot::{Taken, snapshot};
+use crate::agent::target::driver::Receiving;
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::link::{self, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget};
@@ -21,7 +22,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason, HostFacts, ObjectRef};
-use tokio::task::JoinHandle;
 
 /// What containerd says a container's image is. Source: containerd `pkg/cri/annotations`.
 const IMAGE: &str = "io.kubernetes.cri.image-name";
@@ -128,7 +128,7 @@ async fn attempt(
     let (to_source, from_source) = link::open::<_, FromTarget, FromSource>(there);
     let keeping = {
         let landing = landing.clone();
-        tokio::spawn(async move {
+        Receiving::begin(async move {
             let made = tokio::task::spawn_blocking(move || Landing::create(&landing, share)).await;
             match made {
                 Ok(Ok(landing)) => receive(landing, to_source, from_source).await,
@@ -138,25 +138,15 @@ async fn attempt(
             }
         })
     };
-    let keeping = Ended(keeping);
-    let called_off = || registry.is_moving(&subject.pod_uid);
+    let called_off = || context.is_leaving() || registry.is_moving(&subject.pod_uid);
     let taken = snapshot(context, (inspected, work), ends, called_off, under_way).await;
-    drop(keeping);
+    keeping.end().await;
     let taken = taken.map_err(NotTaken::Failed)?;
     if Place::of(&context.node.path(Path::new(PLACES)), id).stamp() != stamp {
         return Err(NotTaken::NotNow("its application has ended meanwhile"));
     }
     let (shelf, subject, id) = (context.checkpoints.shelf.clone(), subject.clone(), id.to_owned());
     blocking(move || store(&shelf, &subject, &landing, (number, id, image), host, taken)).await
-}
-
-/// A task that is of no use any more when this is dropped.
-struct Ended(JoinHandle<()>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 async fn inspect(context: &Arc<Context>, subject: &Subject, id: &str) -> Result<Inspected, NotTaken> {

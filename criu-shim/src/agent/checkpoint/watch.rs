@@ -37,6 +37,8 @@ struct Due {
 /// Looks for ever.
 pub async fn watch(context: Arc<Context>, registry: Registry) {
     let mut tried: HashMap<String, u64> = HashMap::new();
+    // When each was last seen to be moved: what it was until then is not how it runs here.
+    let mut moved: HashMap<String, u64> = HashMap::new();
     let mut swept: Option<Instant> = None;
     restore::take_over(&context).await;
     loop {
@@ -48,16 +50,23 @@ pub async fn watch(context: Arc<Context>, registry: Registry) {
             sweep(&context).await;
             swept = Some(Instant::now());
         }
-        let (asked, known) = (context.clone(), tried.clone());
-        let looked = tokio::task::spawn_blocking(move || look(&asked, &known, millis(SystemTime::now()))).await;
-        let (ids, due) = match looked {
-            Ok(looked) => looked,
+        let (asked, moves, known, mut moving) = (context.clone(), registry.clone(), tried.clone(), moved.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let (ids, due) = look(&asked, &moves, &known, &mut moving, millis(SystemTime::now()));
+            (ids, due, moving)
+        });
+        let (ids, due) = match looked.await {
+            Ok((ids, due, moving)) => {
+                moved = moving;
+                (ids, due)
+            }
             Err(error) => {
                 warn!(%error, "the look for what checkpoints are due ended early");
                 continue;
             }
         };
         tried.retain(|id, _| ids.contains(id));
+        moved.retain(|id, _| ids.contains(id));
         for due in due {
             tried.insert(due.id.clone(), millis(SystemTime::now()));
             one(&context, &registry, due).await;
@@ -66,7 +75,13 @@ pub async fn watch(context: Arc<Context>, registry: Registry) {
 }
 
 /// The ids of the containers of which checkpoints are taken, and those of which one is due. Blocking.
-fn look(context: &Context, tried: &HashMap<String, u64>, now: u64) -> (Vec<String>, Vec<Due>) {
+fn look(
+    context: &Context,
+    registry: &Registry,
+    tried: &HashMap<String, u64>,
+    moved: &mut HashMap<String, u64>,
+    now: u64,
+) -> (Vec<String>, Vec<Due>) {
     let places = context.node.path(Path::new(PLACES));
     let (mut ids, mut all) = (Vec::new(), Vec::new());
     // A place that can't be read is about to come or to go.
@@ -77,8 +92,19 @@ fn look(context: &Context, tried: &HashMap<String, u64>, now: u64) -> (Vec<Strin
         let stamp = place.stamp();
         let (Ok(contents), Some(made)) = (place.contents(), place.made()) else { continue };
         ids.push(id.clone());
-        let Some(running) = running_since(millis(made), &contents.lines).filter(|_| !contents.ended) else { continue };
         let subject = Subject::from(&identity);
+        if registry.is_moving(&subject.pod_uid) {
+            moved.insert(id.clone(), now);
+        }
+        // A place is there before what is restored into its container runs.
+        let Ok(ledger) = context.checkpoints.shelf.ledger(&subject) else { continue };
+        let unfinished = ledger.as_ref().and_then(Ledger::unfinished);
+        if unfinished.is_some_and(|restore| restore.container_id == id) {
+            continue;
+        }
+        let ran = ledger.and_then(|ledger| ledger.ran_at(&id));
+        let made = millis(made).max(ran.unwrap_or(0)).max(moved.get(&id).copied().unwrap_or(0));
+        let Some(running) = running_since(made, &contents.lines).filter(|_| !contents.ended) else { continue };
         let newest = context
             .checkpoints
             .shelf

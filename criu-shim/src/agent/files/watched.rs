@@ -26,6 +26,8 @@ const MOST_DIRECTORIES: usize = 16 << 10;
 /// File systems that only this node writes to, by what statfs(2) says of them: ext2 to ext4, XFS, Btrfs and tmpfs, of
 /// linux/magic.h. What another machine writes is not reported.
 const LOCAL: [FsWord; 4] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994];
+/// That a directory has come.
+const NEW_DIRECTORY: u64 = libc::FAN_CREATE | libc::FAN_ONDIR;
 /// What is reported of a directory, and of what is in it.
 const MASK: u64 = libc::FAN_OPEN
     | libc::FAN_MODIFY
@@ -93,6 +95,10 @@ impl Reported {
     }
 
     fn add(&mut self, event: &Event<'_>) {
+        if event.mask & NEW_DIRECTORY == NEW_DIRECTORY {
+            // Nothing watches it yet: a name that a file had there for a moment, and what was written by that name, nobody tells.
+            self.is_lost = true;
+        }
         match (event.name.and_then(|(handle, _)| self.directory(handle)), event.name) {
             (Some(directory), Some((_, b"." | b""))) => drop(self.happened.directories.insert(directory)),
             (Some(directory), Some((_, name))) => drop(self.happened.names.insert((directory, name.into()))),

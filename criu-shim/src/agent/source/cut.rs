@@ -91,8 +91,9 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Err(Undumped { failure, hung }) => (Err(failure), hung),
     };
     // Without a verdict: see OnlyCut.
-    settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)).into_iter().collect(), proof).await;
-    let paused = since.elapsed();
+    let criu = hung.map(|hung| LiveCriu::Hung(*hung)).into_iter().collect();
+    let thawed = settle::thaw(pod, criu, proof).await;
+    let paused = thawed - since;
     settle::cure(vec![inspected.container.freezer.clone()]).await;
     line.watching.extend();
     let sent = match dumped {

@@ -77,6 +77,11 @@ fn inspect_one(context: &Context, pod: &Pod, name: &str, id: &str) -> Result<Ins
     if let Some(refusal) = preflight::refusal(&findings) {
         return Err(permanent(FailureReason::NotDumpable, refusal));
     }
+    if pids.iter().any(|pid| lacks_memory(*pid)) {
+        // CRIU would take what has not come yet for zeroes.
+        let message = "memory of its restore is still being brought";
+        return Err(retryable(FailureReason::NotDumpable, message));
+    }
     let memory_bytes = memory_bytes(&pids);
     let notes: Vec<String> = findings.iter().map(ToString::to_string).collect();
     let inotify_paths = preflight::inotify_paths(container.pid, &findings);
@@ -91,6 +96,17 @@ fn has_room(context: &Context, memory_bytes: u64) -> Result<(), Failure> {
         return Err(retryable(FailureReason::NotDumpable, message));
     }
     Ok(())
+}
+
+/// Whether a userfaultfd brings what a process touches and does not have. A process that has ended lacks nothing.
+fn lacks_memory(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/smaps")).is_ok_and(|smaps| are_brought(&smaps))
+}
+
+/// The same, by `/proc/PID/smaps`. Source: proc(5) and Documentation/filesystems/proc.rst, `um` among the VmFlags.
+fn are_brought(smaps: &str) -> bool {
+    let flags = smaps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
+    flags.flat_map(str::split_whitespace).any(|flag| flag == "um")
 }
 
 /// Memory of the processes that an image holds, bytes: resident and swapped out. A process that has ended counts nothing.
@@ -116,6 +132,15 @@ pub fn free_bytes(path: &std::path::Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_is_still_to_come_is_told_from_memory_that_is_followed() {
+        let smaps =
+            |flags: &str| format!("00400000-00452000 rw-p 00000000 00:00 0 \nRss: 4 kB\nVmFlags: rd wr mr {flags}\n");
+        assert!(are_brought(&(smaps("ac") + &smaps("um ac"))));
+        assert!(!are_brought(&(smaps("uw ac") + &smaps("sd"))));
+        assert!(!lacks_memory(std::process::id().cast_signed()));
+    }
 
     #[test]
     fn what_is_swapped_out_counts() {

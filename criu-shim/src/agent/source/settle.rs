@@ -22,6 +22,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a hung CRIU is waited for between two thaws.
 const HUNG_WAIT: Duration = Duration::from_secs(5);
+/// How often the processes of a container are looked through for what a CRIU has left.
+const CURES: usize = 8;
 
 /// A CRIU that may still be at work in a frozen pod.
 #[derive(Debug)]
@@ -124,7 +126,7 @@ fn is_zombie(stat: &str) -> bool {
 
 /// Thaws, however often it takes, and sees that the cpu limits are as they were found. CRIU, where one is at work, freezes again
 /// what it found frozen when it ends: it has ended before this does.
-pub async fn thaw(mut pod: FrozenPod, criu: Vec<LiveCriu>, proof: impl Into<MayRun>) {
+pub async fn thaw(mut pod: FrozenPod, criu: Vec<LiveCriu>, proof: impl Into<MayRun>) -> Instant {
     let proof = Arc::new(proof.into());
     for criu in criu {
         pod = outlast(pod, criu, &proof).await;
@@ -134,8 +136,9 @@ pub async fn thaw(mut pod: FrozenPod, criu: Vec<LiveCriu>, proof: impl Into<MayR
         let (thawing, proof) = (pod, proof.clone());
         pod = match tokio::task::spawn_blocking(move || thawing.thaw(&proof)).await {
             Ok(Ok(limits)) => {
+                let thawed = Instant::now();
                 join_all(limits.into_iter().map(cpu::restored)).await;
-                return;
+                return thawed;
             }
             Ok(Err(failed)) => {
                 let (back, error) = *failed;
@@ -156,8 +159,13 @@ pub async fn thaw(mut pod: FrozenPod, criu: Vec<LiveCriu>, proof: impl Into<MayR
 pub async fn cure(freezers: Vec<Freezer>) {
     let curing = tokio::task::spawn_blocking(move || {
         for freezer in &freezers {
-            // A process may have been forked from one that was not looked at yet.
-            while cure_once(freezer) {}
+            // A process may have been forked from one that was not looked at yet. One that makes such mappings itself is no reason to
+            // go on for ever.
+            for _ in 0..CURES {
+                if !cure_once(freezer) {
+                    break;
+                }
+            }
         }
     });
     if let Err(error) = curing.await {

@@ -6,7 +6,7 @@
 use crate::agent::context::Context;
 use crate::agent::failure::retryable;
 use crate::agent::host::NodeRoot;
-use crate::agent::journal::{CheckpointEntry, Entry, Journal, JournalError, Side};
+use crate::agent::journal::{CheckpointEntry, Entry, Journal, Side};
 use crate::agent::source::connect::{self, Connected, PodTrees, Warm};
 use crate::agent::source::cpu::SourceCpu;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tideover_crds::{Failure, FailureReason};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing::{error, info};
 
 /// How long the application may stand still for a checkpoint, once it is frozen: as for a rehearsal, a probe of kubelet's would soon
@@ -36,6 +37,8 @@ use tracing::{error, info};
 const PAUSE_LIMIT: Duration = Duration::from_secs(10);
 /// Pause before a journal or a freezer that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long the start of an agent waits for what one before it has left frozen.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Proof that a pod was frozen for a checkpoint only, which nobody but this node knows of. Only this module makes it.
 #[derive(Debug)]
@@ -96,7 +99,10 @@ async fn rounds(
     let pace = Pace::new(None, Instant::now());
     let mut precopy = PreCopy::new(followed, trees.clone(), *round);
     let refused = loop {
-        precopy.next(sender, receiver).await?;
+        if let Err(failure) = precopy.next(sender, receiver).await {
+            precopy.end().await;
+            return Err(failure);
+        }
         if called_off() {
             break Some(retryable(FailureReason::NotMovable, "the pod is about to be moved"));
         }
@@ -166,9 +172,11 @@ async fn freeze<G: Send>(
         Ok(dumped) => (Ok(dumped), None),
         Err(Undumped { failure, hung }) => (Err(failure), hung),
     };
-    settle::thaw(pod, hung.map(|hung| LiveCriu::Hung(*hung)).into_iter().collect(), OnlyStored(())).await;
-    let paused = since.elapsed();
+    let criu = hung.map(|hung| LiveCriu::Hung(*hung)).into_iter().collect();
+    let thawed = settle::thaw(pod, criu, OnlyStored(())).await;
+    let paused = thawed - since;
     precopy::let_go(vec![(followed, trees)]).await;
+    settle::cure(vec![inspected.container.freezer.clone()]).await;
     forget(&context.journal, &uid).await;
     drop(untouched);
     line.watching.extend();
@@ -198,36 +206,51 @@ async fn forget(journal: &Journal, pod_uid: &str) {
 }
 
 /// Thaws what an agent before this one has frozen for a checkpoint, and had not thawed when it was killed. Returns what else the
-/// journal has.
-///
-/// # Errors
-/// Where the journal can't be changed.
-pub async fn take_over(entries: Vec<Entry>, journal: &Journal, node: &NodeRoot) -> Result<Vec<Entry>, JournalError> {
-    let mut others = Vec::new();
+/// journal has. What can't be thawed soon is gone on with beside what follows, and its entry stays until then.
+pub async fn take_over(entries: Vec<Entry>, journal: &Journal, node: &NodeRoot) -> Vec<Entry> {
+    let (mut others, mut thawing) = (Vec::new(), JoinSet::new());
     for entry in entries {
-        let Side::Checkpoint(checkpoint) = &entry.side else {
-            others.push(entry);
-            continue;
-        };
-        let freezer = loop {
-            match Freezer::at(&checkpoint.cgroup, node.root()) {
-                Ok(freezer) => break Some(freezer),
-                Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => break None,
-                Err(error) => {
-                    error!(cgroup = ?checkpoint.cgroup, error = %chain(&error), "looking for what may be frozen")
-                }
+        match entry.side {
+            Side::Checkpoint(checkpoint) => {
+                thawing.spawn(thaw_left(entry.uid, checkpoint, journal.clone(), node.clone()));
             }
-            tokio::time::sleep(AGAIN).await;
-        };
-        if let Some(freezer) = freezer {
-            info!(cgroup = ?checkpoint.cgroup, "thawing what was frozen for a checkpoint");
-            let limits = CpuLimits::adopt(&checkpoint.cpu, node.root());
-            let criu = LiveCriu::left(checkpoint.criu).into_iter().collect();
-            settle::thaw(FrozenPod::adopt(vec![FrozenContainer { freezer, limits }]), criu, OnlyStored(())).await;
+            _ => others.push(entry),
         }
-        journal.remove(&entry.uid)?;
     }
-    Ok(others)
+    let all = async {
+        while let Some(ended) = thawing.join_next().await {
+            if let Err(error) = ended {
+                error!(%error, "thawing what was frozen for a checkpoint ended unexpectedly");
+            }
+        }
+    };
+    if tokio::time::timeout(TAKE_OVER_LIMIT, all).await.is_err() {
+        error!(containers = thawing.len(), "what was frozen for a checkpoint does not run as before yet");
+    }
+    thawing.detach_all();
+    others
+}
+
+async fn thaw_left(uid: String, checkpoint: CheckpointEntry, journal: Journal, node: NodeRoot) {
+    let freezer = loop {
+        match Freezer::at(&checkpoint.cgroup, node.root()) {
+            Ok(freezer) => break Some(freezer),
+            Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => break None,
+            Err(error) => {
+                error!(cgroup = ?checkpoint.cgroup, error = %chain(&error), "looking for what may be frozen")
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
+    if let Some(freezer) = freezer {
+        info!(cgroup = ?checkpoint.cgroup, "thawing what was frozen for a checkpoint");
+        let limits = CpuLimits::adopt(&checkpoint.cpu, node.root());
+        let criu = LiveCriu::left(checkpoint.criu).into_iter().collect();
+        let container = FrozenContainer { freezer: freezer.clone(), limits };
+        settle::thaw(FrozenPod::adopt(vec![container]), criu, OnlyStored(())).await;
+        settle::cure(vec![freezer]).await;
+    }
+    forget(&journal, &uid).await;
 }
 
 #[cfg(test)]
@@ -262,7 +285,7 @@ mod tests {
         std::mem::forget(frozen);
 
         let node = NodeRoot::at(Path::new("/"));
-        let others = take_over(journal.entries().expect("entries"), &journal, &node).await.expect("taken over");
+        let others = take_over(journal.entries().expect("entries"), &journal, &node).await;
         assert_eq!(freezer.state().expect("state"), FreezerState::Thawed);
         assert_eq!(pod.quotas(), FOUND);
         assert_eq!(others.len(), 1, "what is not about that is left to others");

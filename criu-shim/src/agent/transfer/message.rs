@@ -18,7 +18,9 @@ pub struct Preamble {
     pub migration: String,
     /// Attempt of it.
     pub attempt: u32,
-    /// Name of the container in the pod: each has a connection of its own.
+    /// Name of the container in the pod: each has a connection of its own. An older source does not say, and hears that its version is
+    /// another.
+    #[serde(default)]
     pub container: String,
     /// Drawn for this connection and those that go on with it, so that nothing else does.
     pub session: String,
@@ -26,7 +28,8 @@ pub struct Preamble {
     pub source_node: String,
     /// How many bytes are about to come, as far as the source can guess: the memory of the processes.
     pub bytes: u64,
-    /// How the source can compress pages.
+    /// How the source can compress pages. An older one does not say, and hears that its version is another.
+    #[serde(default)]
     pub codecs: Vec<Codec>,
 }
 

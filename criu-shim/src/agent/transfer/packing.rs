@@ -39,7 +39,13 @@ enum State {
     /// It is being looked what it would bring.
     Looking { tally: Tally, since: Mark, frames: u32, samples: Samples },
     /// It is known.
-    Decided(Tally, Verdict),
+    Decided {
+        tally: Tally,
+        /// Under the limit that there was.
+        verdict: Verdict,
+        /// What it had been without one: from the go on there is none.
+        unlimited: Compression,
+    },
 }
 
 /// What was counted at one moment.
@@ -94,7 +100,7 @@ impl Packing {
     /// What was decided, once it is.
     pub(super) fn verdict(&self) -> Option<Verdict> {
         match &*self.state() {
-            State::Decided(_, verdict) => Some(*verdict),
+            State::Decided { verdict, .. } => Some(*verdict),
             _ => None,
         }
     }
@@ -111,7 +117,10 @@ impl Packing {
         let mut state = self.state();
         match &mut *state {
             State::Off => None,
-            State::Decided(tally, verdict) => (verdict.compression == Compression::Lz4).then(|| tally.clone()),
+            State::Decided { tally, verdict, unlimited } => {
+                let compression = if limit.is_some() { verdict.compression } else { *unlimited };
+                (compression == Compression::Lz4).then(|| tally.clone())
+            }
             State::Agreed(tally) => {
                 if flow.sent() >= LEAD_IN {
                     let (tally, since) = (tally.clone(), Mark::now(flow));
@@ -125,9 +134,11 @@ impl Packing {
                 }
                 *frames += 1;
                 if flow.sent() - since.sent >= ENOUGH {
-                    let verdict = decide(seen(*since, Mark::now(flow), *samples, limit));
+                    let now = Mark::now(flow);
+                    let verdict = decide(seen(*since, now, *samples, limit));
+                    let unlimited = decide(seen(*since, now, *samples, None)).compression;
                     tally.decided(verdict.compression);
-                    *state = State::Decided(tally.clone(), verdict);
+                    *state = State::Decided { tally: tally.clone(), verdict, unlimited };
                 }
                 None
             }

@@ -148,19 +148,22 @@ fn attempts_that_meet_a_roll_out_do_not_count_for_a_while() {
 
 #[test]
 fn the_pause_in_a_roll_out_does_not_grow_beyond_a_minute() {
-    let pause = |reason| {
+    let pause = |before, last| {
         let scene = undone().with(|scene| {
             let status = scene.status();
             (status.attempt, status.phase) = (8, Phase::BackingOff);
             let began = status.phases.last_mut().expect("a time");
             (began.attempt, began.phase) = (8, Phase::BackingOff);
             status.owner.as_mut().expect("an owner").attempt = 8;
-            status.failures = vec![failure(reason, true); 8];
+            status.failures = vec![failure(before, true); 7];
+            status.failures.push(failure(last, true));
         });
         scene.decide().decision.requeue
     };
-    assert_eq!(pause(FailureReason::AgentVersions), Some(Duration::from_secs(60)));
-    assert_eq!(pause(FailureReason::RestoreFailed), Some(Duration::from_secs(640)));
+    let (versions, restore) = (FailureReason::AgentVersions, FailureReason::RestoreFailed);
+    assert_eq!(pause(versions, versions), Some(Duration::from_secs(60)));
+    assert_eq!(pause(restore, restore), Some(Duration::from_secs(640)));
+    assert_eq!(pause(versions, restore), Some(Duration::from_secs(5)), "as after a first attempt");
 }
 
 #[test]

@@ -290,9 +290,10 @@ impl SourceDriver {
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {
                 let freezers = frozen.pod.freezers();
-                settle::thaw(frozen.pod, frozen.hung.into_iter().map(LiveCriu::Hung).collect(), proof).await;
+                let criu = frozen.hung.into_iter().map(LiveCriu::Hung).collect();
+                let thawed = settle::thaw(frozen.pod, criu, proof).await;
                 let_go.await;
-                self.timed(frozen.since);
+                self.report.timings.get_or_insert_default().freeze_millis = millis(thawed - frozen.since);
                 settle::cure(freezers).await;
                 if let Some(failure) = &frozen.failure {
                     warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");
@@ -368,10 +369,6 @@ impl SourceDriver {
         info!(migration = self.key.name, attempt, "the undecided pod has ended");
         self.clean(attempt).await;
         self.local.at = SourceAt::Retired;
-    }
-
-    fn timed(&mut self, since: Instant) {
-        self.report.timings.get_or_insert_default().freeze_millis = millis(since.elapsed());
     }
 
     /// What the journal says was begun by an agent before this one.

@@ -284,6 +284,20 @@ impl PreCopy {
         }
     }
 
+    /// Gives up what is on its way. On return nothing of it looks at the processes any more.
+    pub async fn end(mut self) {
+        let followed = match std::mem::replace(&mut self.state, State::Failed) {
+            State::Due { followed, .. } | State::Placing { followed, .. } => followed,
+            State::Landing { sent, .. } => sent.followed,
+            State::Sending { task, .. } => {
+                task.abort();
+                task.await.ok().and_then(Result::ok).and_then(|sent| sent.followed)
+            }
+            State::Failed => None,
+        };
+        let_go(vec![(followed, self.trees.clone())]).await;
+    }
+
     fn send(&mut self, sender: &LinkSender<FromSource>) {
         let State::Due { followed, .. } = std::mem::replace(&mut self.state, State::Failed) else { return };
         let (sender, round) = (sender.clone(), self.round);

@@ -6,14 +6,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Receiving that is under way. Dropped, it ends at its next wait.
 #[derive(Debug)]
-pub(super) struct Receiving {
+pub(in crate::agent) struct Receiving {
     thread: JoinHandle<()>,
     unwanted: DropGuard,
 }
 
 impl Receiving {
     /// Runs `taking`, which may block between its waits, on a thread of its own.
-    pub(super) fn begin(taking: impl Future<Output = ()> + Send + 'static) -> Self {
+    pub(in crate::agent) fn begin(taking: impl Future<Output = ()> + Send + 'static) -> Self {
         let (runtime, unwanted) = (Handle::current(), CancellationToken::new());
         let end = unwanted.clone();
         let thread = tokio::task::spawn_blocking(move || {
@@ -23,7 +23,7 @@ impl Receiving {
     }
 
     /// Ends it. Nothing is written any more after that.
-    pub(super) async fn end(self) {
+    pub(in crate::agent) async fn end(self) {
         drop(self.unwanted);
         // It ends at its next wait, by having been told to, or has panicked.
         self.thread.await.ok();
