@@ -5,8 +5,7 @@ use super::entries::{self, Entry};
 use super::sent::PAGE;
 use super::tracker::is_gone;
 use super::{Range, TrackError};
-use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -82,22 +81,22 @@ fn try_own_memory() -> io::Result<bool> {
     Ok(!before && is_marked()?)
 }
 
-/// A page that nothing else is on: what is allocated as ever may lie on a huge page together with what other threads write, or this
-/// one as it looks.
+/// A page whose mapping is of this page alone. What is allocated as ever may lie on a huge page together with what other threads
+/// write, or this one as it looks; and a mapping made right beside it may become one with it, which marks all of both: a thread's
+/// stack, say, that another thread makes meanwhile.
 struct OwnPage(*mut u8);
+
+/// Bytes that are mapped: the page, and one before and behind it that nobody may use, with which it can't become one.
+const MAPPED: usize = 3 * PAGE as usize;
 
 impl OwnPage {
     fn new() -> io::Result<Self> {
-        // SAFETY: a new mapping at an address that the kernel chooses, and advice about it.
+        // SAFETY: a new mapping at an address that the kernel chooses, and the access to its second page.
         unsafe {
-            let length = PAGE as usize;
-            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-            let page = Self(mmap_anonymous(std::ptr::null_mut(), length, access, flags)?.cast());
-            // A neighbour merges with it only if it is advised the same. A kernel without huge pages knows no such advice.
-            match madvise(page.0.cast(), length, Advice::LinuxNoHugepage) {
-                Ok(()) | Err(Errno::INVAL) => Ok(page),
-                Err(errno) => Err(errno.into()),
-            }
+            let mapped = mmap_anonymous(std::ptr::null_mut(), MAPPED, ProtFlags::empty(), MapFlags::PRIVATE)?;
+            let page = Self(mapped.cast::<u8>().add(PAGE as usize));
+            mprotect(page.0.cast(), PAGE as usize, MprotectFlags::READ | MprotectFlags::WRITE)?;
+            Ok(page)
         }
     }
 
@@ -110,7 +109,7 @@ impl OwnPage {
 impl Drop for OwnPage {
     fn drop(&mut self) {
         // SAFETY: the mapping is this one's, and nobody uses it any more. It fails for a range that is none.
-        unsafe { munmap(self.0.cast(), PAGE as usize) }.ok();
+        unsafe { munmap(self.0.sub(PAGE as usize).cast(), MAPPED) }.ok();
     }
 }
 
@@ -135,6 +134,25 @@ mod tests {
                 }
             });
             for _ in 0..20 {
+                assert_eq!(try_own_memory().unwrap(), kept);
+            }
+            drop(stop);
+        });
+    }
+
+    #[test]
+    fn mappings_that_are_made_beside_the_page_that_is_tried_make_no_mark_on_it() {
+        let _alone = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = try_own_memory().unwrap();
+        std::thread::scope(|scope| {
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || {
+                while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                    // With a stack, on which the kernel puts no huge pages either.
+                    std::thread::spawn(|| {}).join().unwrap();
+                }
+            });
+            for _ in 0..200 {
                 assert_eq!(try_own_memory().unwrap(), kept);
             }
             drop(stop);

@@ -1,16 +1,12 @@
 //! Stored checkpoints: taken while the application runs, and gone back to when its start limit is hit.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use e2e::scenario::manifests;
 use e2e::scenario::sandbox::Pod;
 use e2e::scenario::wait::until_true;
-use e2e::scenario::{Cluster, Sandbox, until};
+use e2e::scenario::{Cluster, LIMIT, Sandbox, until};
 
 use super::restart::{crash, metrics, told};
-
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// One run is allowed in three quarters of a minute, so that the second crash in a row is the last; and what ends sooner after a restore
 /// than that poisons its checkpoint.
@@ -73,7 +69,7 @@ fn what_is_given_up_goes_back_to_the_newest_checkpoint_then_to_an_older_one_then
     let pod = sandbox.ready_pod("counter")?;
     let (run, _) = running(&sandbox, "the first run", |_| true)?;
     until_true("two checkpoints", LIMIT, || Ok(stored(&sandbox, &pod)? >= 2))?;
-    let (same, before) = running(&sandbox, "the first run after them", |now| now == run)?;
+    let (same, before) = running(&sandbox, "a run after them", |_| true)?;
     ensure!(same == run, "a checkpoint has ended it");
     println!("{:?}", metrics(&sandbox, &pod.node, "tideover_checkpoint_pause_seconds{")?);
 
@@ -114,9 +110,13 @@ fn event(sandbox: &Sandbox, pod: &Pod, reason: &str, count: usize) -> Result<Str
         Ok(known.len() == count)
     })?;
     println!("{known:?}");
-    known.sort();
-    // The number of a checkpoint is in it: of the two, the one that was restored later has the lower.
-    known.into_iter().next().context("no Event")
+    // Of two checkpoints, the one that is restored later is the older one.
+    known.into_iter().min_by_key(|sentence| number(sentence)).context("no Event")
+}
+
+/// The number in "checkpoint N".
+fn number(sentence: &str) -> Option<u64> {
+    sentence.split("checkpoint ").nth(1)?.split_whitespace().next()?.parse().ok()
 }
 
 #[test]

@@ -128,15 +128,21 @@ fn find(
     }
     let image = Bundle::read(&create.bundle, node.root()).map(|bundle| image(&bundle)).unwrap_or_default();
     let facts = facts()?;
-    while let Some(about) = newest_good(&shelf.stored(subject)?, &facts, &image).cloned() {
+    let mut passed = Vec::new();
+    loop {
+        let mut stored = shelf.stored(subject)?;
+        stored.retain(|about| !passed.contains(&about.number));
+        let Some(about) = newest_good(&stored, &facts, &image).cloned() else { break };
         shelf.edit(subject, |ledger| ledger.begin(about.number, &create.container_id))?;
         // `tideover-init` may have been replaced by another version, and the old one removed, since.
         let prepared = match shelf.prepare(subject, &about, &create.container_id) {
-            // That passes, and is no fault of the checkpoint's.
+            // That may pass, and need not be a fault of the checkpoint's: it is not marked.
             Err(error @ ShelfError::File { .. }) => {
-                warn!(pod = subject.pod_name, error = %chain(&error), "a checkpoint can't be copied now");
+                warn!(pod = subject.pod_name, number = about.number, error = %chain(&error), "a checkpoint can't be copied now");
                 shelf.edit(subject, |ledger| ledger.given_up(&create.container_id))?;
-                break;
+                shelf.clear_restoring(subject, &create.container_id)?;
+                passed.push(about.number);
+                continue;
             }
             prepared => prepared.map_err(|error| chain(&error)),
         };

@@ -46,6 +46,11 @@ impl Node {
     }
 
     fn find(&self, id: &str) -> (&'static str, Vec<&'static str>) {
+        self.find_beside(id, None)
+    }
+
+    /// The same, while a restore into the container `other` is under way.
+    fn find_beside(&self, id: &str, other: Option<&str>) -> (&'static str, Vec<&'static str>) {
         let create = Create {
             container_id: id.into(),
             bundle: "/bundle".into(),
@@ -59,7 +64,9 @@ impl Node {
         };
         let (mut news, facts) = (Vec::new(), || Ok(about(1, 1).host));
         let node = NodeRoot::at(self.root.path());
-        let found = find(&self.checkpoints, &node, (&subject(), &create), facts, |_| false, &mut news).expect("found");
+        let is_restoring = |id: &str| other == Some(id);
+        let found = find(&self.checkpoints, &node, (&subject(), &create), facts, is_restoring, &mut news);
+        let found = found.expect("found");
         let found = match found {
             Found::Cold => "cold",
             Found::Cut => "cut",
@@ -142,4 +149,32 @@ fn one_of_another_image_is_of_no_use() {
     store(&node.checkpoints.shelf, 1, |about| about.image = "app:0".into());
     node.place("a", GAVE_UP);
     assert_eq!(node.find("b"), ("cold", vec!["none good"]));
+}
+
+#[test]
+fn no_container_starts_while_a_checkpoint_is_restored_into_another() {
+    let node = Node::new();
+    store(&node.checkpoints.shelf, 1, |_| {});
+    node.place("a", GAVE_UP);
+    assert_eq!(node.find("b"), ("1", vec![]));
+    assert_eq!(node.find_beside("c", Some("b")), ("cut", vec![]), "their files are the same");
+    assert_eq!(node.find_beside("c", Some("z")), ("cold", vec!["poisoned", "none good"]));
+}
+
+#[test]
+fn one_that_can_not_be_copied_is_passed_over_and_not_marked() {
+    let node = Node::new();
+    store(&node.checkpoints.shelf, 1, |_| {});
+    store(&node.checkpoints.shelf, 2, |_| {});
+    let images = node.checkpoints.shelf.checkpoint(&subject(), 2).join("images");
+    let aside = node.root.path().join("aside");
+    std::fs::rename(&images, &aside).expect("aside");
+    std::os::unix::fs::symlink(&images, &images).expect("a link that leads to itself");
+    node.place("a", GAVE_UP);
+    assert_eq!(node.find("b"), ("1", vec![]));
+    std::fs::remove_file(&images).expect("remove");
+    std::fs::rename(&aside, &images).expect("back");
+    node.ran("b", 0);
+    node.place("b", GAVE_UP);
+    assert_eq!(node.find("c"), ("2", vec!["poisoned"]), "the first is, and the second never was");
 }

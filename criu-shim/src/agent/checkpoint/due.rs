@@ -12,6 +12,12 @@ pub struct Times {
     pub last: Option<u64>,
 }
 
+/// Since when what a container runs has been running in it, whose place was made at `made`: what was restored into it ran from `ran`
+/// on, and what was moved does not count before `moved`, when it was seen to be moved last.
+pub fn here_since(made: u64, ran: Option<u64>, moved: Option<u64>) -> u64 {
+    made.max(ran.unwrap_or_default()).max(moved.unwrap_or_default())
+}
+
 /// Since when the application of a container has been running that was made at `made`; none where it does not run.
 pub fn running_since(made: u64, lines: &[Line]) -> Option<u64> {
     let Some(last) = lines.iter().max_by_key(|line| line.sequence) else { return Some(made) };
@@ -34,6 +40,14 @@ mod tests {
     use crate::agent::restarts::fixture::{crash, exit, stop};
 
     const RULES: Checkpoints = Checkpoints { interval_millis: 300_000, keep: 2, proven_millis: 60_000 };
+
+    #[test]
+    fn a_restore_and_a_move_take_time_that_proves_nothing() {
+        assert_eq!(here_since(10, None, None), 10);
+        assert_eq!(here_since(10, Some(30), None), 30);
+        assert_eq!(here_since(10, Some(30), Some(50)), 50);
+        assert_eq!(here_since(60, Some(30), Some(50)), 60);
+    }
 
     #[test]
     fn one_is_due_an_interval_after_the_last_of_a_run_that_lasts() {

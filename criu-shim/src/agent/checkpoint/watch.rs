@@ -1,7 +1,7 @@
 //! Looks each second of which container a checkpoint is due, and takes one at a time; and once a minute whether the pods of those
 //! that are stored are still there.
 
-use super::due::{Times, is_due, running_since};
+use super::due::{Times, here_since, is_due, running_since};
 use super::ledger::{Heard, Ledger};
 use super::shelf::ShelfError;
 use super::take::{NotTaken, millis, take};
@@ -68,8 +68,10 @@ pub async fn watch(context: Arc<Context>, registry: Registry) {
         tried.retain(|id, _| ids.contains(id));
         moved.retain(|id, _| ids.contains(id));
         for due in due {
-            tried.insert(due.id.clone(), millis(SystemTime::now()));
-            one(&context, &registry, due).await;
+            let (id, began) = (due.id.clone(), millis(SystemTime::now()));
+            if one(&context, &registry, due).await == Tried::Fully {
+                tried.insert(id, began);
+            }
         }
     }
 }
@@ -103,8 +105,8 @@ fn look(
             continue;
         }
         let ran = ledger.and_then(|ledger| ledger.ran_at(&id));
-        let made = millis(made).max(ran.unwrap_or(0)).max(moved.get(&id).copied().unwrap_or(0));
-        let Some(running) = running_since(made, &contents.lines).filter(|_| !contents.ended) else { continue };
+        let here = here_since(millis(made), ran, moved.get(&id).copied());
+        let Some(running) = running_since(here, &contents.lines).filter(|_| !contents.ended) else { continue };
         let newest = context
             .checkpoints
             .shelf
@@ -119,7 +121,15 @@ fn look(
     (ids, all)
 }
 
-async fn one(context: &Arc<Context>, registry: &Registry, due: Due) {
+/// Whether the next try waits for as long as after a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tried {
+    Fully,
+    /// What was in the way passes.
+    NotNow,
+}
+
+async fn one(context: &Arc<Context>, registry: &Registry, due: Due) -> Tried {
     let Due { subject, id, rules, stamp } = due;
     let figures = &context.checkpoints.figures;
     match take(context, registry, &subject, (&id, stamp), rules.keep).await {
@@ -130,7 +140,10 @@ async fn one(context: &Arc<Context>, registry: &Registry, due: Due) {
             figures.count(&subject, Outcome::Stored);
             figures.show(&subject, paused, bytes);
         }
-        Err(NotTaken::NotNow(why)) => info!(pod = subject.pod_name, container = id, why, "no checkpoint now"),
+        Err(NotTaken::NotNow(why)) => {
+            info!(pod = subject.pod_name, container = id, why, "no checkpoint now");
+            return Tried::NotNow;
+        }
         Err(error) => {
             warn!(pod = subject.pod_name, container = id, error = %chain(&error), "no checkpoint");
             figures.count(&subject, Outcome::NotTaken);
@@ -138,6 +151,7 @@ async fn one(context: &Arc<Context>, registry: &Registry, due: Due) {
             tell(context, &subject, &news);
         }
     }
+    Tried::Fully
 }
 
 /// Takes what the record of a container says, and returns what is to be told of it. Blocking.

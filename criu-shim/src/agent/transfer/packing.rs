@@ -212,6 +212,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_limit_makes_worth_its_while_is_not_done_without_the_limit() {
+        let packing = Packing::default();
+        let free = Seen { link: 1e12, packs: 1e9, unpacks: 1e9, ratio: 2.0, idle: 2.0 };
+        let verdict = decide(Seen { link: 1e6, ..free });
+        assert_eq!((verdict.compression, decide(free).compression), (Compression::Lz4, Compression::None));
+        *packing.state() = State::Decided { tally: Tally::default(), verdict, unlimited: decide(free).compression };
+        let (mut packer, flow) = (Packer::new(), Flow::default());
+        assert!(packing.look(&[7; 4096], &mut packer, &flow, NonZeroU64::new(1_000_000)).is_some());
+        assert!(packing.look(&[7; 4096], &mut packer, &flow, None).is_none());
+    }
+
+    #[test]
     fn without_the_word_of_the_target_nothing_is_compressed() {
         for codec in [None, Some(Codec::Unknown)] {
             let (packing, flow) = (Packing::default(), Flow::default());

@@ -40,6 +40,26 @@ impl Child {
         child
     }
 
+    /// One that has given back the test program's heap, which it never uses. How much of it is in memory depends on the tests before
+    /// this one: a whole huge page, or nothing.
+    pub fn without_heap() -> Self {
+        let mut child = Self::new();
+        let stack = (&raw const child).addr() as u64;
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.pid)).unwrap();
+        for line in maps.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (start, end) = words[0].split_once('-').unwrap();
+            let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).unwrap());
+            // What is small and has no name may be the main thread's own.
+            let is_heap =
+                words[1] == "rw-p" && (words.get(5) == Some(&"[heap]") || words.len() == 5 && end - start >= MIB / 4);
+            if is_heap && !(start..end).contains(&stack) {
+                child.good(libc::SYS_madvise, &[start, end - start, libc::MADV_DONTNEED as u64]);
+            }
+        }
+        child
+    }
+
     /// Gives a command without waiting for the answer.
     pub fn tell(&mut self, number: i64, arguments: &[u64]) {
         let mut command: Command = [0; 7];

@@ -14,7 +14,7 @@ struct Followed {
 impl Followed {
     /// None where the kernel keeps no marks.
     fn new() -> Option<Self> {
-        let child = Child::new();
+        let child = Child::without_heap();
         let engine = soft_dirty(&child)?;
         Some(Self { child, engine })
     }

@@ -78,7 +78,7 @@ fn run(program: &str, arguments: &[&str]) -> Result<()> {
     }
     let status = child.wait().with_context(|| program.to_owned())?;
     ensure!(status.success(), "{program} ended with {status}:\n{said}");
-    // A filter that meets nothing passes too.
-    ensure!(said.contains(" ... ok\n"), "{program} has run nothing:\n{said}");
+    // A filter that meets nothing passes too. What a test itself says may stand between its name and its result.
+    ensure!(!said.contains("test result: ok. 0 passed"), "{program} has run nothing:\n{said}");
     Ok(())
 }

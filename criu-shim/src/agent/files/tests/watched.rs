@@ -171,6 +171,17 @@ fn a_write_by_another_name_is_seen_though_that_name_has_come_and_gone() {
 }
 
 #[test]
+fn a_write_by_another_name_is_seen_though_its_directory_has_come_and_gone() {
+    sent(|from, rounds| {
+        std::fs::create_dir(from.join("new")).expect("dir");
+        std::fs::hard_link(from.join("a/one"), from.join("new/again")).expect("link");
+        append(&from.join("new/again"));
+        std::fs::remove_dir_all(from.join("new")).expect("remove");
+        rounds.last();
+    });
+}
+
+#[test]
 fn a_write_by_another_name_is_seen_though_that_name_is_anothers_before_and_after() {
     sent(|from, rounds| {
         std::fs::rename(from.join("b/one"), from.join("b/kept")).expect("rename");

@@ -303,11 +303,13 @@ impl SourceDriver {
             Ok(Decision::Committed(proof)) => {
                 self.report.failure = None;
                 self.committed(entry, frozen.pod, proof, frozen.receiver, frozen.since, frozen.held).await;
+                let_go.await;
                 self.learn(expected);
             }
             Err(error) => {
                 drop(frozen.pod);
                 self.undecidable(attempt, &entry, &error).await;
+                let_go.await;
             }
         }
     }

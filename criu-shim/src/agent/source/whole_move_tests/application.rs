@@ -1,8 +1,11 @@
 //! What runs in the container: it counts, and writes its memory in a way that it can check itself.
 
 use crate::criu::ranges::PAGE;
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -92,14 +95,17 @@ impl Snapshot {
 
     /// Every page of process `pid`, which is held after its restore, is what it was: but for those at which CRIU itself writes, where
     /// each thread stands (its registers, on the stack) and where the kernel keeps what it says of its processor.
+    ///
+    /// The page daemon brings what is not there yet, because this read waits for it. One of `/proc/PID/mem` does not: it fails.
     pub(super) fn compare(&self, pid: i32) {
-        let memory = File::open(format!("/proc/{pid}/mem")).expect("memory");
         let mut page = vec![0; PAGE as usize];
         let differing: Vec<u64> = self
             .0
             .iter()
             .filter_map(|(address, expected)| {
-                memory.read_exact_at(&mut page, *address).expect("a page");
+                let from = RemoteIoVec { base: *address as usize, len: page.len() };
+                let read = process_vm_readv(Pid::from_raw(pid), &mut [IoSliceMut::new(&mut page)], &[from]);
+                assert_eq!(read, Ok(PAGE as usize), "the page at {address:x}");
                 (page != *expected).then_some(*address)
             })
             .collect();

@@ -172,7 +172,7 @@ fn restore(name: &str, source: &Pod, moved: &Moved) {
     let target = Pod::beside(source, name, "target");
     let listening = Relay::listen();
     let restoring = target.restore(&images, &work);
-    let mut relay = Relay::accept(&listening);
+    let mut relay = Relay::accept(&listening, target.token());
     relay.prepare(&at);
     let DumpOptions { ghost_limit, log_level, .. } = DumpOptions::default();
     let (pages, external_mounts) = (Some(Pages { at, pids }), BTreeMap::new());

@@ -68,7 +68,7 @@ impl Pod {
         runc.args(["restore", "--detach", "--image-path"]).arg(images).arg("--work-path").arg(work);
         let path = std::env::var("PATH").expect("PATH");
         runc.env("PATH", format!("{INSTALL_ROOT}/relay:{path}"));
-        runc.env(TOKEN_ENV, "token").env(BUNDLE_ENV, &self.bundle);
+        runc.env(TOKEN_ENV, self.token()).env(BUNDLE_ENV, &self.bundle);
         let mut runc = self.of_runc(runc);
         std::thread::spawn(move || runc.status().expect("runc"))
     }
@@ -77,6 +77,11 @@ impl Pod {
         runc.arg("--bundle").arg(&self.bundle).arg("--pid-file").arg(self.bundle.join("pid")).arg(&self.id);
         runc.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         runc
+    }
+
+    /// Of its restore.
+    pub(super) fn token(&self) -> &str {
+        &self.id
     }
 
     pub(super) fn directory(&self) -> &Path {

@@ -17,15 +17,18 @@ impl Relay {
         UnixListener::bind(socket).expect("socket")
     }
 
-    /// A relay that has runc's request.
-    pub(super) fn accept(listener: &UnixListener) -> Self {
-        let (stream, _) = listener.accept().expect("a relay");
-        stream.set_read_timeout(Some(super::LIMIT)).expect("limit");
-        let mut relay = Self(BufReader::new(stream));
-        relay.next::<Hello>().check().expect("its version");
-        match relay.next() {
-            FromRelay::Relay { stage: RelayStage::Requested, criu: Some(_), .. } => relay,
-            other => panic!("{other:?}"),
+    /// The relay with this token, which has runc's request. Others have outlived a test that has failed.
+    pub(super) fn accept(listener: &UnixListener, expected: &str) -> Self {
+        loop {
+            let (stream, _) = listener.accept().expect("a relay");
+            stream.set_read_timeout(Some(super::LIMIT)).expect("limit");
+            let mut relay = Self(BufReader::new(stream));
+            relay.next::<Hello>().check().expect("its version");
+            match relay.next() {
+                FromRelay::Relay { token, .. } if token != expected => {}
+                FromRelay::Relay { stage: RelayStage::Requested, criu: Some(_), .. } => return relay,
+                other => panic!("{other:?}"),
+            }
         }
     }
 
