@@ -42,7 +42,6 @@ fn check(mebibytes: usize) {
     WarmCriu::examine(&criu, Path::new("/")).unwrap();
     let plain = WarmCriu::start(&criu, &place).unwrap();
     let withholding = WarmCriu::start(&criu.clone().preloading(&preload()), &place).unwrap();
-    freezer.freeze(LIMIT).unwrap();
 
     let request = |name: &str, memory: Memory| {
         let images_dir = root.path().join(name);
@@ -56,17 +55,21 @@ fn check(mebibytes: usize) {
             options: DumpOptions { memory, ..DumpOptions::default() },
         }
     };
-    let full = request("full", Memory::All);
-    let full_millis = dump(plain, &full);
+    let (full, less) = (request("full", Memory::All), request("left-out", Memory::ButWithheld));
+    let (plain, withholding) = (plain.begin(full.clone()).unwrap(), withholding.begin(less.clone()).unwrap());
+    freezer.freeze(LIMIT).unwrap();
+    let full_millis = dump(plain, &[]);
 
-    let less = request("left-out", Memory::ButWithheld);
-    let (images, list) = (less.images_dir.clone(), withholding.withheld());
+    let (images, list, mappings) = (less.images_dir.clone(), withholding.withheld(), withholding.mappings());
     let (pid, left_out) = (container.pid, held.clone());
     // The list comes while CRIU is at work.
     list.expect_memory().unwrap();
     let telling =
         std::thread::spawn(move || list.set_memory(&[ProcessRange { pid, start: left_out.start, end: left_out.end }]));
-    let less_millis = dump(withholding, &less);
+    mappings.expect().unwrap();
+    let reading = std::thread::spawn(move || mappings.read(&[pid]));
+    let less_millis = dump(withholding, &[]);
+    reading.join().unwrap().unwrap();
     telling.join().unwrap().unwrap();
     assert!(pages(&images).keys().all(|address| !held.contains(address)), "CRIU dumped what it was to leave out");
 

@@ -55,7 +55,7 @@ fn a_dump_leaves_shared_memory_out_and_every_page_of_it_has_crossed() {
     objects.values_mut().for_each(cross);
     let compare_millis = begun.elapsed().as_secs_f64() * 1e3;
 
-    let request = |name: &str, withheld: Vec<ObjectId>| {
+    let request = |name: &str| {
         let images_dir = root.path().join(name);
         fs::create_dir_all(&images_dir).unwrap();
         DumpRequest {
@@ -64,16 +64,16 @@ fn a_dump_leaves_shared_memory_out_and_every_page_of_it_has_crossed() {
             work_dir: root.path().to_owned(),
             freeze_cgroup: freezer.path_in_node().to_owned(),
             bundle: Bundle { rootfs: container.rootfs.clone(), spec: Default::default() },
-            options: DumpOptions { withheld, ..DumpOptions::default() },
+            options: DumpOptions::default(),
         }
     };
-    let full = request("full", Vec::new());
-    let full_millis = dump(plain, &full);
+    let full = request("full");
+    let full_millis = dump(plain.begin(full.clone()).unwrap(), &[]);
     // One is left to CRIU.
     let left = *objects.keys().next().unwrap();
     let withheld = objects.keys().filter(|inode| **inode != left).map(|inode| ObjectId { device, inode: *inode });
-    let less = request("left-out", withheld.collect());
-    let less_millis = dump(withholding, &less);
+    let (less, withheld) = (request("left-out"), withheld.collect::<Vec<_>>());
+    let less_millis = dump(withholding.begin(less.clone()).unwrap(), &withheld);
 
     let images = &less.images_dir;
     assert_eq!(shared::objects(images).unwrap(), shared::objects(&full.images_dir).unwrap());

@@ -73,9 +73,9 @@ fn objects_are_the_same_in_the_namespace_that_the_processes_are_restored_in() {
         work_dir: root.path().to_owned(),
         freeze_cgroup: freezer.path_in_node().to_owned(),
         bundle: Bundle { rootfs: container.rootfs.clone(), spec: Default::default() },
-        options: DumpOptions { withheld: vec![ObjectId { device, inode: id }], ..DumpOptions::default() },
+        options: DumpOptions::default(),
     };
-    let millis = dump(warm, &request);
+    let millis = dump(warm.begin(request).unwrap(), &[ObjectId { device, inode: id }]);
     println!("dump from outside of the IPC namespace: {millis:.1} ms");
     let findings = preflight::inspect_frozen(container.pid, true).unwrap();
     assert_eq!(preflight::refusal(&findings), None);

@@ -2,32 +2,72 @@
 //!
 //! CRIU finds out by `lseek(SEEK_DATA)` which pages an object of shared memory has, and by `/proc/PID/pagemap` which a process
 //! has. For the objects and the ranges on a list this library answers that there are none; whoever made the list sees to their
-//! pages. Everything else goes to the kernel as it came.
+//! pages. And it gives CRIU the text of `/proc/PID/smaps` that the agent has read for it. Everything else goes to the kernel as
+//! it came.
 //!
-//! The list is a memfd that CRIU inherits, its number in the environment variable [`VARIABLE`]. It is mapped when the
-//! library is loaded; [`list`] has its format. Without the variable, or without a list, nothing is left out.
+//! The list is a memfd that CRIU inherits, its number in the environment variable [`VARIABLE`]; so are the texts, in [`MAPPINGS`]. They
+//! are mapped when the library is loaded; [`list`] and [`mappings`] have their formats. Without the variables, or without what they
+//! name, nothing is left out, and CRIU reads for itself.
 
 mod list;
+mod mappings;
 mod pagemap;
 
 use list::List;
-use std::ffi::{CStr, c_int, c_ulong, c_void};
+use mappings::Mappings;
+use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use std::sync::OnceLock;
 
 /// Names the list's descriptor.
 const VARIABLE: &CStr = c"TIDEOVER_WITHHELD";
+/// Names the descriptor of the texts of mappings.
+const MAPPINGS: &CStr = c"TIDEOVER_MAPPINGS";
 
 static LIST: OnceLock<Option<List>> = OnceLock::new();
+static TEXTS: OnceLock<Option<Mappings>> = OnceLock::new();
 
 /// Run when the library is loaded, before CRIU can have closed what it inherited.
 #[cfg_attr(not(test), unsafe(link_section = ".init_array"))]
 #[used]
 static LOADED: extern "C" fn() = {
     extern "C" fn loaded() {
-        LIST.get_or_init(|| List::inherited(VARIABLE));
+        LIST.get_or_init(|| inherited(VARIABLE).and_then(List::mapped));
+        TEXTS.get_or_init(|| inherited(MAPPINGS).and_then(Mappings::mapped));
     }
     loaded
 };
+
+/// The descriptor that `variable` names.
+fn inherited(variable: &CStr) -> Option<c_int> {
+    // SAFETY: a C string; what is returned is one too, and is read before anybody changes the environment.
+    let value = unsafe {
+        let value = libc::getenv(variable.as_ptr());
+        if value.is_null() {
+            return None;
+        }
+        CStr::from_ptr(value)
+    };
+    value.to_str().ok()?.parse().ok()
+}
+
+/// openat(2), under the name that a program with large file support uses: how CRIU opens what is in a process' directory in
+/// `/proc`. The C library declares the last argument variable; see [`ioctl`].
+///
+/// # Safety
+/// As for the C library's: `path` must be a C string.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+unsafe extern "C" fn openat64(directory: c_int, path: *const c_char, flags: c_int, mode: c_int) -> c_int {
+    if let Some(Some(texts)) = TEXTS.get()
+        && !path.is_null()
+        // SAFETY: the caller's promise.
+        && unsafe { CStr::from_ptr(path) } == c"smaps"
+        && let Some(text) = pagemap::process_directory(directory).and_then(|process| texts.open(process))
+    {
+        return text;
+    }
+    // SAFETY: the caller's promise, handed on.
+    unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, mode) as c_int }
+}
 
 /// lseek(2), under the name that a program with large file support uses. On 64 bit it is the same.
 ///

@@ -5,7 +5,7 @@
 //! first address and end of each range, by process and address. Objects are there before the dump is asked for; the ranges may
 //! come while it is under way.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -41,34 +41,11 @@ pub(crate) struct Ranges {
 }
 
 impl List {
-    /// The list whose descriptor `variable` names, which is closed then.
-    pub(crate) fn inherited(variable: &CStr) -> Option<Self> {
-        // SAFETY: a C string; what is returned is one too, and is read before anybody changes the environment.
-        let value = unsafe {
-            let value = libc::getenv(variable.as_ptr());
-            if value.is_null() {
-                return None;
-            }
-            CStr::from_ptr(value)
-        };
-        Self::mapped(value.to_str().ok()?.parse().ok()?)
-    }
-
     /// The list in `descriptor`, which is closed then; none where it holds something else.
     pub(crate) fn mapped(descriptor: c_int) -> Option<Self> {
-        let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
-        // SAFETY: `stat` is read only where the kernel has written it. A new mapping at an address that the kernel chooses; the
-        // descriptor was handed over to be used here.
-        unsafe {
-            if libc::fstat(descriptor, stat.as_mut_ptr()) != 0 || stat.assume_init().st_size != LENGTH as i64 {
-                return None;
-            }
-            let (read, shared) = (libc::PROT_READ, libc::MAP_SHARED);
-            let memory = libc::mmap(std::ptr::null_mut(), LENGTH, read, shared, descriptor, 0);
-            libc::close(descriptor);
-            // The mapping is as long as the file, whole words, never unmapped, and changes under atomics only.
-            (memory != libc::MAP_FAILED).then(|| Self { words: &*memory.cast(), here: OnceLock::new() })
-        }
+        // As long as the file, whole words, never unmapped, and changed under atomics only.
+        // SAFETY: of this length and alignment, for the rest of the program.
+        map(descriptor, LENGTH).map(|memory| Self { words: unsafe { &*memory.cast() }, here: OnceLock::new() })
     }
 
     /// Whether an object is left out.
@@ -130,6 +107,22 @@ impl Ranges {
     fn number(&self, number: usize) -> (u64, u64, u64) {
         let word = |at: usize| self.words[3 * number + at].load(Ordering::Relaxed);
         (word(0), word(1), word(2))
+    }
+}
+
+/// Maps the file in `descriptor`, which is closed then, if it has `length` bytes.
+pub(crate) fn map(descriptor: c_int, length: usize) -> Option<*const c_void> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is read only where the kernel has written it. A new mapping at an address that the kernel chooses; the
+    // descriptor was handed over to be used here.
+    unsafe {
+        if libc::fstat(descriptor, stat.as_mut_ptr()) != 0 || stat.assume_init().st_size != length as i64 {
+            return None;
+        }
+        let (read, shared) = (libc::PROT_READ, libc::MAP_SHARED);
+        let memory = libc::mmap(std::ptr::null_mut(), length, read, shared, descriptor, 0);
+        libc::close(descriptor);
+        (memory != libc::MAP_FAILED).then_some(memory.cast_const())
     }
 }
 

@@ -35,16 +35,30 @@ const REGION: u64 = 24;
 
 /// The process whose pagemap `descriptor` is.
 pub(crate) fn process(descriptor: c_int) -> Option<u64> {
+    path_of(descriptor, |path| {
+        let mut parts = path.rsplit(|byte| *byte == b'/');
+        (parts.next()? == b"pagemap").then(|| number(parts.next()?)).flatten()
+    })
+}
+
+/// The process whose directory in `/proc` `descriptor` is.
+pub(crate) fn process_directory(descriptor: c_int) -> Option<u64> {
+    path_of(descriptor, |path| {
+        let mut parts = path.rsplit(|byte| *byte == b'/');
+        number(parts.next()?).filter(|_| parts.next() == Some(b"proc"))
+    })
+}
+
+fn path_of<T>(descriptor: c_int, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
     let (mut path, mut name) = ([0_u8; 64], [0_u8; 128]);
     write!(&mut path[..63], "/proc/self/fd/{descriptor}").ok()?;
     // SAFETY: a C string, and a buffer of the length that is named.
     let length = unsafe { libc::readlink(path.as_ptr().cast(), name.as_mut_ptr().cast(), name.len()) };
-    let name = name.get(..usize::try_from(length).ok()?)?;
-    let mut parts = name.rsplit(|byte| *byte == b'/');
-    if parts.next()? != b"pagemap" {
-        return None;
-    }
-    std::str::from_utf8(parts.next()?).ok()?.parse().ok()
+    read(name.get(..usize::try_from(length).ok()?)?)
+}
+
+fn number(part: &[u8]) -> Option<u64> {
+    std::str::from_utf8(part).ok()?.parse().ok()
 }
 
 /// Answers `scan` by asking `kernel` for the parts that are not withheld. As the ioctl(2): the number of regions, and

@@ -62,7 +62,7 @@ fn what_is_on_the_list_is_not_there_and_everything_else_is() {
     // SAFETY: no other thread of this test program reads or writes the environment.
     unsafe { std::env::set_var(variable.to_str().unwrap(), list.as_raw_fd().to_string()) };
     let duplicate = list.try_clone().unwrap();
-    LIST.get_or_init(|| List::inherited(&variable));
+    LIST.get_or_init(|| inherited(&variable).and_then(List::mapped));
     std::mem::forget(list);
     let data = |file: &std::fs::File, whence| {
         // SAFETY: a descriptor of this test's own.
@@ -110,4 +110,47 @@ fn what_is_on_the_list_is_not_there_and_everything_else_is() {
     let (whole, blank) = (std::fs::File::open("/proc/self/maps").unwrap(), AtomicU64::new(0));
     assert_eq!(pagemap::process(whole.as_raw_fd()), None);
     assert!(list::Ranges::of(Box::leak(Box::new([blank, AtomicU64::new(4), AtomicU64::new(8)]))).after(8).is_none());
+}
+
+/// What is read from `name` in `directory`.
+fn opened(directory: &std::fs::File, name: &CStr) -> String {
+    use std::io::Read;
+    // SAFETY: a C string.
+    let descriptor = unsafe { openat64(directory.as_raw_fd(), name.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC, 0) };
+    assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
+    let mut text = String::new();
+    // SAFETY: it was opened just now, and nobody else has it.
+    let mut file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn what_was_read_of_a_process_is_given_for_its_mappings_alone() {
+    let texts = memfd();
+    texts.set_len(64 << 20).unwrap();
+    let (own, text, at) = (u64::from(std::process::id()), "as it was read", 1 << 20);
+    texts.write_all_at(text.as_bytes(), at).unwrap();
+    put(&texts, 2, &[own, at, text.len() as u64]);
+    put(&texts, 0, &[2, 1]);
+    TEXTS.get_or_init(|| Mappings::mapped(std::os::fd::IntoRawFd::into_raw_fd(texts)));
+
+    let directory = std::fs::File::open(format!("/proc/{own}")).unwrap();
+    assert_eq!(opened(&directory, c"smaps"), text);
+    assert!(opened(&directory, c"maps").contains("[stack]"));
+    let above = std::fs::File::open(format!("/proc/{}", std::os::unix::process::parent_id())).unwrap();
+    assert!(opened(&above, c"smaps").contains("VmFlags:"), "of another process nothing was read");
+    let elsewhere = tempfile(own);
+    assert_eq!(opened(&elsewhere.1, c"smaps"), "a file", "no process' directory");
+    std::fs::remove_dir_all(elsewhere.0).unwrap();
+}
+
+/// A directory whose name is a number, with a file `smaps` in it.
+fn tempfile(number: u64) -> (std::path::PathBuf, std::fs::File) {
+    let above = std::env::temp_dir().join(format!("dump-preload-{number}"));
+    let directory = above.join(number.to_string());
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("smaps"), "a file").unwrap();
+    let opened = std::fs::File::open(&directory).unwrap();
+    (above, opened)
 }

@@ -4,7 +4,6 @@ use super::bundle::Bundle;
 use super::mounts::{self, Mount};
 use super::prepared::{self, Entry, Kind};
 use super::rpc::{CgroupMode, ExternalMount, NetworkLock, Options};
-use super::withheld::ObjectId;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,7 +19,7 @@ const SEIZE_SECONDS: u32 = 10;
 
 /// One dump of one container's processes into a directory of images.
 ///
-/// The cgroup must be frozen when the dump is asked for, and stays frozen whatever comes of it.
+/// The cgroup must be frozen when CRIU gets the word, and stays frozen whatever comes of it.
 #[derive(Clone, Debug)]
 pub struct DumpRequest {
     /// Init process of the container, as the caller's `/proc` names it.
@@ -51,10 +50,6 @@ pub struct DumpOptions {
     pub external_mounts: BTreeMap<PathBuf, String>,
     /// How much of the processes' private memory goes into the images.
     pub memory: Memory,
-    /// Shared memory that does not go into the images: at most [`super::MOST_WITHHELD`]. Only a CRIU with the preload for
-    /// it ([`super::CriuProgram::withholding`]) leaves it out, and then it must be accounted for before a restore
-    /// ([`super::shared::fill_in`]).
-    pub withheld: Vec<ObjectId>,
 }
 
 /// How much of the processes' private memory goes into the images of a dump.
@@ -64,7 +59,7 @@ pub enum Memory {
     #[default]
     All,
     /// All but what [`super::Withheld::set_memory`] says, at the latest while CRIU is at work, which must be accounted for before a restore
-    /// ([`super::pagemap::settle`]). The same holds as for [`DumpOptions::withheld`].
+    /// ([`super::pagemap::settle`]). The same holds as for shared memory ([`super::BegunDump::go`]).
     ButWithheld,
 }
 
@@ -76,7 +71,6 @@ impl Default for DumpOptions {
             inotify_paths: Vec::new(),
             external_mounts: BTreeMap::new(),
             memory: Memory::All,
-            withheld: Vec::new(),
         }
     }
 }

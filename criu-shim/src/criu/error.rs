@@ -19,6 +19,9 @@ pub enum CriuError {
         #[source]
         source: std::io::Error,
     },
+    /// CRIU was asked for a dump of a container that is another by now.
+    #[error("the container's mounts have changed since CRIU was asked for a dump")]
+    Changed,
     /// The node's cgroup mounts could not be read.
     #[error("find the node's cgroup hierarchies for CRIU")]
     Hierarchies(#[source] crate::freezer::FreezerError),

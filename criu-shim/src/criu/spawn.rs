@@ -1,7 +1,7 @@
 //! Starting CRIU in its place: the one module of the client with `unsafe` in it.
 
 use super::place::OpenPlace;
-use super::{CriuError, CriuProgram, withheld};
+use super::{CriuError, CriuProgram, mappings, withheld};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::setns;
 use std::fs::File;
@@ -21,18 +21,20 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// only one strategy can be set.
 pub(crate) const NO_BREAKPOINTS: (&str, &str) = ("CRIU_FAULT", "130");
 
-/// Starts `criu swrk` on `socket`, which is CRIU's end of a pair. It inherits `withheld`, for the library in it.
+/// Starts `criu swrk` on `socket`, which is CRIU's end of a pair. It inherits `withheld` and `mappings`, for the library in it.
 pub(super) fn swrk(
     program: &CriuProgram,
     place: Option<OpenPlace>,
     socket: OwnedFd,
     withheld: File,
+    mappings: File,
 ) -> Result<Child, CriuError> {
     let (executable, arguments) = program.command();
     let mut command = Command::new(&executable);
     command.args(arguments).arg("--no-default-config").arg("swrk").arg(socket.as_raw_fd().to_string());
     command.env_clear().env("PATH", PATH).env(NO_BREAKPOINTS.0, NO_BREAKPOINTS.1).envs(program.environment());
     command.env(withheld::VARIABLE, withheld.as_raw_fd().to_string());
+    command.env(mappings::VARIABLE, mappings.as_raw_fd().to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
 
     let enter = move || -> std::io::Result<()> {
@@ -47,6 +49,7 @@ pub(super) fn swrk(
         }
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
         fcntl(&withheld, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        fcntl(&mappings, FcntlArg::F_SETFD(FdFlag::empty()))?;
         Ok(())
     };
     // SAFETY: between fork and exec the closure makes write, setns and fcntl system calls only, on descriptors opened

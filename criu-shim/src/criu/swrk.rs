@@ -1,8 +1,9 @@
 //! `criu swrk`: one CRIU process that serves one client over a SOCK_SEQPACKET pair.
 
 use super::dump::{LOG_FILE, look_in_container, resolve_in_container};
-use super::rpc::{Features, Request, RequestType, Response};
-use super::withheld::Withheld;
+use super::mappings::Mappings;
+use super::rpc::{Features, Options, Request, RequestType, Response};
+use super::withheld::{ObjectId, Withheld};
 use super::{CriuError, CriuProgram, DumpRequest, Place, ProcessId, first_error, last_errors, mounts, spawn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -29,6 +30,7 @@ pub(super) struct Swrk {
     socket: Option<OwnedFd>,
     child: Option<Child>,
     withheld: Withheld,
+    mappings: Mappings,
 }
 
 impl Swrk {
@@ -38,8 +40,10 @@ impl Swrk {
             .map_err(|errno| CriuError::SocketPair(errno.into()))?;
         let withheld = Withheld::new().map_err(CriuError::Withhold)?;
         let inherited = withheld.descriptor().map_err(CriuError::Withhold)?;
-        let child = spawn::swrk(program, place, theirs, inherited)?;
-        Ok(Self { socket: Some(ours), child: Some(child), withheld })
+        let mappings = Mappings::new().map_err(CriuError::Withhold)?;
+        let texts = mappings.descriptor().map_err(CriuError::Withhold)?;
+        let child = spawn::swrk(program, place, theirs, inherited, texts)?;
+        Ok(Self { socket: Some(ours), child: Some(child), withheld, mappings })
     }
 
     pub(super) fn ask(&self, request: &Request) -> Result<(), CriuError> {
@@ -153,43 +157,141 @@ impl WarmCriu {
         self.outside_ipc
     }
 
-    /// What its dump leaves out.
-    pub fn withheld(&self) -> Withheld {
-        self.swrk.withheld.clone()
-    }
-
     /// The CRIU process, for the journal: while it is alive, an earlier agent's dump is still going on.
     pub fn process(&self) -> ProcessId {
         self.process
     }
 
-    /// Asks for the dump. Returns at once; [`RunningDump::wait`] tells how it went.
+    /// Asks for the dump, and returns when CRIU is about to touch the tasks, which need not be frozen yet. That it got so far takes some
+    /// milliseconds. Blocking.
     ///
     /// # Errors
-    /// Any [`CriuError`] but [`CriuError::Dump`]: CRIU was not asked then and has not touched the tasks.
-    pub fn dump(self, request: &DumpRequest) -> Result<RunningDump, CriuError> {
+    /// Any [`CriuError`]: CRIU has ended, or is about to, and has not touched the tasks.
+    pub fn begin(self, request: DumpRequest) -> Result<BegunDump, CriuError> {
+        let asked = Asked::of(request)?;
+        let Self { swrk, outside_ipc, .. } = self;
+        let opts = Some(asked.options.clone());
+        swrk.ask(&Request { r#type: RequestType::Dump.into(), opts, ..Default::default() })?;
+        let mut begun = BegunDump { swrk, asked, outside_ipc };
+        begun.await_pre_dump()?;
+        Ok(begun)
+    }
+}
+
+/// What CRIU was asked for.
+#[derive(Debug)]
+pub struct Asked {
+    request: DumpRequest,
+    options: Options,
+    // CRIU opens them through /proc/<this process>/fd.
+    images: OwnedFd,
+    work: OwnedFd,
+}
+
+impl Asked {
+    fn of(request: DumpRequest) -> Result<Self, CriuError> {
         let images = open_directory(&request.images_dir)?;
         let work = open_directory(&request.work_dir)?;
-        let mountinfo = std::fs::read_to_string(format!("/proc/{}/mountinfo", request.pid))
-            .map_err(|source| CriuError::Mounts { pid: request.pid, source })?;
-        let opts = request.options(
-            &images,
-            &work,
-            &mounts::parse(&mountinfo),
-            |path| resolve_in_container(request.pid, path),
-            |path| look_in_container(request.pid, path),
-        );
-        self.swrk.withheld.set_objects(&request.options.withheld).map_err(CriuError::Withhold)?;
-        let begin = Instant::now();
-        self.swrk.ask(&Request { r#type: RequestType::Dump.into(), opts: Some(opts), ..Default::default() })?;
-        Ok(RunningDump {
-            swrk: self.swrk,
-            log: request.work_dir.join(LOG_FILE),
-            begin,
-            notifications: Vec::new(),
-            _directories: [images, work],
-        })
+        let options = options(&request, &images, &work)?;
+        Ok(Self { request, options, images, work })
     }
+
+    /// Makes sure that it is what would be asked for now that the container is frozen. Blocking.
+    ///
+    /// # Errors
+    /// [`CriuError::Changed`] where its mounts are others, and where it can't be looked.
+    pub fn still_holds(&self) -> Result<(), CriuError> {
+        let now = options(&self.request, &self.images, &self.work)?;
+        if now == self.options { Ok(()) } else { Err(CriuError::Changed) }
+    }
+
+    /// What it was made from.
+    pub fn request(&self) -> &DumpRequest {
+        &self.request
+    }
+}
+
+/// CRIU's options, as the container is now.
+fn options(request: &DumpRequest, images: &OwnedFd, work: &OwnedFd) -> Result<Options, CriuError> {
+    let mountinfo = std::fs::read_to_string(format!("/proc/{}/mountinfo", request.pid))
+        .map_err(|source| CriuError::Mounts { pid: request.pid, source })?;
+    let resolve = |path: &Path| resolve_in_container(request.pid, path);
+    Ok(request.options(images, work, &mounts::parse(&mountinfo), resolve, |path| look_in_container(request.pid, path)))
+}
+
+/// A dump for which CRIU waits for the word, before it touches the tasks. Dropped, it makes CRIU end.
+#[derive(Debug)]
+pub struct BegunDump {
+    swrk: Swrk,
+    asked: Asked,
+    outside_ipc: bool,
+}
+
+impl BegunDump {
+    /// What was asked for.
+    pub fn request(&self) -> &DumpRequest {
+        &self.asked.request
+    }
+
+    /// Whether it has the System V objects of the container's IPC namespace ([`Place::outside_ipc`]).
+    pub fn is_outside_ipc(&self) -> bool {
+        self.outside_ipc
+    }
+
+    /// What it leaves out.
+    pub fn withheld(&self) -> Withheld {
+        self.swrk.withheld.clone()
+    }
+
+    /// What is read for it.
+    pub fn mappings(&self) -> Mappings {
+        self.swrk.mappings.clone()
+    }
+
+    fn await_pre_dump(&mut self) -> Result<(), CriuError> {
+        let notified = self.swrk.answer(START_LIMIT)?.ok_or(CriuError::Silent(START_LIMIT))?;
+        let script = notified.notify.as_ref().and_then(|notify| notify.script.as_deref());
+        if notified.r#type == i32::from(RequestType::Notify) && script == Some(PRE_DUMP) {
+            return Ok(());
+        }
+        if notified.r#type == i32::from(RequestType::Dump) {
+            self.swrk.finish()?;
+            return Err(refused(&notified, &self.asked.request.work_dir.join(LOG_FILE)));
+        }
+        Err(CriuError::Unexpected { asked: RequestType::Notify.into(), found: notified.r#type })
+    }
+
+    /// Gives the word: the tasks are frozen, and of the shared memory of theirs `objects`, at most [`super::MOST_WITHHELD`], are left
+    /// out. Only a CRIU with the preload for it ([`CriuProgram::withholding`]) does so, and then they must be accounted for before a
+    /// restore ([`super::shared::fill_in`]). Returns at once;
+    /// [`RunningDump::wait`] tells how it went. What was asked for may not hold any more: see [`Asked::still_holds`].
+    ///
+    /// # Errors
+    /// Any [`CriuError`] but [`CriuError::Dump`]: CRIU has not touched the tasks.
+    pub fn go(self, objects: &[ObjectId]) -> Result<(RunningDump, Asked), CriuError> {
+        let Self { swrk, asked, .. } = self;
+        swrk.withheld.set_objects(objects).map_err(CriuError::Withhold)?;
+        let begin = Instant::now();
+        swrk.ask(&go_on())?;
+        let log = asked.request.work_dir.join(LOG_FILE);
+        Ok((RunningDump { swrk, log, begin, notifications: Vec::new() }, asked))
+    }
+}
+
+/// CRIU's notification before it looks at any task. Source: `ACT_PRE_DUMP` in CRIU's `criu/action-scripts.c`; `cr_dump_tasks` in
+/// `criu/cr-dump.c` has it before anything else.
+const PRE_DUMP: &str = "pre-dump";
+
+fn go_on() -> Request {
+    Request { r#type: RequestType::Notify.into(), notify_success: Some(true), ..Default::default() }
+}
+
+/// Why CRIU, which has ended by itself, has made no dump.
+fn refused(response: &Response, log: &Path) -> CriuError {
+    let log = last_errors(log, LOG_LINES);
+    let first = first_error(response.cr_errmsg.as_deref());
+    let message = first.or_else(|| log.first().cloned()).unwrap_or_else(|| "no reason given".to_owned());
+    CriuError::Dump { message, errno: response.cr_errno.unwrap_or(0), log }
 }
 
 /// A dump under way. Dropped, it makes CRIU fail and leave the tasks; better wait.
@@ -199,8 +301,6 @@ pub struct RunningDump {
     log: PathBuf,
     begin: Instant,
     notifications: Vec<(String, f64)>,
-    // CRIU opens them through /proc/<this process>/fd.
-    _directories: [OwnedFd; 2],
 }
 
 /// What [`RunningDump::wait`] saw.
@@ -215,9 +315,9 @@ pub enum Waited {
 /// How a good dump went.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DumpReport {
-    /// From the request until CRIU's answer, milliseconds.
+    /// From the word until CRIU's answer, milliseconds.
     pub millis: f64,
-    /// CRIU's notifications, each with milliseconds since the request.
+    /// CRIU's notifications, each with milliseconds since the word.
     pub notifications: Vec<(String, f64)>,
 }
 
@@ -251,17 +351,14 @@ impl RunningDump {
     fn acknowledge(&mut self, notification: Response) -> Result<(), CriuError> {
         let script = notification.notify.and_then(|notify| notify.script).unwrap_or_default();
         self.notifications.push((script, millis(self.begin.elapsed())));
-        self.swrk.ask(&Request { r#type: RequestType::Notify.into(), notify_success: Some(true), ..Default::default() })
+        self.swrk.ask(&go_on())
     }
 
     fn conclude(&mut self, response: Response) -> Result<DumpReport, CriuError> {
         let elapsed = millis(self.begin.elapsed());
         if !response.success || response.r#type != i32::from(RequestType::Dump) {
             self.swrk.finish()?;
-            let log = self.explain();
-            let first = first_error(response.cr_errmsg.as_deref());
-            let message = first.or_else(|| log.first().cloned()).unwrap_or_else(|| "no reason given".to_owned());
-            return Err(CriuError::Dump { message, errno: response.cr_errno.unwrap_or(0), log });
+            return Err(refused(&response, &self.log));
         }
         Ok(DumpReport { millis: elapsed, notifications: std::mem::take(&mut self.notifications) })
     }

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "no test needs all of it")]
 
-use criu_shim::criu::{CriuProgram, DumpRequest, Waited, WarmCriu};
+use criu_shim::criu::{BegunDump, CriuProgram, ObjectId, Waited};
 use criu_shim::freezer::{Freezer, hierarchies};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -32,9 +32,12 @@ pub fn preload() -> PathBuf {
     PathBuf::from(std::env::var_os("TIDEOVER_DUMP_PRELOAD").expect("TIDEOVER_DUMP_PRELOAD is not set"))
 }
 
-/// Dumps, and returns how long that took, milliseconds.
-pub fn dump(criu: WarmCriu, request: &DumpRequest) -> f64 {
-    match criu.dump(request).unwrap().wait(LIMIT) {
+/// Dumps all but the `withheld` shared memory, and returns how long that took, milliseconds.
+pub fn dump(criu: BegunDump, withheld: &[ObjectId]) -> f64 {
+    let (mut running, asked) = criu.go(withheld).unwrap();
+    let request = asked.request();
+    asked.still_holds().unwrap();
+    match running.wait(LIMIT) {
         Ok(Waited::Done(report)) => report.millis,
         other => panic!("{other:?}; {}", fs::read_to_string(request.work_dir.join("dump.log")).unwrap_or_default()),
     }

@@ -72,17 +72,22 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let (link, proof) = CutLink::take(sender);
     let mut watching = Watching::within(news, attempt, PAUSE_LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
+    let begun = match round::begin(criu, request).await {
+        Ok(begun) => begun,
+        Err(failure) => return Cut { paused: Duration::ZERO, connected: Err(failure) },
+    };
     let since = Instant::now();
     let container = FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits };
     let (pod, froze) = round::freeze(vec![container]).await;
     let dumped = match froze {
         Ok(_) => {
             // To give up what is known of them takes time, which the pause has not.
-            let going = Going { trees: trees.clone(), number: round, followed: &mut None };
-            line.dump(link.begin(round), request, criu, going).await
+            let freezer = &inspected.container.freezer;
+            let going = Going { freezer, trees: trees.clone(), number: round, followed: &mut None };
+            line.dump(link.begin(round), begun, going).await
         }
         Err(error) => {
-            drop(criu);
+            drop(begun);
             Err(retryable(FailureReason::FreezeFailed, chain(&error)).into())
         }
     };

@@ -16,7 +16,8 @@ use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send;
 use crate::causes::chain;
-use crate::criu::{DumpRequest, Memory, RunningDump, WarmCriu};
+use crate::criu::{BegunDump, Memory, RunningDump};
+use crate::freezer::Freezer;
 use futures::future::join_all;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -57,8 +58,9 @@ pub struct Frozen {
 struct Leaving {
     images: PathBuf,
     round: u32,
-    /// What is dumped, until it is.
-    due: Option<Due>,
+    freezer: Freezer,
+    /// The dump that waits for the word, until it has it.
+    due: Option<BegunDump>,
     trees: Trees,
     followed: Option<Followed>,
     sender: LinkSender<FromSource>,
@@ -66,12 +68,6 @@ struct Leaving {
     news: News,
     dumped: Option<Dumped>,
     hung: Option<RunningDump>,
-}
-
-/// What a dump needs.
-struct Due {
-    request: DumpRequest,
-    criu: WarmCriu,
 }
 
 /// The first thing that went wrong with any container; what it led to with the others is no news.
@@ -106,7 +102,7 @@ pub async fn freeze(
     reporter: &Reporter<SourceReport>,
 ) -> Frozen {
     let attempt = lanes.first().map_or(0, |(connected, _)| connected.attempt);
-    let (mut leaving, mut containers) = (Vec::new(), Vec::new());
+    let (mut leaving, mut containers, mut asking) = (Vec::new(), Vec::new(), Vec::new());
     for (connected, followed) in lanes {
         let Connected { directory, inspected, bundle, criu, trees, sender, receiver, round, cpu, .. } = connected;
         // Frozen, the application is better off with a roll-back than with a wait for another connection.
@@ -116,20 +112,29 @@ pub async fn freeze(
             request.options.memory = Memory::ButWithheld;
         }
         let images = request.images_dir.clone();
-        let due = Some(Due { request, criu });
-        let (news, dumped, hung) = (news.clone(), None, None);
-        leaving.push(Leaving { images, round, due, trees, followed, sender, receiver, news, dumped, hung });
+        asking.push(round::begin(criu, request));
+        let (news, due, dumped, hung) = (news.clone(), None, None, None);
+        let freezer = inspected.container.freezer.clone();
+        leaving.push(Leaving { images, freezer, round, due, trees, followed, sender, receiver, news, dumped, hung });
         containers.push(FrozenContainer { freezer: inspected.container.freezer, limits: cpu.limits });
     }
+    let begun: Result<Vec<_>, Failure> = join_all(asking).await.into_iter().collect();
     let since = Instant::now();
-    let (pod, froze) = round::freeze(containers).await;
+    let (pod, froze) = match begun {
+        Ok(begun) => {
+            leaving.iter_mut().zip(begun).for_each(|(one, begun)| one.due = Some(begun));
+            let (pod, froze) = round::freeze(containers).await;
+            (pod, froze.map_err(|error| retryable(FailureReason::FreezeFailed, chain(&error))))
+        }
+        Err(failure) => (FrozenPod::adopt(containers), Err(failure)),
+    };
     let mut attempt_state = Attempt { number: attempt, held: None, report, reporter };
     let outcome = match froze {
         Ok(took) => {
             attempt_state.frozen(took);
             attempt_state.send(&mut leaving).await
         }
-        Err(error) => Err(retryable(FailureReason::FreezeFailed, chain(&error))),
+        Err(failure) => Err(failure),
     };
     let held = attempt_state.held;
     // Whoever aborted it has said why; what that led to here is no news.
@@ -158,11 +163,12 @@ pub async fn freeze(
 impl Leaving {
     /// Dumps, and sends archives meanwhile. Whatever becomes of the others, its CRIU is waited for.
     async fn dump(&mut self, attempt: u32, first: &FirstFailure) {
-        let Some(Due { request, criu }) = self.due.take() else { return };
+        let Some(criu) = self.due.take() else { return };
         let mut watching = Watching::new(&mut self.news, attempt).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
-        let going = Going { trees: self.trees.clone(), number: self.round, followed: &mut self.followed };
-        match line.dump(send::begin(&self.sender, self.round, true), request, criu, going).await {
+        let freezer = &self.freezer;
+        let going = Going { freezer, trees: self.trees.clone(), number: self.round, followed: &mut self.followed };
+        match line.dump(send::begin(&self.sender, self.round, true), criu, going).await {
             Ok(dumped) => self.dumped = Some(dumped),
             Err(Undumped { failure, hung }) => {
                 self.hung = hung.map(|hung| *hung);

@@ -15,7 +15,8 @@ use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::causes::chain;
 use crate::criu::preflight::{self, Finding};
 use crate::criu::{
-    Bundle, DumpOptions, DumpRequest, Memory, PagemapError, RunningDump, SharedError, Waited, WarmCriu, mend, pagemap,
+    BegunDump, Bundle, CriuError, DumpOptions, DumpRequest, Mappings, Memory, ObjectId, PagemapError, RunningDump,
+    SharedError, Waited, WarmCriu, mend, pagemap,
 };
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
@@ -24,6 +25,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason};
+use tracing::warn;
 
 /// How long a dump may take before it counts as hung. A gigabyte takes a second or two.
 const DUMP_LIMIT: Duration = Duration::from_secs(90);
@@ -53,6 +55,21 @@ pub(super) fn dump_request(inspected: &Inspected, bundle: Bundle, directory: &Pa
         bundle,
         options: DumpOptions { ghost_limit: ghost_limit(news), inotify_paths, ..DumpOptions::default() },
     }
+}
+
+/// Has CRIU come to where it would touch the processes, which still run.
+pub(super) async fn begin(criu: WarmCriu, request: DumpRequest) -> Result<BegunDump, Failure> {
+    let beginning = tokio::task::spawn_blocking(move || {
+        let memory = request.options.memory;
+        let begun = criu.begin(request)?;
+        begun.mappings().expect().map_err(CriuError::Withhold)?;
+        if memory == Memory::ButWithheld {
+            begun.withheld().expect_memory().map_err(CriuError::Withhold)?;
+        }
+        Ok::<_, CriuError>(begun)
+    });
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    beginning.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
 }
 
 fn ghost_limit(news: &News) -> u32 {
@@ -91,6 +108,8 @@ pub(super) struct Dumped {
 /// What goes while CRIU works.
 #[derive(Debug)]
 pub(super) struct Going<'a> {
+    /// Of the container.
+    pub(super) freezer: &'a Freezer,
     /// Files that move.
     pub(super) trees: Trees,
     /// Number of the round.
@@ -113,23 +132,21 @@ impl Line<'_> {
     pub(super) async fn dump(
         &mut self,
         begun: impl Future<Output = Result<RoundSender, SendError>>,
-        mut request: DumpRequest,
-        criu: WarmCriu,
+        criu: BegunDump,
         going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
-        let Going { trees, number, followed } = going;
+        let Going { freezer, trees, number, followed } = going;
+        let (mappings, freezer) = (criu.mappings(), freezer.clone());
+        let reading = tokio::task::spawn_blocking(move || read_mappings(&mappings, &freezer));
         let looking = trees.look(number, true);
-        let images = request.images_dir.clone();
-        let (begin, may_begin) = mpsc::channel();
+        let images = criu.request().images_dir.clone();
+        let (begin, may_begin) = mpsc::channel::<Vec<ObjectId>>();
         let (tell_copied, copied) = mpsc::channel();
-        let list = (request.options.memory == Memory::ButWithheld).then(|| criu.withheld());
-        if let Some(list) = &list {
-            list.expect_memory().map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        }
+        let list = (criu.request().options.memory == Memory::ButWithheld).then(|| criu.withheld());
         let dumping = tokio::task::spawn_blocking(move || {
             // It ends at the latest with who was to say it: nothing is left out then.
-            request.options.withheld = may_begin.recv().unwrap_or_default();
-            dump(criu, &request, &copied)
+            let objects = may_begin.recv().unwrap_or_default();
+            dump(criu, &objects, &copied)
         });
         // A dump that has failed meanwhile waits for neither.
         let LastLook { written, withheld, copied, shared } = precopy::last_look(followed, move |withheld| {
@@ -153,6 +170,7 @@ impl Line<'_> {
             failure = self.watching.called_off() => Err(failure),
         };
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+        reading.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let (took, round, ()) = (dumped?, early?, told?);
         Ok(Dumped { took, round, shared: fill_in(shared, images).await? })
     }
@@ -205,17 +223,30 @@ impl Line<'_> {
     }
 }
 
+/// Reads for CRIU what it wants to know of mappings, while it does something else. Blocking.
+fn read_mappings(mappings: &Mappings, freezer: &Freezer) {
+    let pids = freezer.pids().unwrap_or_else(|error| {
+        warn!(error = %chain(&error), "CRIU reads the mappings of the processes for itself");
+        Vec::new()
+    });
+    if let Err(error) = mappings.read(&pids) {
+        warn!(error = %chain(&error), "CRIU waits for the mappings of the processes, and reads them for itself");
+    }
+}
+
 /// Dumps, mends what CRIU writes wrongly, and accounts for the memory that it left out. Returns how long it took. Blocking.
 ///
 /// What was left out comes by `copied`, while CRIU works.
-fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copied>>) -> Result<Duration, Undumped> {
+fn dump(criu: BegunDump, objects: &[ObjectId], copied: &mpsc::Receiver<Vec<Copied>>) -> Result<Duration, Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let outside_ipc = criu.is_outside_ipc();
-    let mut running = criu.dump(request).map_err(|error| failed(&error))?;
+    let (mut running, asked) = criu.go(objects).map_err(|error| failed(&error))?;
+    let request = asked.request();
     // Beside CRIU, which must be waited for whatever this says, and which waits for whoever takes its notifications.
-    let (waited, left_behind) = std::thread::scope(|scope| {
-        let looking = scope.spawn(|| preflight::inspect_frozen(request.pid, outside_ipc));
+    let (waited, looked) = std::thread::scope(|scope| {
+        let look = || (asked.still_holds(), preflight::inspect_frozen(request.pid, outside_ipc));
+        let looking = scope.spawn(look);
         (running.wait(DUMP_LIMIT), looking.join())
     });
     match waited.map_err(|error| failed(&error))? {
@@ -228,7 +259,9 @@ fn dump(criu: WarmCriu, request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copie
             });
         }
     }
-    let left_behind = left_behind.map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))?;
+    let (asked_holds, left_behind) =
+        looked.map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))?;
+    asked_holds.map_err(|error| failed(&error))?;
     let left_behind = left_behind.map_err(|error| failed(&error))?;
     if let Some(refusal) = preflight::refusal(&left_behind) {
         let passes = left_behind.iter().filter(|finding| finding.blocks()).all(Finding::is_passing);

@@ -146,13 +146,14 @@ async fn freeze<G: Send>(
         cpu: cpu.limits.records(),
     };
     let uid = inspected.pod.metadata.uid.clone().unwrap_or_default();
-    write_down(context, &uid, entry).await?;
     // No Migration has to do with it, so that there is never any news.
     let (_nobody, mut news) = watch::channel(None);
     let mut request = round::dump_request(&inspected, bundle, &directory, &news);
     if followed.is_some() {
         request.options.memory = Memory::ButWithheld;
     }
+    let begun = round::begin(criu, request).await?;
+    write_down(context, &uid, entry).await?;
     let mut watching = Watching::within(&mut news, attempt, PAUSE_LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
     let (at, since) = (std::time::SystemTime::now(), Instant::now());
@@ -160,11 +161,12 @@ async fn freeze<G: Send>(
     let (pod, froze) = round::freeze(vec![container]).await;
     let dumped = match froze {
         Ok(_) => {
-            let going = Going { trees: trees.clone(), number: round, followed: &mut followed };
-            line.dump(send::begin(&sender, round, true), request, criu, going).await
+            let freezer = &inspected.container.freezer;
+            let going = Going { freezer, trees: trees.clone(), number: round, followed: &mut followed };
+            line.dump(send::begin(&sender, round, true), begun, going).await
         }
         Err(error) => {
-            drop(criu);
+            drop(begun);
             Err(retryable(FailureReason::FreezeFailed, chain(&error)).into())
         }
     };

@@ -11,7 +11,7 @@ mod relay;
 use super::connect::EARLY;
 use super::frozen::{FrozenContainer, FrozenPod};
 use super::precopy::{self, Followed, PreCopy, Trees};
-use super::round::{Going, Line};
+use super::round::{self, Going, Line};
 use super::watching::Watching;
 use crate::agent::room::Room;
 use crate::agent::transfer::link::{self, LinkReceiver, LinkSender};
@@ -121,10 +121,6 @@ async fn send_all(source: &Pod, freezer: &Freezer, followed: Followed) -> Moved 
 
     let mut limits = CpuLimits::of_process(source.pid(), Path::new("/")).expect("limits");
     limits.plan_lift().expect("plan");
-    let (pod, froze) = FrozenPod::freeze(vec![FrozenContainer { freezer: freezer.clone(), limits }]);
-    froze.expect("freeze");
-    let (snapshot, count) = (Snapshot::of(source.pid()), source.count());
-    assert_eq!(source.cpu_quota(), "max", "no limit holds up a dump");
     let request = DumpRequest {
         pid: source.pid(),
         images_dir: local.join(IMAGES),
@@ -133,12 +129,17 @@ async fn send_all(source: &Pod, freezer: &Freezer, followed: Followed) -> Moved 
         bundle: Bundle::read(source.bundle(), Path::new("/")).expect("bundle"),
         options: DumpOptions { memory: Memory::ButWithheld, ..DumpOptions::default() },
     };
+    let criu = round::begin(criu, request).await.expect("CRIU waits for the word");
+    let (pod, froze) = FrozenPod::freeze(vec![FrozenContainer { freezer: freezer.clone(), limits }]);
+    froze.expect("freeze");
+    let (snapshot, count) = (Snapshot::of(source.pid()), source.count());
+    assert_eq!(source.cpu_quota(), "max", "no limit holds up a dump");
     let (_migration, mut news) = watch::channel(None);
     let mut watching = Watching::within(&mut news, 1, LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
-    let going = Going { trees, number, followed: &mut followed };
+    let going = Going { freezer, trees, number, followed: &mut followed };
     let log = local.join(WORK).join("dump.log");
-    let dumped = line.dump(send::begin(&sender, number, true), request, criu, going).await;
+    let dumped = line.dump(send::begin(&sender, number, true), criu, going).await;
     let dumped = dumped.unwrap_or_else(|error| panic!("{error:?}; {}", said(&log)));
     let manifest = line.images(dumped.round, vec![local.join(IMAGES), local.join(EARLY)]).await.expect("images");
     line.verified(number, &manifest.digest()).await.expect("landed");
