@@ -94,19 +94,16 @@ impl Pair {
 }
 
 #[test]
-#[ignore = "the operator refuses pods of several containers"]
 fn two_containers_go_on_at_one_cut_where_a_drain_moves_their_pod() -> Result<()> {
     Pair::start("several", "", Second::Container)?.moves_by_drain()
 }
 
 #[test]
-#[ignore = "the operator refuses pods of several containers"]
 fn a_sidecar_goes_on_at_one_cut_with_the_container_that_it_is_beside() -> Result<()> {
     Pair::start("sidecar", "", Second::Sidecar)?.moves_by_drain()
 }
 
 #[test]
-#[ignore = "the operator refuses pods of several containers"]
 fn an_attempt_that_is_rolled_back_leaves_both_containers_running() -> Result<()> {
     let pair = Pair::start("several-back", "  migration: {maxAttempts: 1}\n", Second::Container)?;
     let insides = settled(&pair.pod)?;
