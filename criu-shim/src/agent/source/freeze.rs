@@ -10,6 +10,7 @@ use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
 use crate::agent::source::precopy::{Followed, Trees};
+use crate::agent::source::preflight::Inspected;
 use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
 use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
@@ -55,6 +56,7 @@ pub struct Frozen {
 
 /// One container on its way out.
 struct Leaving {
+    inspected: Inspected,
     images: PathBuf,
     round: u32,
     /// What is dumped, until it is.
@@ -118,8 +120,8 @@ pub async fn freeze(
         let images = request.images_dir.clone();
         let due = Some(Due { request, criu });
         let (news, dumped, hung) = (news.clone(), None, None);
-        leaving.push(Leaving { images, round, due, trees, followed, sender, receiver, news, dumped, hung });
-        containers.push(FrozenContainer { freezer: inspected.container.freezer, limits: cpu.limits });
+        containers.push(FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits });
+        leaving.push(Leaving { inspected, images, round, due, trees, followed, sender, receiver, news, dumped, hung });
     }
     let since = Instant::now();
     let (pod, froze) = round::freeze(containers).await;
@@ -166,7 +168,7 @@ impl Leaving {
             Ok(dumped) => self.dumped = Some(dumped),
             Err(Undumped { failure, hung }) => {
                 self.hung = hung.map(|hung| *hung);
-                first.note(failure);
+                first.note(self.inspected.fails(failure));
             }
         }
     }
