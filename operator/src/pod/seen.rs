@@ -78,7 +78,8 @@ fn run_state(pod: &Pod, status: &PodStatus) -> RunState {
 /// says so where only their stand-ins have been there. One that could not be started has no time of its start, or the epoch.
 fn has_run(pod: &Pod, status: &PodStatus) -> bool {
     let last = pod.spec.as_ref().and_then(|spec| spec.containers.last());
-    let of_last = status.container_statuses.iter().flatten().filter(|one| last.is_some_and(|last| last.name == one.name));
+    let of_last =
+        status.container_statuses.iter().flatten().filter(|one| last.is_some_and(|last| last.name == one.name));
     let states = of_last.flat_map(|one| [&one.state, &one.last_state]).flatten();
     let starts = states.flat_map(|state| {
         let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());

@@ -4,7 +4,8 @@ use crate::agent::context::{Context, Key, answer};
 use crate::agent::failure::{permanent, retryable};
 use crate::agent::source::container::{self, Container, Named};
 use crate::causes::chain;
-use crate::criu::{capability, preflight};
+use crate::criu::capability;
+use crate::criu::preflight::{self, Finding, PreflightError};
 use k8s_openapi::api::core::v1::Pod;
 use std::sync::Arc;
 use tideover_crds::{Failure, FailureReason, ObjectRef};
@@ -100,10 +101,13 @@ fn inspect_one(context: &Context, pod: &Pod, name: &str, id: &str, several: bool
     let container =
         container::find(&context.node, id).map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
     let pids = container.freezer.pids().map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
-    let findings = preflight::inspect(container.pid, &pids)
-        .map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
-    if let Some(refusal) = preflight::refusal(&findings) {
-        return Err(permanent(FailureReason::NotDumpable, refusal));
+    let failed = |error: PreflightError| retryable(FailureReason::NotDumpable, chain(&error));
+    let mut findings = preflight::inspect(container.pid, &pids).map_err(failed)?;
+    if several {
+        findings.extend(preflight::inspect_beside_others(container.pid, &pids).map_err(failed)?);
+    }
+    if let Some(failure) = not_dumpable(&findings) {
+        return Err(failure);
     }
     if pids.iter().any(|pid| lacks_memory(*pid)) {
         // CRIU would take what has not come yet for zeroes.
@@ -115,6 +119,14 @@ fn inspect_one(context: &Context, pod: &Pod, name: &str, id: &str, several: bool
     let inotify_paths = preflight::inotify_paths(container.pid, &findings);
     let (pod, name) = (pod.clone(), name.to_owned());
     Ok(Inspected { pod, name, container, notes, inotify_paths, memory_bytes, several })
+}
+
+/// The failure that these findings are, if they rule a dump out.
+pub(super) fn not_dumpable(findings: &[Finding]) -> Option<Failure> {
+    let refusal = preflight::refusal(findings)?;
+    let passes = findings.iter().filter(|finding| finding.blocks()).all(Finding::is_passing);
+    let fails = if passes { retryable } else { permanent };
+    Some(fails(FailureReason::NotDumpable, refusal))
 }
 
 /// Whether there is room for the images of processes with this much memory, bytes.
@@ -169,6 +181,16 @@ mod tests {
         assert!(are_brought(&(smaps("ac") + &smaps("um ac"))));
         assert!(!are_brought(&(smaps("uw ac") + &smaps("sd"))));
         assert!(!lacks_memory(std::process::id().cast_signed()));
+    }
+
+    #[test]
+    fn what_may_be_gone_with_another_attempt_is_tried_again_unless_something_else_is_not() {
+        let outside = Finding::OutsideSocket { pid: 1, fd: 3 };
+        let stopped = Finding::Stopped { pid: 1 };
+        let retried = |findings: &[Finding]| not_dumpable(findings).map(|failure| failure.retryable);
+        assert_eq!(retried(&[]), None);
+        assert_eq!(retried(&[outside.clone()]), Some(true));
+        assert_eq!(retried(&[outside, stopped]), Some(false));
     }
 
     #[test]
