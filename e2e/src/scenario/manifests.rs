@@ -244,6 +244,38 @@ pub fn with_store(manifest: &str) -> String {
     lines.collect()
 }
 
+/// A Deployment `name` of a redis in a container `store`, and of a client in another that listens to it through a unix socket.
+pub fn store_by_socket(name: &str) -> String {
+    const SOCKET: &str = "/shared/redis.sock";
+    let container = |container: &str, words: &str| {
+        format!(
+            "        - {{name: {container}, image: 'lab/redis:1', imagePullPolicy: IfNotPresent, command: [{words}], \
+             resources: {{requests: {{cpu: 10m, memory: 32Mi}}}}, \
+             volumeMounts: [{{name: shared, mountPath: /shared}}]}}\n"
+        )
+    };
+    let store = container("store", &format!("redis-server, --save, '', --port, '0', --unixsocket, {SOCKET}"));
+    let client = container("client", &format!("redis-cli, -s, {SOCKET}, subscribe, news"));
+    format!(
+        "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      securityContext: {{runAsUser: 999, runAsGroup: 999, fsGroup: 999}}
+      volumes: [{{name: shared, emptyDir: {{}}}}]
+      containers:
+{store}{client}---
+"
+    )
+}
+
 /// What a ticker holds and does.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticker {

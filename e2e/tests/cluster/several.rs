@@ -61,7 +61,20 @@ impl Several {
 
     /// Waits until each ticker has done so many ticks more, and sees that it is the one that it was.
     fn go_on(&self, ticks: u64) -> Result<()> {
-        self.members.iter().try_for_each(|(member, _)| self.goes_on(member.container, ticks, 1))
+        let each = self.members.iter().try_for_each(|(member, _)| self.goes_on(member.container, ticks, 1));
+        each.map_err(|error| error.context(self.told()))
+    }
+
+    /// What is known of all of them: whose count went back shows in what another one says.
+    fn told(&self) -> String {
+        let pods = self.sandbox.pods("several").unwrap_or_default();
+        let told = |(member, collector): &(Member, Collector)| {
+            let container = member.container;
+            let last = |pod: &Pod| self.sandbox.run(&["logs", &pod.name, "-c", container, "--previous", "--tail=5"]);
+            let words: Vec<_> = pods.iter().map(last).collect();
+            format!("{container}: {:?}, and before its last start it said {words:?}\n", collector.account())
+        };
+        self.members.iter().map(told).collect()
     }
 
     /// The same of one that was started cold so many times.
@@ -277,4 +290,27 @@ fn a_container_that_ends_while_its_memory_is_copied_costs_an_attempt_and_the_oth
     several.goes_on("beside", 1_000, 2)?;
     several.goes_on("ticker", 1_000, 1)?;
     several.leaves_nothing()
+}
+
+#[test]
+fn a_unix_socket_from_one_container_to_another_is_named_and_nothing_is_frozen() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::beside(cluster.kube(), "several-socket")?;
+    sandbox.apply(&manifests::policy("store", "store", "  migration: {maxAttempts: 1}\n"))?;
+    sandbox.apply(&manifests::store_by_socket("store"))?;
+    let pod = sandbox.ready_pod("store")?;
+    let ask =
+        ["exec", &pod.name, "-c", "store", "--", "redis-cli", "-s", "/shared/redis.sock", "pubsub", "numsub", "news"];
+    // The client is started again until it finds the socket.
+    until_true("somebody to listen", LIMIT, || Ok(sandbox.run(&ask).is_ok_and(|said| said.trim().ends_with('1'))))?;
+    sandbox.create(&migration::manifest("move", &pod.name))?;
+    let ended = migration::ended(&sandbox, &pod.name, LIMIT)?;
+    ensure!(ended["status"]["phase"] == "Failed", "the move is {}", ended["status"]["phase"]);
+    let message = migration::message(&ended);
+    let said = "is a unix socket that is connected to a process outside of the container";
+    ensure!(message.contains("container store: ") && message.contains(said), "it is not named: {message}");
+    ensure!(!migration::went_through(&ended, "Handover"), "it was found too late: {}", ended["status"]["phases"]);
+    let after = sandbox.ready_pod("store")?;
+    ensure!(after.uid == pod.uid, "{pod:?}, then {after:?}");
+    sandbox.passed()
 }
