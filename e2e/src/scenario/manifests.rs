@@ -172,36 +172,44 @@ pub fn zoo(name: &str, collector: SocketAddr) -> String {
     lines.collect()
 }
 
-/// How the second of two tickers is in the pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Second {
-    /// As a container like the first.
-    Container,
-    /// As an init container that goes on running.
-    Sidecar,
+/// One of several tickers in a pod.
+#[derive(Debug, Clone, Copy)]
+pub struct Member {
+    /// Name of its container.
+    pub container: &'static str,
+    /// The container whose count it looks at. Nothing is seen of the others by one that looks at its own.
+    pub watches: &'static str,
+    /// It is an init container that goes on running.
+    pub sidecar: bool,
+    /// The ticker.
+    pub ticker: Ticker,
 }
 
-/// A Deployment `name` of pods with two containers, `beside` and `ticker`. Each ticks to a collector of its own, counts in a file of
-/// an emptyDir, and ends itself where the other's count goes back.
-pub fn pair(name: &str, ticker: Ticker, beside: Ticker, second: Second) -> String {
-    const MOUNTS: &str = "volumeMounts: [{name: shared, mountPath: /shared}]";
-    let one = |container: &str, ticker: Ticker, other: &str, more: &str| {
+impl Member {
+    fn container(&self) -> String {
+        let Self { container, watches, sidecar, ticker } = self;
         let words = ticker.words().into_iter().skip(1);
-        let counts = [format!("--ours=/shared/{container}"), format!("--theirs=/shared/{other}")];
+        let counts = [format!("--ours=/shared/{container}"), format!("--theirs=/shared/{watches}")];
         let words: String = words.chain(counts).map(|word| format!(", '{word}'")).collect();
+        let more = if *sidecar { ", restartPolicy: Always" } else { "" };
         format!(
             "        - {{name: {container}, image: 'lab/probe:1', imagePullPolicy: IfNotPresent, args: [tick{words}], \
-             securityContext: {{runAsUser: 1000}}, resources: {{requests: {{cpu: 10m, memory: {}Mi}}}}, {MOUNTS}{more}}}\n",
+             securityContext: {{runAsUser: 1000}}, resources: {{requests: {{cpu: 10m, memory: {}Mi}}}}, \
+             volumeMounts: [{{name: shared, mountPath: /shared}}]{more}}}\n",
             ticker.mib + 16
         )
+    }
+}
+
+/// A Deployment `name` of pods with these containers. Each ticks to a collector of its own, counts in a file of an emptyDir, and
+/// ends itself where the count that it looks at goes back.
+pub fn several(name: &str, members: &[Member]) -> String {
+    let of_kind = |sidecar: bool| -> String {
+        members.iter().filter(|member| member.sidecar == sidecar).map(Member::container).collect()
     };
-    let first = one("ticker", ticker, "beside", "");
-    let containers = match second {
-        Second::Container => format!("      containers:\n{}{first}", one("beside", beside, "ticker", "")),
-        Second::Sidecar => format!(
-            "      initContainers:\n{}      containers:\n{first}",
-            one("beside", beside, "ticker", ", restartPolicy: Always")
-        ),
+    let sidecars = match of_kind(true) {
+        none if none.is_empty() => none,
+        some => format!("      initContainers:\n{some}"),
     };
     format!(
         "\
@@ -217,7 +225,53 @@ spec:
       terminationGracePeriodSeconds: 1
       securityContext: {{fsGroup: 1000}}
       volumes: [{{name: shared, emptyDir: {{}}}}]
-{containers}---
+{sidecars}      containers:
+{}---
+",
+        of_kind(false)
+    )
+}
+
+/// `manifest` of a ticker, with a redis in a container `store` before it: another image, under another user.
+pub fn with_store(manifest: &str) -> String {
+    const STORE: &str = "{name: store, image: 'lab/redis:1', imagePullPolicy: IfNotPresent, \
+                         command: [redis-server, --save, ''], securityContext: {runAsUser: 999}, \
+                         resources: {requests: {cpu: 10m, memory: 32Mi}}}";
+    let lines = manifest.lines().map(|line| match line.split_once("containers:") {
+        Some((indent, "")) if indent.trim().is_empty() => format!("{line}\n{indent}  - {STORE}\n"),
+        _ => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
+/// A Deployment `name` of a redis in a container `store`, and of a client in another that listens to it through a unix socket.
+pub fn store_by_socket(name: &str) -> String {
+    const SOCKET: &str = "/shared/redis.sock";
+    let container = |container: &str, words: &str| {
+        format!(
+            "        - {{name: {container}, image: 'lab/redis:1', imagePullPolicy: IfNotPresent, command: [{words}], \
+             resources: {{requests: {{cpu: 10m, memory: 32Mi}}}}, \
+             volumeMounts: [{{name: shared, mountPath: /shared}}]}}\n"
+        )
+    };
+    let store = container("store", &format!("redis-server, --save, '', --port, '0', --unixsocket, {SOCKET}"));
+    let client = container("client", &format!("redis-cli, -s, {SOCKET}, subscribe, news"));
+    format!(
+        "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      securityContext: {{runAsUser: 999, runAsGroup: 999, fsGroup: 999}}
+      volumes: [{{name: shared, emptyDir: {{}}}}]
+      containers:
+{store}{client}---
 "
     )
 }
@@ -321,14 +375,23 @@ mod tests {
     }
 
     #[test]
-    fn two_tickers_of_a_pod_count_in_each_others_sight() {
+    fn the_tickers_of_a_pod_count_in_each_others_sight() {
         let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
-        let sidecar = pair("a", ticker, ticker, Second::Sidecar);
-        assert!(sidecar.contains("'--ours=/shared/ticker', '--theirs=/shared/beside']"), "{sidecar}");
-        assert!(sidecar.contains("'--ours=/shared/beside', '--theirs=/shared/ticker']"), "{sidecar}");
-        let init = sidecar.find("initContainers:").expect("a sidecar");
-        assert!(sidecar[init..].contains("restartPolicy: Always}\n      containers:\n"), "{sidecar}");
-        assert!(!pair("a", ticker, ticker, Second::Container).contains("initContainers"));
+        let member = |container, watches, sidecar| Member { container, watches, sidecar, ticker };
+        let two = several("a", &[member("beside", "app", true), member("app", "beside", false)]);
+        assert!(two.contains("'--ours=/shared/app', '--theirs=/shared/beside']"), "{two}");
+        assert!(two.contains("'--ours=/shared/beside', '--theirs=/shared/app']"), "{two}");
+        let init = two.find("initContainers:").expect("a sidecar");
+        assert!(two[init..].contains("restartPolicy: Always}\n      containers:\n"), "{two}");
+        assert!(!several("a", &[member("app", "app", false)]).contains("initContainers"));
+    }
+
+    #[test]
+    fn a_store_is_created_before_the_ticker() {
+        let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
+        let with = with_store(&ticker.deployment("a"));
+        assert!(with.contains("\n      containers:\n        - {name: store,"), "{with}");
+        assert!(with.find("name: store") < with.find("name: ticker"), "{with}");
     }
 
     #[test]

@@ -226,8 +226,9 @@ impl Pod {
             ready: each(&object["status"]["conditions"])
                 .iter()
                 .any(|condition| condition["type"] == "Ready" && condition["status"] == "True"),
-            restarts: each(&object["status"]["containerStatuses"])
+            restarts: ["containerStatuses", "initContainerStatuses"]
                 .iter()
+                .flat_map(|kind| each(&object["status"][kind]))
                 .filter_map(|status| status["restartCount"].as_u64())
                 .sum(),
         }

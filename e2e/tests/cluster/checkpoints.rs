@@ -116,7 +116,7 @@ fn event(sandbox: &Sandbox, pod: &Pod, reason: &str, count: usize) -> Result<Str
 
 /// The number in "checkpoint N".
 fn number(sentence: &str) -> Option<u64> {
-    sentence.split("checkpoint ").nth(1)?.split_whitespace().next()?.parse().ok()
+    sentence.split("checkpoint ").nth(1)?.split(|word: char| !word.is_ascii_digit()).next()?.parse().ok()
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Why a pod can't be moved, from its object alone: shown before any maintenance, and asked again before a move.
 
-use super::containers::{is_sidecar, moving};
+use super::containers::{is_replaced_first, is_sidecar, moving};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use std::collections::BTreeMap;
 use tideover_crds::{Obstacle, ObstacleReason, names};
@@ -17,7 +17,7 @@ pub fn obstacles(pod: &Pod, claims: &ClaimModes) -> Vec<Obstacle> {
     let Some(spec) = &pod.spec else { return found };
     owner(pod, &mut found);
     host(spec, &mut found);
-    several(spec, &mut found);
+    several(pod, spec, &mut found);
     containers(spec, &mut found);
     devices(spec, &mut found);
     for volume in spec.volumes.iter().flatten() {
@@ -67,16 +67,21 @@ fn host(spec: &PodSpec, found: &mut Vec<Obstacle>) {
     }
 }
 
-/// That there are several containers, and what else is in the way of moving them at one cut. On the target, kubelet creates each once it takes the one before it
+/// What is in the way of moving several containers at one cut. On the target, kubelet creates each once it takes the one before it
 /// for started, and none of them works before the last was created.
-fn several(spec: &PodSpec, found: &mut Vec<Obstacle>) {
+fn several(pod: &Pod, spec: &PodSpec, found: &mut Vec<Obstacle>) {
     let moving: Vec<&Container> = moving(spec).collect();
     let [early @ .., _] = moving.as_slice() else { return };
     if early.is_empty() {
         return;
     }
-    let message = format!("the pod has {} containers; one is supported", moving.len());
-    push(found, ObstacleReason::SeveralContainers, message);
+    if !is_replaced_first(pod) {
+        let message = format!(
+            "the pod has {} containers and no ReplicaSet: where the replacement needs the pod's name, one is supported",
+            moving.len()
+        );
+        push(found, ObstacleReason::SeveralContainers, message);
+    }
     let has_hook =
         |container: &&&Container| container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
     for container in early.iter().filter(has_hook) {
@@ -328,14 +333,27 @@ mod tests {
         }
     }
 
+    /// A pod of a ReplicaSet.
+    fn replica(spec: Value) -> Pod {
+        let mut pod = pod(spec);
+        let owner =
+            json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true });
+        pod.metadata.owner_references = Some(vec![serde_json::from_value(owner).expect("an owner")]);
+        pod.metadata.labels = Some([(names::POD_TEMPLATE_HASH.to_owned(), "h".to_owned())].into());
+        pod
+    }
+
     #[test]
-    fn several_containers_and_sidecars_are_one_obstacle() {
+    fn several_containers_and_sidecars_of_a_replica_set_are_no_obstacle() {
         let hook = json!({ "postStart": { "exec": { "command": ["true"] } } });
         let spec = json!({
             "initContainers": [{ "name": "setup" }, { "name": "proxy", "restartPolicy": "Always" }],
             "containers": [{ "name": "log" }, { "name": "app", "lifecycle": hook }],
         });
-        check(spec, ObstacleReason::SeveralContainers, "the pod has 3 containers; one is supported");
+        assert_eq!(obstacles(&replica(spec.clone()), &ClaimModes::new()), []);
+        let message =
+            "the pod has 3 containers and no ReplicaSet: where the replacement needs the pod's name, one is supported";
+        check(spec, ObstacleReason::SeveralContainers, message);
     }
 
     #[test]
@@ -368,15 +386,14 @@ mod tests {
                 "tty is true for the container proxy: its terminal does not move",
             ),
         ] {
-            let found = obstacles(&pod(spec), &ClaimModes::new());
-            assert_eq!(found[0].message, "the pod has 2 containers; one is supported");
-            assert_eq!(found[1..], [Obstacle { reason, message: message.to_owned() }]);
+            let found = obstacles(&replica(spec), &ClaimModes::new());
+            assert_eq!(found, [Obstacle { reason, message: message.to_owned() }]);
         }
     }
 
     #[test]
     fn a_sidecar_that_has_ended_does_not_run_and_an_init_container_that_has_is_as_it_should_be() {
-        let mut one = pod(json!({ "initContainers": [
+        let mut one = replica(json!({ "initContainers": [
             { "name": "setup" }, { "name": "proxy", "restartPolicy": "Always" },
         ] }));
         let ended = |name: &str| {
@@ -386,8 +403,8 @@ mod tests {
         let statuses = serde_json::from_value(json!([ended("setup"), ended("proxy")])).expect("statuses");
         one.status.as_mut().expect("a status").init_container_statuses = Some(statuses);
         let found = obstacles(&one, &ClaimModes::new());
-        assert_eq!(found[1].message, "the container proxy does not run");
-        assert_eq!(found.len(), 2);
+        assert_eq!(found[0].message, "the container proxy does not run");
+        assert_eq!(found.len(), 1);
     }
 
     #[test]

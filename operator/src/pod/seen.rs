@@ -18,7 +18,7 @@ pub fn pod_seen(pod: &Pod) -> PodSeen {
         node: node(pod).map(str::to_owned),
         terminating,
         force_deleted: terminating && meta.deletion_grace_period_seconds == Some(0),
-        state: pod.status.as_ref().map_or(RunState::Pending, run_state),
+        state: pod.status.as_ref().map_or(RunState::Pending, |status| run_state(pod, status)),
         unschedulable: pod.status.as_ref().and_then(unschedulable),
     }
 }
@@ -64,19 +64,23 @@ pub fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
-fn run_state(status: &PodStatus) -> RunState {
+fn run_state(pod: &Pod, status: &PodStatus) -> RunState {
     match status.phase.as_deref() {
         // kubelet also calls a pod so whose container could not be started and will be tried again.
-        Some("Running") if has_run(status) => RunState::Running,
-        Some("Failed") if !has_run(status) => RunState::TurnedAway,
+        Some("Running") if has_run(pod, status) => RunState::Running,
+        Some("Failed") if !has_run(pod, status) => RunState::TurnedAway,
         Some("Succeeded" | "Failed") => RunState::Ended,
         _ => RunState::Pending,
     }
 }
 
-/// Whether a container has run at some time. One that could not be started has no time of its start, or the epoch.
-fn has_run(status: &PodStatus) -> bool {
-    let states = status.container_statuses.iter().flatten().flat_map(|one| [&one.state, &one.last_state]).flatten();
+/// Whether the pod has run at some time: its last container has, which is created when those before it are. Of those kubelet also
+/// says so where only their stand-ins have been there. One that could not be started has no time of its start, or the epoch.
+fn has_run(pod: &Pod, status: &PodStatus) -> bool {
+    let last = pod.spec.as_ref().and_then(|spec| spec.containers.last());
+    let of_last =
+        status.container_statuses.iter().flatten().filter(|one| last.is_some_and(|last| last.name == one.name));
+    let states = of_last.flat_map(|one| [&one.state, &one.last_state]).flatten();
     let starts = states.flat_map(|state| {
         let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
         let ended = state.terminated.as_ref().and_then(|ended| ended.started_at.as_ref());
@@ -96,7 +100,9 @@ mod tests {
     use serde_json::json;
 
     fn pod(status: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({ "metadata": { "name": "p", "uid": "u" }, "status": status })).expect("a pod")
+        let spec = json!({ "containers": [{ "name": "first" }, { "name": "c" }] });
+        serde_json::from_value(json!({ "metadata": { "name": "p", "uid": "u" }, "spec": spec, "status": status }))
+            .expect("a pod")
     }
 
     #[test]
@@ -125,6 +131,18 @@ mod tests {
         let failed = json!({ "exitCode": 128, "reason": "StartError", "startedAt": "1970-01-01T00:00:00Z" });
         assert_eq!(state(failed), RunState::Pending);
         assert_eq!(state(json!({ "exitCode": 1, "startedAt": "2026-01-01T00:00:00Z" })), RunState::Running);
+    }
+
+    #[test]
+    fn a_pod_of_which_only_stand_ins_have_been_there_has_not_run() {
+        let state = |name: &str| {
+            let containers = json!([{ "name": name, "containerID": "containerd://1", "image": "", "imageID": "",
+                "ready": false, "restartCount": 0,
+                "state": { "terminated": { "exitCode": 137, "startedAt": "2026-01-01T00:00:00Z" } } }]);
+            pod_seen(&pod(json!({ "phase": "Failed", "containerStatuses": containers }))).state
+        };
+        assert_eq!(state("first"), RunState::TurnedAway);
+        assert_eq!(state("c"), RunState::Ended);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
 use crate::agent::source::precopy::{Followed, Trees};
+use crate::agent::source::preflight::Inspected;
 use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
 use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
@@ -17,7 +18,6 @@ use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send;
 use crate::causes::chain;
 use crate::criu::{BegunDump, Memory, RunningDump};
-use crate::freezer::Freezer;
 use futures::future::join_all;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -56,9 +56,9 @@ pub struct Frozen {
 
 /// One container on its way out.
 struct Leaving {
+    inspected: Inspected,
     images: PathBuf,
     round: u32,
-    freezer: Freezer,
     /// The dump that waits for the word, until it has it.
     due: Option<BegunDump>,
     trees: Trees,
@@ -114,9 +114,8 @@ pub async fn freeze(
         let images = request.images_dir.clone();
         asking.push(round::begin(criu, request));
         let (news, due, dumped, hung) = (news.clone(), None, None, None);
-        let freezer = inspected.container.freezer.clone();
-        leaving.push(Leaving { images, freezer, round, due, trees, followed, sender, receiver, news, dumped, hung });
-        containers.push(FrozenContainer { freezer: inspected.container.freezer, limits: cpu.limits });
+        containers.push(FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits });
+        leaving.push(Leaving { inspected, images, round, due, trees, followed, sender, receiver, news, dumped, hung });
     }
     let begun: Result<Vec<_>, Failure> = join_all(asking).await.into_iter().collect();
     let since = Instant::now();
@@ -166,13 +165,13 @@ impl Leaving {
         let Some(criu) = self.due.take() else { return };
         let mut watching = Watching::new(&mut self.news, attempt).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
-        let freezer = &self.freezer;
+        let freezer = &self.inspected.container.freezer;
         let going = Going { freezer, trees: self.trees.clone(), number: self.round, followed: &mut self.followed };
         match line.dump(send::begin(&self.sender, self.round, true), criu, going).await {
             Ok(dumped) => self.dumped = Some(dumped),
             Err(Undumped { failure, hung }) => {
                 self.hung = hung.map(|hung| *hung);
-                first.note(failure);
+                first.note(self.inspected.fails(failure));
             }
         }
     }

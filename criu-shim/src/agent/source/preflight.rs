@@ -4,7 +4,8 @@ use crate::agent::context::{Context, Key, answer};
 use crate::agent::failure::{permanent, retryable};
 use crate::agent::source::container::{self, Container, Named};
 use crate::causes::chain;
-use crate::criu::{capability, preflight};
+use crate::criu::capability;
+use crate::criu::preflight::{self, Finding, PreflightError};
 use k8s_openapi::api::core::v1::Pod;
 use std::sync::Arc;
 use tideover_crds::{Failure, FailureReason, ObjectRef};
@@ -27,6 +28,35 @@ pub struct Inspected {
     pub inotify_paths: Vec<String>,
     /// Memory of the processes, bytes.
     pub memory_bytes: u64,
+    /// Other containers of the pod move with it.
+    pub several: bool,
+}
+
+impl Inspected {
+    /// What is said of the container: it is named where several move.
+    pub fn says(&self, what: String) -> String {
+        of_container(&self.name, self.several, what)
+    }
+
+    /// A failure of something that was done for the container.
+    pub fn fails(&self, failure: Failure) -> Failure {
+        failure_of(&self.name, self.several, failure)
+    }
+}
+
+/// The container is named where it is this side that speaks, of its processes. What the target says is of the pod, and names a
+/// container by itself.
+fn failure_of(name: &str, several: bool, failure: Failure) -> Failure {
+    match failure.reason {
+        FailureReason::NotDumpable | FailureReason::DumpFailed => {
+            Failure { message: of_container(name, several, failure.message), ..failure }
+        }
+        _ => failure,
+    }
+}
+
+fn of_container(name: &str, several: bool, what: String) -> String {
+    if several { format!("container {name}: {what}") } else { what }
 }
 
 /// Finds the containers of `pod` with these names and looks at everything that is known to stand in the way of a dump. Returns them
@@ -59,23 +89,25 @@ pub async fn inspect(
     looked.await.unwrap_or_else(|error| Err(retryable(FailureReason::NotDumpable, chain(&error))))
 }
 
-/// `several` containers move: what is said of one names it.
+/// Looks at one container, which moves alone or as one of `several`.
 fn look(context: &Context, pod: &Pod, Named { name, id }: Named, several: bool) -> Result<Inspected, Failure> {
-    let of_it = |what: String| if several { format!("container {name}: {what}") } else { what };
-    let inspected = inspect_one(context, pod, &name, &id);
-    let mut inspected = inspected.map_err(|failure| Failure { message: of_it(failure.message), ..failure })?;
-    inspected.notes = inspected.notes.into_iter().map(of_it).collect();
+    let inspected = inspect_one(context, pod, &name, &id, several);
+    let mut inspected = inspected.map_err(|failure| failure_of(&name, several, failure))?;
+    inspected.notes = inspected.notes.iter().map(|note| inspected.says(note.clone())).collect();
     Ok(inspected)
 }
 
-fn inspect_one(context: &Context, pod: &Pod, name: &str, id: &str) -> Result<Inspected, Failure> {
+fn inspect_one(context: &Context, pod: &Pod, name: &str, id: &str, several: bool) -> Result<Inspected, Failure> {
     let container =
         container::find(&context.node, id).map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
     let pids = container.freezer.pids().map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
-    let findings = preflight::inspect(container.pid, &pids)
-        .map_err(|error| retryable(FailureReason::NotDumpable, chain(&error)))?;
-    if let Some(refusal) = preflight::refusal(&findings) {
-        return Err(permanent(FailureReason::NotDumpable, refusal));
+    let failed = |error: PreflightError| retryable(FailureReason::NotDumpable, chain(&error));
+    let mut findings = preflight::inspect(container.pid, &pids).map_err(failed)?;
+    if several {
+        findings.extend(preflight::inspect_beside_others(container.pid, &pids).map_err(failed)?);
+    }
+    if let Some(failure) = not_dumpable(&findings) {
+        return Err(failure);
     }
     if pids.iter().any(|pid| lacks_memory(*pid)) {
         // CRIU would take what has not come yet for zeroes.
@@ -85,7 +117,16 @@ fn inspect_one(context: &Context, pod: &Pod, name: &str, id: &str) -> Result<Ins
     let memory_bytes = memory_bytes(&pids);
     let notes: Vec<String> = findings.iter().map(ToString::to_string).collect();
     let inotify_paths = preflight::inotify_paths(container.pid, &findings);
-    Ok(Inspected { pod: pod.clone(), name: name.to_owned(), container, notes, inotify_paths, memory_bytes })
+    let (pod, name) = (pod.clone(), name.to_owned());
+    Ok(Inspected { pod, name, container, notes, inotify_paths, memory_bytes, several })
+}
+
+/// The failure that these findings are, if they rule a dump out.
+pub(super) fn not_dumpable(findings: &[Finding]) -> Option<Failure> {
+    let refusal = preflight::refusal(findings)?;
+    let passes = findings.iter().filter(|finding| finding.blocks()).all(Finding::is_passing);
+    let fails = if passes { retryable } else { permanent };
+    Some(fails(FailureReason::NotDumpable, refusal))
 }
 
 /// Whether there is room for the images of processes with this much memory, bytes.
@@ -140,6 +181,24 @@ mod tests {
         assert!(are_brought(&(smaps("ac") + &smaps("um ac"))));
         assert!(!are_brought(&(smaps("uw ac") + &smaps("sd"))));
         assert!(!lacks_memory(std::process::id().cast_signed()));
+    }
+
+    #[test]
+    fn what_may_be_gone_with_another_attempt_is_tried_again_unless_something_else_is_not() {
+        let outside = Finding::OutsideSocket { pid: 1, fd: 3 };
+        let stopped = Finding::Stopped { pid: 1 };
+        let retried = |findings: &[Finding]| not_dumpable(findings).map(|failure| failure.retryable);
+        assert_eq!(retried(&[]), None);
+        assert_eq!(retried(&[outside.clone()]), Some(true));
+        assert_eq!(retried(&[outside, stopped]), Some(false));
+    }
+
+    #[test]
+    fn a_failure_names_its_container_once_and_only_where_several_move() {
+        let failure = |reason, several| failure_of("app", several, retryable(reason, "why")).message;
+        assert_eq!(failure(FailureReason::DumpFailed, true), "container app: why");
+        assert_eq!(failure(FailureReason::DumpFailed, false), "why");
+        assert_eq!(failure(FailureReason::RestoreFailed, true), "why", "that is the target's");
     }
 
     #[test]

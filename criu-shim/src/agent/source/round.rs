@@ -1,11 +1,11 @@
 //! What a freeze for a move and a freeze for a cut have in common: freeze, dump, and send as one round.
 
 use crate::agent::context::News;
-use crate::agent::failure::{permanent, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
 use crate::agent::source::images::{self, Content, Image};
 use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared, Trees};
-use crate::agent::source::preflight::Inspected;
+use crate::agent::source::preflight::{Inspected, not_dumpable};
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::Manifest;
@@ -13,7 +13,7 @@ use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::causes::chain;
-use crate::criu::preflight::{self, Finding};
+use crate::criu::preflight;
 use crate::criu::{
     BegunDump, Bundle, CriuError, DumpOptions, DumpRequest, Mappings, Memory, ObjectId, PagemapError, RunningDump,
     SharedError, Waited, WarmCriu, mend, pagemap,
@@ -263,10 +263,7 @@ fn dump(criu: BegunDump, objects: &[ObjectId], copied: &mpsc::Receiver<Vec<Copie
         looked.map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))?;
     asked_holds.map_err(|error| failed(&error))?;
     let left_behind = left_behind.map_err(|error| failed(&error))?;
-    if let Some(refusal) = preflight::refusal(&left_behind) {
-        let passes = left_behind.iter().filter(|finding| finding.blocks()).all(Finding::is_passing);
-        let reason = FailureReason::NotDumpable;
-        let failure = if passes { retryable(reason, refusal) } else { permanent(reason, refusal) };
+    if let Some(failure) = not_dumpable(&left_behind) {
         return Err(failure.into());
     }
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;

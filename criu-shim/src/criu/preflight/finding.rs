@@ -43,6 +43,13 @@ pub enum Finding {
         /// Which.
         kind: String,
     },
+    /// A unix socket that is connected to a process outside of the container.
+    OutsideSocket {
+        /// Process.
+        pid: i32,
+        /// Descriptor.
+        fd: i32,
+    },
     /// An open POSIX message queue.
     MessageQueue {
         /// Process.
@@ -113,9 +120,9 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// True if it is gone with another attempt.
+    /// True if it may be gone with another attempt.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::SystemVSince)
+        matches!(self, Self::SystemVSince | Self::OutsideSocket { .. })
     }
 
     /// True if a dump would fail or hang; false if it is only worth a note.
@@ -137,6 +144,13 @@ impl fmt::Display for Finding {
             }
             Self::Socket { pid, fd, kind } => {
                 write!(f, "descriptor {fd} of process {pid} is a socket of {kind}, which can't be dumped")
+            }
+            Self::OutsideSocket { pid, fd } => {
+                write!(
+                    f,
+                    "descriptor {fd} of process {pid} is a unix socket that is connected to a process outside of the \
+                     container, which can't be dumped"
+                )
             }
             Self::MessageQueue { pid, fd } => {
                 write!(f, "descriptor {fd} of process {pid} is a POSIX message queue, which can't be dumped")

@@ -1,13 +1,14 @@
 //! What can be known before a freeze about whether CRIU will be able to dump these processes.
 //!
-//! Reads `/proc`, looks at sockets through pidfds and into the IPC namespace by a thread of its own; changes nothing. What it can't see (a unix socket whose other end is
-//! outside, say) CRIU itself refuses later, inside the freeze. Neither can see Landlock rules or PR_SET_MDWE: no interface
-//! of the kernel shows them from outside of the task.
+//! Reads `/proc`, looks at sockets through pidfds and into the pod's namespaces by threads of their own; changes nothing. What it can't
+//! see CRIU itself refuses later, inside the freeze. Neither can see Landlock rules or PR_SET_MDWE: no interface of the kernel
+//! shows them from outside of the task.
 
 mod descriptor;
 mod finding;
 mod ipc;
 mod task;
+mod unix;
 
 pub use finding::Finding;
 
@@ -30,6 +31,15 @@ pub enum PreflightError {
     /// It is not known what is in the IPC namespace.
     #[error("look into the IPC namespace of process {pid}")]
     Ipc {
+        /// Id of the process.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not known what its sockets are connected to.
+    #[error("ask for the unix sockets in the network namespace of process {pid}")]
+    Sockets {
         /// Id of the process.
         pid: i32,
         /// Why.
@@ -64,6 +74,14 @@ pub fn inspect(init: i32, pids: &[i32]) -> Result<Vec<Finding>, PreflightError> 
     }
     findings.extend(ipc::inspect(init)?.findings);
     Ok(findings)
+}
+
+/// Looks for what a container, of which `init` is the first process and `pids` are all, has in common with another one of its pod.
+///
+/// # Errors
+/// [`PreflightError::Sockets`].
+pub fn inspect_beside_others(init: i32, pids: &[i32]) -> Result<Vec<Finding>, PreflightError> {
+    unix::inspect(init, pids)
 }
 
 /// Whether there are System V objects in the IPC namespace of process `init`, which a CRIU dumps from outside only.

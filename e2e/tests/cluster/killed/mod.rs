@@ -4,7 +4,7 @@
 //! The ticker is the witness. It goes on counting from where it was: a second copy, or a copy that was taken back to an
 //! older state, repeats a number; a cold start tells another start time.
 
-mod strike;
+pub(super) mod strike;
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::scenario::manifests::{self, Ticker};

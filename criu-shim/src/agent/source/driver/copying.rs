@@ -45,7 +45,11 @@ impl SourceDriver {
         let connecting = self.inspected.iter().enumerate().map(|(at, inspected)| {
             let others = || self.inspected.iter().take(last).map(|other| other.container.freezer.clone());
             let pod_trees = if at == last { PodTrees::Too { beside: others().collect() } } else { PodTrees::Elsewhere };
-            connect::connect(&self.context, &self.key, attempt, &peer, inspected.clone(), pod_trees)
+            let (context, key, peer) = (&self.context, &self.key, &peer);
+            async move {
+                let connected = connect::connect(context, key, attempt, peer, inspected.clone(), pod_trees).await;
+                connected.map_err(|failure| inspected.fails(failure))
+            }
         });
         let mut lanes = match try_join_all(connecting).await {
             Ok(lanes) => lanes,
@@ -62,11 +66,11 @@ impl SourceDriver {
             }
             let engine = match &following {
                 Ok(followed) => {
-                    self.report.notes.extend(followed.fallbacks());
+                    self.report.notes.extend(followed.fallbacks().into_iter().map(|why| lane.inspected.says(why)));
                     followed.engine()
                 }
                 Err(reason) => {
-                    self.report.notes.push(reason.clone());
+                    self.report.notes.push(lane.inspected.says(reason.clone()));
                     MemoryEngine::StopAndCopy
                 }
             };
@@ -141,8 +145,11 @@ impl SourceDriver {
         let decision = together::decision(&decisions);
         // Processes come, and one that was protected may have to be compared. Said when the whole becomes worse, and not of every
         // process of a crowd that comes and goes.
-        let engines: Vec<_> = self.lanes.iter().filter_map(|lane| lane.precopy.as_ref()?.engine()).collect();
-        for (engine, fallbacks) in engines {
+        let engine = |lane: &Connected| {
+            let (engine, fallbacks) = lane.precopy.as_ref()?.engine()?;
+            Some((engine, fallbacks.into_iter().map(|why| lane.inspected.says(why)).collect::<Vec<_>>()))
+        };
+        for (engine, fallbacks) in self.lanes.iter().filter_map(engine).collect::<Vec<_>>() {
             if self.report.engine < Some(engine) {
                 self.report.engine = Some(engine);
                 fallbacks.into_iter().for_each(|why| self.note(why));
@@ -326,9 +333,9 @@ impl SourceDriver {
 
 /// One more round of one container; without rounds, what the target says that ends the attempt.
 async fn round(lane: &mut Connected) -> Result<RoundSeen, Failure> {
-    let Connected { sender, receiver, precopy, .. } = lane;
+    let Connected { inspected, sender, receiver, precopy, .. } = lane;
     match precopy {
-        Some(precopy) => precopy.next(sender, receiver).await,
+        Some(precopy) => precopy.next(sender, receiver).await.map_err(|failure| inspected.fails(failure)),
         None => Err(match receiver.next().await {
             Ok(Incoming::Message(FromTarget::Failed { failure })) => failure,
             Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
