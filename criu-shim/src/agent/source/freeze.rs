@@ -178,7 +178,7 @@ impl Leaving {
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let images = vec![self.images.clone()];
         let sent = async {
-            let manifest = line.images(dumped.round, images).await?;
+            let manifest = line.images(dumped, images).await?;
             line.verified(self.round, &manifest.digest()).await?;
             Ok(manifest.bytes())
         };

@@ -3,7 +3,7 @@
 use crate::agent::context::News;
 use crate::agent::failure::{permanent, retryable};
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
-use crate::agent::source::images::{self, Content, Image};
+use crate::agent::source::images::{self, Ahead, Content, Image};
 use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared, Trees};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::source::watching::Watching;
@@ -24,6 +24,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason};
+use tokio_util::sync::CancellationToken;
 
 /// How long a dump may take before it counts as hung. A gigabyte takes a second or two.
 const DUMP_LIMIT: Duration = Duration::from_secs(90);
@@ -80,8 +81,9 @@ impl From<Failure> for Undumped {
 /// A dump that is complete, and its round so far.
 #[derive(Debug)]
 pub(super) struct Dumped {
-    /// The round: it has the archives and lacks CRIU's images.
-    pub(super) round: RoundSender,
+    /// The round: it has the archives and lacks CRIU's images, but for those that went ahead.
+    round: RoundSender,
+    ahead: Ahead,
     /// How long CRIU took.
     pub(super) took: Duration,
     /// Shared memory that it left out, bytes.
@@ -108,7 +110,7 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Dumps, and sends archives while CRIU works. Whatever the connection does, CRIU is waited for: it may not be left alone
+    /// Dumps, and sends archives and the pages that CRIU has dumped while it works. Whatever the connection does, CRIU is waited for: it may not be left alone
     /// with the pod.
     pub(super) async fn dump(
         &mut self,
@@ -126,7 +128,10 @@ impl Line<'_> {
         if let Some(list) = &list {
             list.expect_memory().map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         }
+        let ended = CancellationToken::new();
+        let ending = ended.clone().drop_guard();
         let dumping = tokio::task::spawn_blocking(move || {
+            let _ending = ending;
             // It ends at the latest with who was to say it: nothing is left out then.
             request.options.withheld = may_begin.recv().unwrap_or_default();
             dump(criu, &request, &copied)
@@ -145,7 +150,9 @@ impl Line<'_> {
             precopy::send_pages(&mut round, number, written, true).await?;
             precopy::send_shared(&mut round, number, shared.clone(), true).await?;
             looking.send(&mut round).await?;
-            Ok::<_, SendError>(round)
+            let mut ahead = Ahead::default();
+            ahead.send(&mut round, &images, &ended).await?;
+            Ok::<_, SendError>((round, ahead))
         };
         let early = tokio::select! {
             early = early => early.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))),
@@ -153,17 +160,14 @@ impl Line<'_> {
             failure = self.watching.called_off() => Err(failure),
         };
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        let (took, round, ()) = (dumped?, early?, told?);
-        Ok(Dumped { took, round, shared: fill_in(shared, images).await? })
+        let (took, (round, ahead), ()) = (dumped?, early?, told?);
+        Ok(Dumped { took, round, ahead, shared: fill_in(shared, images).await? })
     }
 
-    /// Sends what is in `directories` and completes the round.
-    pub(super) async fn images(
-        &mut self,
-        mut round: RoundSender,
-        directories: Vec<PathBuf>,
-    ) -> Result<Manifest, Failure> {
-        let read = tokio::task::spawn_blocking(move || images::read(&directories)).await;
+    /// Sends what is in `directories`, of which one has the images of the dump, and completes its round.
+    pub(super) async fn images(&mut self, dumped: Dumped, directories: Vec<PathBuf>) -> Result<Manifest, Failure> {
+        let Dumped { mut round, ahead, .. } = dumped;
+        let read = tokio::task::spawn_blocking(move || images::read(&directories, &ahead)).await;
         let read = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let images = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let rest = async {

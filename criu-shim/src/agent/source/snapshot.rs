@@ -14,7 +14,7 @@ use crate::agent::source::precopy::converge::{self, Decision, Stage};
 use crate::agent::source::precopy::pace::Pace;
 use crate::agent::source::precopy::{self, Followed, PreCopy};
 use crate::agent::source::preflight::Inspected;
-use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
+use crate::agent::source::round::{self, Going, Line, Undumped};
 use crate::agent::source::settle::{self, LiveCriu};
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::{LinkReceiver, LinkSender};
@@ -180,8 +180,7 @@ async fn freeze<G: Send>(
     forget(&context.journal, &uid).await;
     drop(untouched);
     line.watching.extend();
-    let Dumped { round: sending, .. } = dumped?;
-    let manifest = line.images(sending, vec![directory.join(IMAGES)]).await?;
+    let manifest = line.images(dumped?, vec![directory.join(IMAGES)]).await?;
     line.verified(round, &manifest.digest()).await?;
     Ok(Taken { at, paused })
 }
