@@ -78,7 +78,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let dumped = match froze {
         Ok(_) => {
             // To give up what is known of them takes time, which the pause has not.
-            let going = Going { trees: trees.clone(), number: round, followed: &mut None };
+            let going = Going { trees: trees.clone(), number: round, followed: &mut None, pages: false };
             line.dump(link.begin(round), request, criu, going).await
         }
         Err(error) => {

@@ -99,6 +99,9 @@ pub(super) struct Going<'a> {
     pub(super) number: u32,
     /// Processes of which pages may have been written since the last round.
     pub(super) followed: &'a mut Option<Followed>,
+    /// Whether the pages that CRIU has dumped go too. Not where the processes run again as soon as CRIU has ended: they would stand
+    /// still until all of a file is sent.
+    pub(super) pages: bool,
 }
 
 /// The way from a frozen pod to a target that has verified what was sent.
@@ -110,7 +113,7 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Dumps, and sends archives and the pages that CRIU has dumped while it works. Whatever the connection does, CRIU is waited for: it may not be left alone
+    /// Dumps, and sends what is `going` while CRIU works. Whatever the connection does, CRIU is waited for: it may not be left alone
     /// with the pod.
     pub(super) async fn dump(
         &mut self,
@@ -119,7 +122,7 @@ impl Line<'_> {
         criu: WarmCriu,
         going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
-        let Going { trees, number, followed } = going;
+        let Going { trees, number, followed, pages } = going;
         let looking = trees.look(number, true);
         let images = request.images_dir.clone();
         let (begin, may_begin) = mpsc::channel();
@@ -151,7 +154,9 @@ impl Line<'_> {
             precopy::send_shared(&mut round, number, shared.clone(), true).await?;
             looking.send(&mut round).await?;
             let mut ahead = Ahead::default();
-            ahead.send(&mut round, &images, &ended).await?;
+            if pages {
+                ahead.send(&mut round, &images, &ended).await?;
+            }
             Ok::<_, SendError>((round, ahead))
         };
         let early = tokio::select! {
