@@ -5,7 +5,8 @@
 //!
 //! CRIU was told that withheld memory ([`super::withheld`]) is not there. What there is of it is on the target, and is called
 //! lazy here: a page daemon brings it after the restore. Where it belongs to a mapping that no daemon is asked for
-//! ([`super::lazy`]), it is read from the frozen process and goes where CRIU would have put it.
+//! ([`super::lazy`]), it is read from the frozen process and goes where CRIU would have put it, in a pages file of another
+//! number: what CRIU has written of one is on its way to the target already, perhaps.
 //!
 //! CRIU calls pages that it did write lazy as well, where they could be, and a lazy restore then passes over them: it
 //! expects a page daemon that reads the images. Ours does not, so in the end a page is lazy or in the images, never both.
@@ -32,6 +33,9 @@ const LAZY: u32 = 2;
 
 /// `PE_PRESENT`: the pages are in the pages file.
 pub(super) const PRESENT: u32 = 4;
+
+/// A pages file that was written again has its number with this bit. CRIU counts from 1.
+const REBUILT: u32 = 1 << 31;
 
 /// How much of a process is read at once, bytes.
 const CHUNK: u64 = 1 << 20;
@@ -153,8 +157,8 @@ pub fn lazy(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapError> {
 ///
 /// `left_out` is what there is of the memory that CRIU was told to leave out, and that the target has, or will have before the
 /// restore: sorted, apart, of whole pages. It becomes lazy, where a restore can take it lazily. Everything else is read from
-/// `memory`, which is `/proc/PID/mem` of the process, still frozen. Each file is replaced atomically, and one that stays the
-/// same is not written.
+/// `memory`, which is `/proc/PID/mem` of the process, still frozen. Each file is replaced atomically, a pages file by one of another
+/// name, and one that stays the same is not written.
 ///
 /// After success every page is either lazy or in the images. After an error the images are of no use.
 ///
@@ -175,9 +179,9 @@ pub fn settle(images: &Path, pid: i32, left_out: &[Range<u64>], memory: &Path) -
         if left_out.is_empty() { Vec::new() } else { ranges::intersection(left_out, &lazy::lazy_ranges(images, pid)?) };
     let plan = plan(&pagemap, pid, left_out, &lazy)?;
     if !plan.settled.filled.is_empty() {
-        let pages = images.join(format!("pages-{}.img", pagemap.pages_id));
+        let pages = |id| images.join(format!("pages-{id}.img"));
         let memory = File::open(memory).map_err(|source| PagemapError::Read { path: memory.to_owned(), source })?;
-        rebuild(&pages, &plan.pages, pid, &memory)?;
+        rebuild(&pages(pagemap.pages_id), &pages(pagemap.pages_id | REBUILT), &plan.pages, pid, &memory)?;
     }
     replace(&path, |file| file.write_all(&plan.image).map_err(|source| write_error(&path, source)))?;
     Ok(plan.settled)
@@ -224,6 +228,9 @@ fn plan(pagemap: &Pagemap<'_>, pid: i32, left_out: &[Range<u64>], lazy: &[Range<
     for (piece, is_lazy) in pieces {
         entries.push(plan.add(piece, is_lazy));
     }
+    if !plan.settled.filled.is_empty() {
+        entries[0] = PagemapHead { pages_id: pagemap.pages_id | REBUILT }.encode_to_vec();
+    }
     plan.image = image::assemble(PAGEMAP_MAGIC, entries);
     Ok(plan)
 }
@@ -250,11 +257,11 @@ impl Plan {
     }
 }
 
-/// Writes the pages file again, with memory of the process where it belongs. Pages are in the order of their entries, so
-/// nothing can be appended.
-fn rebuild(path: &Path, pieces: &[Piece], pid: i32, memory: &File) -> Result<(), PagemapError> {
-    let read_error = |source| PagemapError::Read { path: path.to_owned(), source };
-    let mut old = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+/// Writes the pages file `from` again as `path`, with memory of the process where it belongs. Pages are in the order of their
+/// entries, so nothing can be appended. Whoever has the old one open may read it on; it has no name any more.
+fn rebuild(from: &Path, path: &Path, pieces: &[Piece], pid: i32, memory: &File) -> Result<(), PagemapError> {
+    let read_error = |source| PagemapError::Read { path: from.to_owned(), source };
+    let mut old = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(from) {
         Ok(file) => Some(file),
         // CRIU makes no pages file where it has no page to write.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -271,7 +278,7 @@ fn rebuild(path: &Path, pieces: &[Piece], pid: i32, memory: &File) -> Result<(),
                         None => 0,
                     };
                     if copied != *length {
-                        return Err(PagemapError::PagesCutOff { path: path.to_owned() });
+                        return Err(PagemapError::PagesCutOff { path: from.to_owned() });
                     }
                 }
                 Piece::Filled(range) => {
@@ -290,7 +297,8 @@ fn rebuild(path: &Path, pieces: &[Piece], pid: i32, memory: &File) -> Result<(),
             }
         }
         new.flush().map_err(|source| write_error(path, source))
-    })
+    })?;
+    if old.is_some() { std::fs::remove_file(from).map_err(|source| write_error(from, source)) } else { Ok(()) }
 }
 
 fn replace(path: &Path, fill: impl FnOnce(&mut File) -> Result<(), PagemapError>) -> Result<(), PagemapError> {

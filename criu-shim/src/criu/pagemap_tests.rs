@@ -11,7 +11,11 @@ fn page(number: u64) -> Range<u64> {
 }
 
 fn assemble(entries: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
-    image::assemble(PAGEMAP_MAGIC, std::iter::once(PagemapHead { pages_id: 3 }.encode_to_vec()).chain(entries))
+    assemble_with(3, entries)
+}
+
+fn assemble_with(pages_id: u32, entries: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+    image::assemble(PAGEMAP_MAGIC, std::iter::once(PagemapHead { pages_id }.encode_to_vec()).chain(entries))
 }
 
 /// A directory of images of process 1, and a file in the place of its memory: each page is filled with its number.
@@ -41,9 +45,9 @@ impl Dumped {
         std::fs::read(self.images.path().join(name)).unwrap()
     }
 
-    /// The first byte of each page of the pages file.
+    /// The first byte of each page of the pages file that was written again.
     fn pages(&self) -> Vec<u8> {
-        let pages = self.file("pages-3.img");
+        let pages = self.file(&format!("pages-{}.img", 3 | REBUILT));
         assert!(
             pages.chunks(PAGE as usize).all(|page| page.len() == PAGE as usize && page.iter().all(|b| *b == page[0]))
         );
@@ -73,16 +77,20 @@ fn what_can_not_come_later_is_read_from_the_process_and_put_in_its_place() {
     let dumped = Dumped::new(&pagemap, Some(&old), &[3 * PAGE..5 * PAGE]);
     let settled = dumped.settle(&[2 * PAGE..6 * PAGE, page(12)]).unwrap();
     assert_eq!(settled, Settled { lazy: vec![3 * PAGE..5 * PAGE], filled: vec![page(2), page(5), page(12)] });
-    let expected = assemble([
-        entry(page(1), PRESENT),
-        entry(page(2), PRESENT),
-        entry(3 * PAGE..5 * PAGE, LAZY),
-        entry(page(5), PRESENT),
-        entry(page(9), PRESENT),
-        entry(page(12), PRESENT),
-    ]);
+    let expected = assemble_with(
+        3 | REBUILT,
+        [
+            entry(page(1), PRESENT),
+            entry(page(2), PRESENT),
+            entry(3 * PAGE..5 * PAGE, LAZY),
+            entry(page(5), PRESENT),
+            entry(page(9), PRESENT),
+            entry(page(12), PRESENT),
+        ],
+    );
     assert_eq!(dumped.file("pagemap-1.img"), expected);
     assert_eq!(dumped.pages(), [101, 2, 5, 109, 12]);
+    assert!(!dumped.images.path().join("pages-3.img").exists(), "nothing asks for it");
 }
 
 #[test]

@@ -3,8 +3,13 @@
 use super::Range;
 use std::fmt;
 
-/// Shorter mappings are not tracked, bytes: CRIU dumps them in less time than their tracking takes.
-pub const MIN_LENGTH: u64 = 1 << 20;
+/// Shorter mappings are not tracked, bytes: CRIU dumps them in less time than their tracking takes. Where a server has many
+/// processes, most of their memory is in mappings of some hundred KiB: a heap is two mappings once it has grown after the fork.
+pub const MIN_LENGTH: u64 = 64 << 10;
+
+/// The same of the first thread's stack. The kernel reads the command line and the environment there for whoever asks, and fails
+/// where a page is still to come: a few pages at its end are better in the images.
+const MIN_STACK: u64 = 1 << 20;
 
 /// A mapping, from `/proc/PID/maps` or `/proc/PID/smaps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +35,7 @@ pub struct Vma {
 /// Why a mapping is not tracked. CRIU dumps it in the plain way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Shorter than [`MIN_LENGTH`].
+    /// Shorter than [`MIN_LENGTH`], or than [`MIN_STACK`] where it is that.
     Short,
     /// What is written to it does not stay in the process.
     Shared,
@@ -99,7 +104,8 @@ pub fn tracking(vma: &Vma) -> Result<(), Reason> {
     if flagged(&[b"um", b"uw", b"ui"]) {
         return Err(Reason::Userfaultfd);
     }
-    if vma.range.len() < MIN_LENGTH {
+    let least = if vma.name == "[stack]" { MIN_STACK } else { MIN_LENGTH };
+    if vma.range.len() < least {
         return Err(Reason::Short);
     }
     Ok(())
@@ -193,13 +199,16 @@ VmFlags: rd ex mr mw me
         check("10000000-10100000 rw-p 00000000 00:00 0", "rd wr mr mw me ac", Ok(()));
         check("10000000-10100000 r--p 00000000 00:00 0", "rd mr mw me ac", Ok(()));
         check("10000000-10200000 rw-p 00000000 00:00 0 [heap]", "rd wr", Ok(()));
+        check("10000000-10010000 rw-p 00000000 00:00 0 [heap]", "rd wr", Ok(()));
         check("10000000-10200000 rw-p 00000000 00:00 0 [stack]", "rd wr gd", Ok(()));
         check("10000000-10200000 rw-p 00000000 00:00 0 [anon:arena]", "rd wr", Ok(()));
     }
 
     #[test]
     fn what_is_not_tracked_has_a_reason() {
-        check("10000000-100ff000 rw-p 00000000 00:00 0", "rd wr", Err(Reason::Short));
+        check("10000000-1000f000 rw-p 00000000 00:00 0", "rd wr", Err(Reason::Short));
+        check("10000000-1000f000 rw-p 00000000 00:00 0 [heap]", "rd wr", Err(Reason::Short));
+        check("10000000-100ff000 rw-p 00000000 00:00 0 [stack]", "rd wr gd", Err(Reason::Short));
         check("10000000-10200000 rw-s 00000000 00:01 9 /dev/zero (deleted)", "rd wr sh", Err(Reason::Shared));
         check("10000000-10200000 ---p 00000000 00:00 0", "mr mw me", Err(Reason::Unreadable));
         check("10000000-10200000 rw-p 00000000 fd:01 9 /lib/x", "rd wr", Err(Reason::File));

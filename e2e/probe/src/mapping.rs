@@ -4,8 +4,8 @@ use std::io;
 use std::sync::atomic::AtomicU64;
 
 const PAGE: usize = 4096;
-/// Bytes of a scattered mapping. Mappings are followed from 1 MiB on.
-const PIECE: usize = 256 << 10;
+/// Bytes of a scattered mapping. Mappings are followed from 64 KiB on.
+const PIECE: usize = 60 << 10;
 
 /// Shared anonymous memory of `words` words.
 pub(crate) fn shared(words: usize) -> io::Result<&'static [AtomicU64]> {

@@ -5,7 +5,7 @@ use crate::agent::failure::retryable;
 use crate::agent::source::connect::{self, Connected, EARLY, PodTrees};
 use crate::agent::source::cpu::SourceCpu;
 use crate::agent::source::frozen::FrozenContainer;
-use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
+use crate::agent::source::round::{self, Going, Line, Undumped};
 use crate::agent::source::settle::{self, LiveCriu};
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::LinkSender;
@@ -83,7 +83,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Ok(_) => {
             // To give up what is known of them takes time, which the pause has not.
             let freezer = &inspected.container.freezer;
-            let going = Going { freezer, trees: trees.clone(), number: round, followed: &mut None };
+            let going = Going { freezer, trees: trees.clone(), number: round, followed: &mut None, pages: false };
             line.dump(link.begin(round), begun, going).await
         }
         Err(error) => {
@@ -102,9 +102,9 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     settle::cure(vec![inspected.container.freezer.clone()]).await;
     line.watching.extend();
     let sent = match dumped {
-        Ok(Dumped { round: sending, .. }) => {
+        Ok(dumped) => {
             let directories = vec![directory.join(IMAGES), directory.join(EARLY)];
-            match line.images(sending, directories).await {
+            match line.images(dumped, directories).await {
                 Ok(manifest) => line.verified(round, &manifest.digest()).await,
                 Err(failure) => Err(failure),
             }

@@ -165,8 +165,8 @@ impl Leaving {
         let Some(criu) = self.due.take() else { return };
         let mut watching = Watching::new(&mut self.news, attempt).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
-        let freezer = &self.inspected.container.freezer;
-        let going = Going { freezer, trees: self.trees.clone(), number: self.round, followed: &mut self.followed };
+        let (freezer, trees, followed) = (&self.inspected.container.freezer, self.trees.clone(), &mut self.followed);
+        let going = Going { freezer, trees, number: self.round, followed, pages: true };
         match line.dump(send::begin(&self.sender, self.round, true), criu, going).await {
             Ok(dumped) => self.dumped = Some(dumped),
             Err(Undumped { failure, hung }) => {
@@ -183,7 +183,7 @@ impl Leaving {
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let images = vec![self.images.clone()];
         let sent = async {
-            let manifest = line.images(dumped.round, images).await?;
+            let manifest = line.images(dumped, images).await?;
             line.verified(self.round, &manifest.digest()).await?;
             Ok(manifest.bytes())
         };

@@ -3,7 +3,7 @@
 use crate::agent::context::News;
 use crate::agent::failure::retryable;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
-use crate::agent::source::images::{self, Content, Image};
+use crate::agent::source::images::{self, Ahead, Content, Image};
 use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared, Trees};
 use crate::agent::source::preflight::{Inspected, not_dumpable};
 use crate::agent::source::watching::Watching;
@@ -25,6 +25,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 /// How long a dump may take before it counts as hung. A gigabyte takes a second or two.
@@ -97,8 +98,9 @@ impl From<Failure> for Undumped {
 /// A dump that is complete, and its round so far.
 #[derive(Debug)]
 pub(super) struct Dumped {
-    /// The round: it has the archives and lacks CRIU's images.
-    pub(super) round: RoundSender,
+    /// The round: it has the archives and lacks CRIU's images, but for those that went ahead.
+    round: RoundSender,
+    ahead: Ahead,
     /// How long CRIU took.
     pub(super) took: Duration,
     /// Shared memory that it left out, bytes.
@@ -116,6 +118,9 @@ pub(super) struct Going<'a> {
     pub(super) number: u32,
     /// Processes of which pages may have been written since the last round.
     pub(super) followed: &'a mut Option<Followed>,
+    /// Whether the pages that CRIU has dumped go too. Not where the processes run again as soon as CRIU has ended: they would stand
+    /// still until all of a file is sent.
+    pub(super) pages: bool,
 }
 
 /// The way from a frozen pod to a target that has verified what was sent.
@@ -127,7 +132,7 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Dumps, and sends archives while CRIU works. Whatever the connection does, CRIU is waited for: it may not be left alone
+    /// Dumps, and sends what is `going` while CRIU works. Whatever the connection does, CRIU is waited for: it may not be left alone
     /// with the pod.
     pub(super) async fn dump(
         &mut self,
@@ -135,7 +140,7 @@ impl Line<'_> {
         criu: BegunDump,
         going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
-        let Going { freezer, trees, number, followed } = going;
+        let Going { freezer, trees, number, followed, pages } = going;
         let (mappings, freezer) = (criu.mappings(), freezer.clone());
         let reading = tokio::task::spawn_blocking(move || read_mappings(&mappings, &freezer));
         let looking = trees.look(number, true);
@@ -143,7 +148,10 @@ impl Line<'_> {
         let (begin, may_begin) = mpsc::channel::<Vec<ObjectId>>();
         let (tell_copied, copied) = mpsc::channel();
         let list = (criu.request().options.memory == Memory::ButWithheld).then(|| criu.withheld());
+        let ended = CancellationToken::new();
+        let ending = ended.clone().drop_guard();
         let dumping = tokio::task::spawn_blocking(move || {
+            let _ending = ending;
             // It ends at the latest with who was to say it: nothing is left out then.
             let objects = may_begin.recv().unwrap_or_default();
             dump(criu, &objects, &copied)
@@ -162,7 +170,11 @@ impl Line<'_> {
             precopy::send_pages(&mut round, number, written, true).await?;
             precopy::send_shared(&mut round, number, shared.clone(), true).await?;
             looking.send(&mut round).await?;
-            Ok::<_, SendError>(round)
+            let mut ahead = Ahead::default();
+            if pages {
+                ahead.send(&mut round, &images, &ended).await?;
+            }
+            Ok::<_, SendError>((round, ahead))
         };
         let early = tokio::select! {
             early = early => early.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))),
@@ -171,17 +183,14 @@ impl Line<'_> {
         };
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         reading.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        let (took, round, ()) = (dumped?, early?, told?);
-        Ok(Dumped { took, round, shared: fill_in(shared, images).await? })
+        let (took, (round, ahead), ()) = (dumped?, early?, told?);
+        Ok(Dumped { took, round, ahead, shared: fill_in(shared, images).await? })
     }
 
-    /// Sends what is in `directories` and completes the round.
-    pub(super) async fn images(
-        &mut self,
-        mut round: RoundSender,
-        directories: Vec<PathBuf>,
-    ) -> Result<Manifest, Failure> {
-        let read = tokio::task::spawn_blocking(move || images::read(&directories)).await;
+    /// Sends what is in `directories`, of which one has the images of the dump, and completes its round.
+    pub(super) async fn images(&mut self, dumped: Dumped, directories: Vec<PathBuf>) -> Result<Manifest, Failure> {
+        let Dumped { mut round, ahead, .. } = dumped;
+        let read = tokio::task::spawn_blocking(move || images::read(&directories, &ahead)).await;
         let read = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let images = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let rest = async {

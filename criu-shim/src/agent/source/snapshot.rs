@@ -14,7 +14,7 @@ use crate::agent::source::precopy::converge::{self, Decision, Stage};
 use crate::agent::source::precopy::pace::Pace;
 use crate::agent::source::precopy::{self, Followed, PreCopy};
 use crate::agent::source::preflight::Inspected;
-use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
+use crate::agent::source::round::{self, Going, Line, Undumped};
 use crate::agent::source::settle::{self, LiveCriu};
 use crate::agent::source::watching::Watching;
 use crate::agent::transfer::link::{LinkReceiver, LinkSender};
@@ -161,8 +161,8 @@ async fn freeze<G: Send>(
     let (pod, froze) = round::freeze(vec![container]).await;
     let dumped = match froze {
         Ok(_) => {
-            let freezer = &inspected.container.freezer;
-            let going = Going { freezer, trees: trees.clone(), number: round, followed: &mut followed };
+            let (freezer, trees, followed) = (&inspected.container.freezer, trees.clone(), &mut followed);
+            let going = Going { freezer, trees, number: round, followed, pages: false };
             line.dump(send::begin(&sender, round, true), begun, going).await
         }
         Err(error) => {
@@ -182,8 +182,7 @@ async fn freeze<G: Send>(
     forget(&context.journal, &uid).await;
     drop(untouched);
     line.watching.extend();
-    let Dumped { round: sending, .. } = dumped?;
-    let manifest = line.images(sending, vec![directory.join(IMAGES)]).await?;
+    let manifest = line.images(dumped?, vec![directory.join(IMAGES)]).await?;
     line.verified(round, &manifest.digest()).await?;
     Ok(Taken { at, paused })
 }

@@ -1,11 +1,14 @@
 //! The objects that a container's processes have mapped or open.
 
-use crate::memory::vma::{self, MIN_LENGTH};
+use crate::memory::vma;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
+
+/// Shorter objects are left to CRIU, bytes.
+const MIN_LENGTH: u64 = 1 << 20;
 
 /// Longer objects are left to CRIU, bytes: what is remembered of them would be too much for the agent.
 const MAX_LENGTH: u64 = 64 << 30;

@@ -27,7 +27,7 @@ pub(super) fn regions() -> io::Result<Vec<Region>> {
         Region::new("file-private", 8, map(MIB, private, Some(&backing))?),
         Region::new("brk", 9, brk(MIB)?),
         Region::new("moved", 10, moved(map(2 * MIB, private | anonymous, None)?)?),
-        Region::new("short", 11, map(64 * PAGE, private | anonymous, None)?),
+        Region::new("short", 11, map(8 * PAGE, private | anonymous, None)?),
         Region::new("read-only", 12, map(2 * MIB, private | anonymous, None)?),
         Region::new("dropped", 13, map(2 * MIB, private | anonymous, None)?),
         Region::new("guarded", 14, map(2 * MIB, private | anonymous, None)?),

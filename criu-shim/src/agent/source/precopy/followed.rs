@@ -219,13 +219,13 @@ impl Followed {
         let mut look = LastLook { shared: self.shared.last_look(), ..LastLook::default() };
         let alive = self.processes.iter_mut().filter(|process| process.id.is_alive());
         // In a dump, a thread has the stack pointer of CRIU's parasite.
-        let alive: Vec<_> = alive.map(|process| (touched_pages(process.id.pid), process)).collect();
+        let alive: Vec<_> = alive.map(|process| (stack_pages(process.id.pid), process)).collect();
         begin(look.shared.iter().map(|shared| shared.id).collect());
-        for (touched, process) in alive {
+        for (stacks, process) in alive {
             let (pid, image_pid) = (process.id.pid, process.image_pid);
             let seen = process.engine.last_look().unwrap_or_default();
             look.written.push(process.written(seen.written));
-            let Some(touched) = touched else { continue };
+            let Some(touched) = stacks.and_then(|stacks| touched_pages(pid, stacks)) else { continue };
             let withheld = ranges::without(&addresses(&seen.covered), &touched);
             look.withheld.extend(ProcessRange::all(pid, &withheld));
             look.copied.push(Copied { pid, image_pid, ranges: addresses(&seen.present) });
@@ -294,9 +294,9 @@ fn addresses(ranges: &[Range]) -> Vec<std::ops::Range<u64>> {
 
 /// Pages that may not be taken from a look beside a dump, nor come after the restore: where CRIU puts its own system calls for a
 /// moment, the beginning of an executable mapping (`get_exec_start` of `criu/parasite-syscall.c`), and where a thread's stack
-/// pointer is, at which it writes in the restore before it asks for pages. None where that can't be told.
-fn touched_pages(pid: i32) -> Option<Vec<std::ops::Range<u64>>> {
-    let mut pages = stack_pages(pid)?;
+/// pointer is, at which it writes in the restore before it asks for pages: `pages`. None where that can't be told. In a dump there is
+/// one more such mapping, CRIU's own.
+fn touched_pages(pid: i32, mut pages: Vec<std::ops::Range<u64>>) -> Option<Vec<std::ops::Range<u64>>> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
     for line in maps.lines() {
         let (range, rest) = line.split_once(' ')?;
@@ -351,12 +351,12 @@ mod tests {
         while stack_pages(pid).is_none() || !maps(pid).contains("[vdso]") {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        let touched = touched_pages(pid).expect("a process that waits");
+        let stacks = stack_pages(pid).expect("a process that waits");
+        let touched = touched_pages(pid, stacks.clone()).expect("a process that waits");
         let executable: Vec<u64> = (maps(pid).lines())
             .filter(|line| line.split_whitespace().nth(1).is_some_and(|rights| rights.contains('x')))
             .map(|line| u64::from_str_radix(line.split('-').next().expect("a start"), 16).expect("an address"))
             .collect();
-        let stacks = stack_pages(pid).expect("a process that waits");
         child.kill().and_then(|()| child.wait()).expect("end it");
         assert!(executable.len() > 2, "cat, libc, ld.so, vdso");
         assert!(executable.iter().all(|start| touched.iter().any(|page| page.start == *start)), "{touched:x?}");
