@@ -1,8 +1,9 @@
 //! What a transfer moves beside what the same TLS connection moves without it: `make bench-transfer`.
 //!
 //! Two runtimes, as of two agents: one sends 256 MiB that can't be compressed, and the time runs until the other has all of it
-//! and has said so. They are connected over loopback, or, as `make bench` wants it, each is in the network namespace of a node. All variants have the same certificates, library, cipher, socket options and sizes of TLS
-//! writes and socket reads ([`wire`]), and the same threads to run on. The variants take turns. What each does beside that:
+//! and has said so. They are connected over loopback, or, as `make bench` wants it, each is in the network namespace of a node.
+//! All variants have the same certificates, library, cipher, socket options and sizes of TLS writes and socket reads ([`wire`]),
+//! and the same threads to run on. The variants take turns. What each does beside that:
 //!
 //! | | on the source | on the target |
 //! |---|---|---|
