@@ -16,7 +16,7 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Starts it, and waits until it has its memory.
+    /// Starts it, and waits until it has its memory and ticks.
     ///
     /// # Errors
     /// When it does not start.
@@ -32,7 +32,6 @@ impl Bare {
     /// # Errors
     /// When a step fails, or the program does not go on where it was.
     pub fn moved(&self) -> Result<f64> {
-        settle(&self.collector)?;
         self.collector.take_gap();
         self.container.checkpoint_and_restore()?;
         settle(&self.collector)?;

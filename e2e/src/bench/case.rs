@@ -186,11 +186,11 @@ impl Case {
     /// as cases are done.
     pub fn estimate(&self) -> Duration {
         let mib = self.program.mib() as f64;
-        let start = 12.0 + mib / 200.0 + if matches!(self.program, Program::Store { .. }) { mib / 20.0 } else { 0.0 };
-        let work = if self.program.works() { 7.0 } else { 0.0 };
-        let moves = self.runs as f64 * (8.0 + mib / 120.0 + work);
+        let start = 8.0 + mib / 200.0 + if matches!(self.program, Program::Store { .. }) { mib / 20.0 } else { 0.0 };
+        let work = if self.program.works() { 6.5 } else { 0.0 };
+        let moves = self.runs as f64 * (4.3 + mib / 500.0 + work);
         let bare =
-            if self.bare_runs > 0 { 5.0 + mib / 200.0 } else { 0.0 } + self.bare_runs as f64 * (1.5 + mib / 350.0);
+            if self.bare_runs > 0 { 2.0 + mib / 400.0 } else { 0.0 } + self.bare_runs as f64 * (1.0 + mib / 700.0);
         Duration::from_secs_f64(start + moves + bare)
     }
 }

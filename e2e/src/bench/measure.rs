@@ -80,6 +80,7 @@ impl Turns<'_> {
     /// All moves of the pod of `app`, which is started already, and of the same program under bare runc.
     fn take(&mut self, app: &str, bare: Option<&Bare>) -> Result<Seen> {
         self.sandbox.ready_pod(app)?;
+        moved::settle(self.collector)?;
         self.spent.on("start");
         let (name, runs) = (self.case.program.name(), self.case.runs);
         let mut seen = Seen { moves: Vec::new(), bare: Vec::new() };

@@ -18,7 +18,7 @@ use crate::scenario::{Cluster, Collector, Sandbox, migration, until};
 
 /// How long a move, or what comes before or after it, may take.
 const LIMIT: Duration = Duration::from_secs(300);
-/// Ticks that a program is given to find its pace.
+/// Ticks that a program is given to find its pace after it was started or restored.
 const SETTLE: u64 = 300;
 
 /// What was seen of one move.
@@ -38,7 +38,8 @@ pub struct Moved {
     pub around: Option<Around>,
 }
 
-/// Moves the pod of `app` by a Migration called `name` and waits until nothing of the move is left.
+/// Moves the pod of `app`, which has [settled](settle), by a Migration called `name`, and waits until nothing of the move is left and
+/// it has settled again.
 ///
 /// # Errors
 /// When it does not succeed.
@@ -53,10 +54,9 @@ pub fn watch(
     let pod = sandbox.ready_pod(app)?;
     spent.on("ready");
     collector.forget_samples();
-    settle(collector)?;
     let resident = resident::unique_bytes(&pod.uid)?;
     if works {
-        let begin = collector.samples().first().context("nothing was sampled")?.at;
+        let begin = until("the first sample", LIMIT, || Ok(collector.samples().first().map(|sample| sample.at)))?;
         sampled(collector, begin)?;
     }
     let watch = Watch::start(sandbox)?;
