@@ -280,7 +280,7 @@ impl Bench {
 
 /// A runtime whose threads are in the network namespace of this file: a thread begins in that of the one that makes it.
 fn runtime(name: &'static str, network: Option<PathBuf>) -> Outcome<Runtime> {
-    let made = std::thread::spawn(move || {
+    let made = std::thread::spawn(move || -> Outcome<Runtime> {
         if let Some(path) = network {
             setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
         }
