@@ -18,16 +18,16 @@ test-vm:        ## Tests on another kernel, with cgroup v2, in a virtual machine
 	cargo test --package tideover-e2e --test vm
 e2e: setup      ## End-to-end tests on the lab
 	e2e/run.sh
-bench: setup    ## The freeze through Tideover and bare runc, all cases, into docs/benchmarks.md; an hour and a half
+bench: setup    ## The freeze through Tideover and bare runc, all cases, and the transfer, into docs/benchmarks.md; forty minutes
 	cargo build --quiet --package tideover-e2e --bins
 	cargo run --quiet --package tideover-e2e --bin bench -- measure --write-docs
-bench-quick: setup ## Only what there is a goal for; twenty minutes
+bench-quick: setup ## Only what there is a goal for; ten minutes
 	cargo build --quiet --package tideover-e2e --bins
 	cargo run --quiet --package tideover-e2e --bin bench -- measure --quick
 bench-gate:     ## Whether the ratios measured last keep to e2e/bench-limits.json
 	cargo run --quiet --package tideover-e2e --bin bench -- gate
-bench-transfer: ## What a transfer moves beside the same TLS connection without it
-	cargo bench --quiet --package criu-shim --bench transfer -- /dev/shm 9 $(CURDIR)/target/bench/transfer.json
+bench-transfer: ## What a transfer moves beside the same TLS connection without it, over loopback
+	cargo run --quiet --release --package tideover-transfer -- --landing /dev/shm
 bench-restart: setup ## Restarts in place beside s6, runit and kubelet, and whether they keep to their limits; ten minutes
 	cargo build --quiet --package tideover-e2e --bins
 	cargo run --quiet --package tideover-e2e --bin bench-restart
@@ -36,6 +36,7 @@ lint:           ## Formatting, lints, licences, generated files
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo run --quiet --package tideover-crds --bin crdgen -- --check charts/tideover/crds
+	cargo run --quiet --package tideover-e2e --bin bench -- docs --check
 	cargo deny --version >/dev/null 2>&1 || cargo install cargo-deny --locked
 	cargo deny check licenses bans sources
 generate:       ## Write the generated files

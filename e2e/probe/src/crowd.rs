@@ -4,6 +4,7 @@ use clap::Args as ClapArgs;
 use rustix::event::{EventfdFlags, eventfd};
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -38,6 +39,9 @@ pub(crate) struct Args {
     /// Further ends of pipes.
     #[arg(long, default_value_t = 0)]
     pipes: usize,
+    /// Established TCP connections over loopback, each with both of its ends.
+    #[arg(long, default_value_t = 0)]
+    connections: usize,
     #[command(flatten)]
     tick: ticker::Args,
 }
@@ -86,6 +90,11 @@ fn descriptors(args: &Args) -> io::Result<Vec<OwnedFd>> {
         let (reader, writer) = io::pipe()?;
         open.extend([OwnedFd::from(reader), writer.into()]);
     }
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    for _ in 0..args.connections {
+        let connected = TcpStream::connect(listener.local_addr()?)?;
+        open.extend([OwnedFd::from(connected), listener.accept()?.0.into()]);
+    }
     Ok(open)
 }
 
@@ -102,7 +111,8 @@ mod tests {
 
     #[test]
     fn as_many_descriptors_are_open_as_were_asked_for() {
-        let words = Words::parse_from(["crowd", "--files=3", "--eventfds=2", "--sockets=4", "--pipes=6"]);
-        assert_eq!(descriptors(&words.args).expect("descriptors").len(), 15);
+        let words =
+            Words::parse_from(["crowd", "--files=3", "--eventfds=2", "--sockets=4", "--pipes=6", "--connections=5"]);
+        assert_eq!(descriptors(&words.args).expect("descriptors").len(), 25);
     }
 }

@@ -1,7 +1,8 @@
 //! Requests to a store at a steady rate, and how long they take.
 //!
 //! Tells the collector of answers as a ticker tells of ticks (see [`crate::ticker`]), at most one a millisecond: the time
-//! between two of them is the latency of a request, to about a millisecond, and the work is the number of answers.
+//! between two of them is the latency of a request, to about a millisecond, the longest gap is the latency of the slowest
+//! request since the tick before, and the work is the number of answers.
 
 use clap::Args as ClapArgs;
 use std::io;
@@ -39,7 +40,7 @@ pub(crate) fn run(args: &Args) -> io::Result<()> {
     let mut store = None;
     let mut pace = Pace::new(args.rate);
     let (mut last, mut told) = (Instant::now(), Instant::now());
-    let (mut requests, mut longest) = (0, 0);
+    let (mut requests, mut slowest) = (0, 0);
     let mut tick = Tick { sequence: 0, longest: 0, start: now(libc::CLOCK_REALTIME), work: 0 };
     loop {
         std::thread::sleep(TICK);
@@ -52,10 +53,10 @@ pub(crate) fn run(args: &Args) -> io::Result<()> {
                 std::thread::sleep(AGAIN);
             }
             requests += 1;
-            longest = longest.max(i64::try_from(asked.elapsed().as_nanos()).unwrap_or(i64::MAX));
+            slowest = slowest.max(i64::try_from(asked.elapsed().as_nanos()).unwrap_or(i64::MAX));
             if told.elapsed() >= TICK {
                 told = Instant::now();
-                tick = Tick { longest, work: requests, ..tick };
+                tick = Tick { longest: std::mem::take(&mut slowest), work: requests, ..tick };
                 tick.tell(args.report, now(libc::CLOCK_REALTIME));
                 tick.sequence += 1;
             }

@@ -71,7 +71,7 @@ pub(crate) const WORDS_PER_PAGE: usize = PAGE / 8;
 pub(crate) struct Tick {
     /// Its number.
     pub(crate) sequence: u64,
-    /// The longest gap so far, nanoseconds.
+    /// The longest gap so far, nanoseconds; the loads' ticks tell of the time since the tick before.
     pub(crate) longest: i64,
     /// When the program started, realtime nanoseconds.
     pub(crate) start: i64,

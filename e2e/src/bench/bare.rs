@@ -7,29 +7,38 @@ use super::moved::settle;
 use crate::scenario::bare_runc::BareRunc;
 use crate::scenario::{Cluster, Collector};
 
-/// The longest gaps in `runs` moves by `runc checkpoint` and `runc restore` on one node, milliseconds; each is given to
-/// `seen`.
-///
-/// # Errors
-/// When a step fails, or the program does not go on where it was.
-pub fn moves(cluster: &Cluster, probe: &Probe, runs: usize, mut seen: impl FnMut(f64)) -> Result<Vec<f64>> {
-    if runs == 0 {
-        return Ok(Vec::new());
-    }
-    let collector = Collector::listen(cluster.host_address())?;
-    let bare = BareRunc::start(cluster.node(&cluster.workers()[0])?, &probe.args(collector.address()))?;
-    let mut gaps = Vec::new();
-    for _ in 0..runs {
+/// A program under bare runc that is moved again and again. It ends when dropped.
+#[derive(Debug)]
+pub struct Bare {
+    // Before the collector: what still ticks is told to somebody.
+    container: BareRunc,
+    collector: Collector,
+}
+
+impl Bare {
+    /// Starts it, and waits until it has its memory and ticks.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(cluster: &Cluster, probe: &Probe) -> Result<Self> {
+        let collector = Collector::listen(cluster.host_address())?;
+        let container = BareRunc::start(cluster.node(&cluster.workers()[0])?, &probe.args(collector.address()))?;
         settle(&collector)?;
-        collector.take_gap();
-        bare.checkpoint_and_restore()?;
-        settle(&collector)?;
-        let gap = collector.take_gap().length.as_secs_f64() * 1e3;
-        seen(gap);
-        gaps.push(gap);
+        Ok(Self { container, collector })
     }
-    went_on(&collector)?;
-    Ok(gaps)
+
+    /// Moves it by `runc checkpoint` and `runc restore` on one node; the longest gap, milliseconds.
+    ///
+    /// # Errors
+    /// When a step fails, or the program does not go on where it was.
+    pub fn moved(&self) -> Result<f64> {
+        self.collector.take_gap();
+        self.container.checkpoint_and_restore()?;
+        settle(&self.collector)?;
+        let gap = self.collector.take_gap().length.as_secs_f64() * 1e3;
+        went_on(&self.collector)?;
+        Ok(gap)
+    }
 }
 
 /// An error unless one program ticked all the time.

@@ -79,13 +79,11 @@ pub enum Kind {
     Sockets,
     /// Ends of pipes.
     Pipes,
+    /// Established TCP connections over loopback, with both of their ends.
+    Connections,
 }
 
 impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Processes, Self::Threads, Self::Vmas, Self::Files, Self::Eventfds, Self::Sockets, Self::Pipes];
-
     /// As people say it, in the plural.
     pub fn name(self) -> &'static str {
         match self {
@@ -96,6 +94,7 @@ impl Kind {
             Self::Eventfds => "eventfds",
             Self::Sockets => "Unix sockets",
             Self::Pipes => "pipe ends",
+            Self::Connections => "TCP connections",
         }
     }
 
@@ -109,6 +108,7 @@ impl Kind {
             Self::Eventfds => "eventfds",
             Self::Sockets => "sockets",
             Self::Pipes => "pipes",
+            Self::Connections => "connections",
         }
     }
 
@@ -116,7 +116,7 @@ impl Kind {
     pub fn without(self) -> usize {
         match self {
             Self::Processes | Self::Threads => 1,
-            Self::Vmas | Self::Files | Self::Eventfds | Self::Sockets | Self::Pipes => 0,
+            Self::Vmas | Self::Files | Self::Eventfds | Self::Sockets | Self::Pipes | Self::Connections => 0,
         }
     }
 }
@@ -176,15 +176,21 @@ impl Program {
 }
 
 impl Case {
+    /// Whether it is bare runc's turn after move `number`, counted from 1: its moves are spread over those of Tideover.
+    pub fn bare_follows(&self, number: usize) -> bool {
+        let due = |number: usize| number * self.bare_runs / self.runs;
+        due(number) > due(number - 1)
+    }
+
     /// How long it takes on two cores, about: a guess, for what a person is told of the time that is left. It is put right
     /// as cases are done.
     pub fn estimate(&self) -> Duration {
         let mib = self.program.mib() as f64;
-        let start = 12.0 + mib / 200.0 + if matches!(self.program, Program::Store { .. }) { mib / 20.0 } else { 0.0 };
-        let work = if self.program.works() { 7.0 } else { 0.0 };
-        let moves = self.runs as f64 * (8.0 + mib / 120.0 + work);
+        let start = 8.0 + mib / 200.0 + if matches!(self.program, Program::Store { .. }) { mib / 20.0 } else { 0.0 };
+        let work = if self.program.works() { 6.5 } else { 0.0 };
+        let moves = self.runs as f64 * (4.3 + mib / 500.0 + work);
         let bare =
-            if self.bare_runs > 0 { 5.0 + mib / 200.0 } else { 0.0 } + self.bare_runs as f64 * (1.5 + mib / 350.0);
+            if self.bare_runs > 0 { 2.0 + mib / 400.0 } else { 0.0 } + self.bare_runs as f64 * (1.0 + mib / 700.0);
         Duration::from_secs_f64(start + moves + bare)
     }
 }
@@ -201,6 +207,18 @@ mod tests {
         assert_eq!(rate(4096, 10), "--dirty-rate=104858");
         assert_eq!(rate(1, 1), "--dirty-rate=3");
         assert_eq!(rate(64, 0), "--dirty-rate=0");
+    }
+
+    #[test]
+    fn the_moves_by_bare_runc_are_spread_over_the_others() {
+        let turns = |runs, bare_runs| {
+            let case = Case { program: Program::Probe(Probe::plain(1, 0)), runs, bare_runs };
+            (1..=runs).filter(|number| case.bare_follows(*number)).collect::<Vec<_>>()
+        };
+        assert_eq!(turns(9, 3), [3, 6, 9]);
+        assert_eq!(turns(3, 3), [1, 2, 3]);
+        assert_eq!(turns(2, 1), [2]);
+        assert!(turns(4, 0).is_empty());
     }
 
     #[test]

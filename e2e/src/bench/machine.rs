@@ -77,14 +77,6 @@ pub fn commit() -> Result<String> {
     Ok(if changed { format!("{commit}+") } else { commit })
 }
 
-/// The day of the work tree's commit.
-///
-/// # Errors
-/// As [`commit`].
-pub fn day() -> Result<String> {
-    git(&["log", "-1", "--format=%cs"])
-}
-
 fn git(words: &[&str]) -> Result<String> {
     let mut command = command::program("git", words);
     Ok(command::read(command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR"))))?)

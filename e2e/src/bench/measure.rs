@@ -1,18 +1,21 @@
-//! Measures one case: a namespace of its own for Tideover, then a container of bare runc, so that each has the machine to
-//! itself.
+//! Measures one case. Where bare runc moves the program too, there are two of it, and they take turns: whatever else the machine
+//! does, it does it to both.
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
+use super::bare::{self, Bare};
 use super::case::{Case, Probe, Program};
 use super::moved::{self, Moved};
+use super::progress;
+use super::spent::Spent;
 use super::store::Filled;
-use super::{bare, progress};
 use crate::scenario::{Cluster, Collector, Sandbox, manifests};
 
 const TICKER: &str = "ticker";
 
 /// All that was seen of a case.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Seen {
     /// Through Tideover.
     pub moves: Vec<Moved>,
@@ -20,68 +23,82 @@ pub struct Seen {
     pub bare: Vec<f64>,
 }
 
-/// Moves the program of `case` as often as it says.
+/// A case that is being measured.
+struct Turns<'a> {
+    cluster: &'a Cluster,
+    sandbox: &'a Sandbox,
+    collector: &'a Collector,
+    case: &'a Case,
+    spent: Spent,
+}
+
+/// Moves the program of `case` as often as it says. What was made for it in `sandbox` is gone afterwards.
 ///
 /// # Errors
-/// When a move fails, or the program does not go on where it was.
-pub fn case(cluster: &Cluster, case: &Case) -> Result<Seen> {
-    let name = case.program.name();
-    eprintln!(
-        "{name}: {} moves, {} by bare runc, about {}",
-        case.runs,
-        case.bare_runs,
-        progress::minutes(case.estimate())
-    );
-    let (moves, bare) = match case.program {
-        Program::Store { mib } => (store(cluster, case, mib)?, Vec::new()),
-        Program::Database { idle } => (database(cluster, case, idle)?, Vec::new()),
-        Program::Probe(probe) => {
-            let moves = ticker(cluster, case, &probe)?;
-            let seen = |gap| eprintln!("{name}, bare runc: {gap:.1} ms");
-            (moves, bare::moves(cluster, &probe, case.bare_runs, seen)?)
-        }
-    };
-    Ok(Seen { moves, bare })
-}
-
-fn ticker(cluster: &Cluster, case: &Case, probe: &Probe) -> Result<Vec<Moved>> {
-    let sandbox = Sandbox::new(cluster.kube(), "bench")?;
+/// When a move fails, or the program does not go on where it was. Then something may be left in `sandbox`.
+pub fn case(cluster: &Cluster, sandbox: &Sandbox, case: &Case) -> Result<Seen> {
+    let (name, about) = (case.program.name(), progress::minutes(case.estimate()));
+    eprintln!("{name}: {} moves, {} by bare runc, about {about}", case.runs, case.bare_runs);
     let collector = Collector::listen(cluster.host_address())?;
-    sandbox.apply(&manifests::probe_deployment(TICKER, probe.mib, &probe.args(collector.address())))?;
-    let moves = moves(cluster, &sandbox, &collector, case, TICKER)?;
-    bare::went_on(&collector)?;
-    sandbox.passed()?;
-    Ok(moves)
+    let mut turns = Turns { cluster, sandbox, collector: &collector, case, spent: Spent::start() };
+    let seen = match case.program {
+        Program::Store { mib } => turns.store(mib),
+        Program::Database { idle } => turns.database(idle),
+        Program::Probe(probe) => turns.ticker(&probe),
+    }?;
+    sandbox.clear()?;
+    turns.spent.on("end");
+    eprintln!("{name}: {}", turns.spent.line());
+    Ok(seen)
 }
 
-fn store(cluster: &Cluster, case: &Case, mib: usize) -> Result<Vec<Moved>> {
-    let sandbox = Sandbox::new(cluster.kube(), "bench")?;
-    let collector = Collector::listen(cluster.host_address())?;
-    let filled = Filled::start(&sandbox, mib, &collector)?;
-    let moves = moves(cluster, &sandbox, &collector, case, "store")?;
-    filled.verify()?;
-    sandbox.passed()?;
-    Ok(moves)
-}
-
-fn database(cluster: &Cluster, case: &Case, idle: usize) -> Result<Vec<Moved>> {
-    let sandbox = Sandbox::new(cluster.kube(), "bench")?;
-    let collector = Collector::listen(cluster.host_address())?;
-    let args = [format!("--sessions={idle}"), format!("--report={}", collector.address())];
-    sandbox.apply(&manifests::database("database", &args))?;
-    let moves = moves(cluster, &sandbox, &collector, case, "database")?;
-    bare::went_on(&collector)?;
-    sandbox.passed()?;
-    Ok(moves)
-}
-
-fn moves(cluster: &Cluster, sandbox: &Sandbox, collector: &Collector, case: &Case, app: &str) -> Result<Vec<Moved>> {
-    let mut moves = Vec::new();
-    for number in 1..=case.runs {
-        let name = format!("move-{number}");
-        let moved = moved::watch(cluster, sandbox, collector, (app, &name), case.program.works())?;
-        eprintln!("{}, {number}/{}: {:.1} ms, {}", case.program.name(), case.runs, moved.gap, moved.told.engine);
-        moves.push(moved);
+impl Turns<'_> {
+    fn ticker(&mut self, probe: &Probe) -> Result<Seen> {
+        let args = probe.args(self.collector.address());
+        self.sandbox.apply(&manifests::probe_deployment(TICKER, probe.mib, &args))?;
+        let bare = if self.case.bare_runs > 0 { Some(Bare::start(self.cluster, probe)?) } else { None };
+        let seen = self.take(TICKER, bare.as_ref())?;
+        bare::went_on(self.collector)?;
+        Ok(seen)
     }
-    Ok(moves)
+
+    fn store(&mut self, mib: usize) -> Result<Seen> {
+        let filled = Filled::start(self.sandbox, mib, self.collector)?;
+        let seen = self.take("store", None)?;
+        filled.verify()?;
+        Ok(seen)
+    }
+
+    fn database(&mut self, idle: usize) -> Result<Seen> {
+        let args = [format!("--sessions={idle}"), format!("--report={}", self.collector.address())];
+        self.sandbox.apply(&manifests::database("database", &args))?;
+        let seen = self.take("database", None)?;
+        bare::went_on(self.collector)?;
+        Ok(seen)
+    }
+
+    /// All moves of the pod of `app`, which is started already, and of the same program under bare runc.
+    fn take(&mut self, app: &str, bare: Option<&Bare>) -> Result<Seen> {
+        self.sandbox.ready_pod(app)?;
+        moved::settle(self.collector)?;
+        self.spent.on("start");
+        let (name, runs) = (self.case.program.name(), self.case.runs);
+        let mut seen = Seen { moves: Vec::new(), bare: Vec::new() };
+        for number in 1..=runs {
+            let migration = format!("move-{number}");
+            let works = self.case.program.works();
+            let at = (app, migration.as_str());
+            let moved = moved::watch(self.cluster, self.sandbox, self.collector, at, works, &mut self.spent)?;
+            eprint!("{name}, {number}/{runs}: {:.1} ms, {}", moved.gap, moved.told.engine);
+            seen.moves.push(moved);
+            if let Some(bare) = bare.filter(|_| self.case.bare_follows(number)) {
+                let gap = bare.moved()?;
+                self.spent.on("bare runc");
+                eprint!(", bare runc {gap:.1} ms");
+                seen.bare.push(gap);
+            }
+            eprintln!();
+        }
+        Ok(seen)
+    }
 }

@@ -4,11 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::resident;
 use super::resources::{Meter, Used};
+use super::spent::Spent;
 use super::status::Told;
-use super::throughput::{Rates, WINDOW, rates};
+use super::throughput::{Around, WINDOW, around};
 use crate::scenario::flip::IMAGES;
 use crate::scenario::wait::until_true;
 use crate::scenario::watch::Watch;
@@ -16,11 +18,11 @@ use crate::scenario::{Cluster, Collector, Sandbox, migration, until};
 
 /// How long a move, or what comes before or after it, may take.
 const LIMIT: Duration = Duration::from_secs(300);
-/// Ticks that a program is given to find its pace.
+/// Ticks that a program is given to find its pace after it was started or restored.
 const SETTLE: u64 = 300;
 
 /// What was seen of one move.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Moved {
     /// The longest gap that the collector saw, milliseconds.
     pub gap: f64,
@@ -33,10 +35,11 @@ pub struct Moved {
     /// The target's agent.
     pub target: Used,
     /// What the program did, where it counts that.
-    pub rates: Option<Rates>,
+    pub around: Option<Around>,
 }
 
-/// Moves the pod of `app` by a Migration called `name` and waits until nothing of the move is left.
+/// Moves the pod of `app`, which has [settled](settle), by a Migration called `name`, and waits until nothing of the move is left and
+/// it has settled again.
 ///
 /// # Errors
 /// When it does not succeed.
@@ -46,36 +49,41 @@ pub fn watch(
     collector: &Collector,
     (app, name): (&str, &str),
     works: bool,
+    spent: &mut Spent,
 ) -> Result<Moved> {
     let pod = sandbox.ready_pod(app)?;
+    spent.on("ready");
     collector.forget_samples();
-    settle(collector)?;
     let resident = resident::unique_bytes(&pod.uid)?;
     if works {
-        let begin = collector.samples().first().context("nothing was sampled")?.at;
+        let begin = until("the first sample", LIMIT, || Ok(collector.samples().first().map(|sample| sample.at)))?;
         sampled(collector, begin)?;
     }
     let watch = Watch::start(sandbox)?;
     let meter = Meter::start(cluster)?;
+    spent.on("looks before");
     collector.take_gap();
     sandbox.create(&migration::manifest(name, &pod.name))?;
     succeeded(&watch, name)?;
     drop(watch);
+    spent.on("moves");
     settle(collector)?;
     let gap = collector.take_gap();
     if works {
         sampled(collector, gap.end)?;
     }
+    spent.on("looks after");
     let told = filled(cluster, sandbox, name)?;
     let used = meter.finish()?;
+    spent.on("filling");
     let of = |node: &str| used.get(node).copied().with_context(|| format!("nobody looked at the agent of {node}"));
-    let rates = || rates(&collector.samples(), &told.span, gap.end).context("the samples do not reach far enough");
+    let around = || around(&collector.samples(), &told.span, gap.end).context("the samples do not reach far enough");
     Ok(Moved {
         gap: gap.length.as_secs_f64() * 1e3,
         resident,
         source: of(&pod.node)?,
         target: of(&told.target)?,
-        rates: works.then(rates).transpose()?,
+        around: works.then(around).transpose()?,
         told,
     })
 }

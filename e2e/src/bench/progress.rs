@@ -2,28 +2,27 @@
 
 use std::time::{Duration, Instant};
 
-use super::case::Case;
-
 /// A run under way.
 #[derive(Debug)]
 pub struct Progress {
     start: Instant,
-    /// What all cases take, by their estimates, and those that are done.
+    /// What all of it takes, by the estimates, and what is done.
     total: Duration,
     done: Duration,
 }
 
 impl Progress {
-    /// Of `cases`, from now on.
-    pub fn start(cases: &[Case]) -> Self {
-        Self { start: Instant::now(), total: cases.iter().map(Case::estimate).sum(), done: Duration::ZERO }
+    /// Of parts that take `total` by their estimates, from now on.
+    pub fn start(total: Duration) -> Self {
+        Self { start: Instant::now(), total, done: Duration::ZERO }
     }
 
-    /// `case` is done.
-    pub fn done(&mut self, case: &Case) {
-        self.done += case.estimate();
-        let left = minutes(remaining(self.total, self.done, self.start.elapsed()));
-        eprintln!("{} done after {}, about {left} to go", case.program.name(), minutes(self.start.elapsed()));
+    /// The part `name` is done, which takes `estimate`.
+    pub fn done(&mut self, name: &str, estimate: Duration) {
+        self.done += estimate;
+        let (elapsed, percent) = (self.start.elapsed(), self.done.as_secs_f64() / self.total.as_secs_f64() * 100.0);
+        let left = minutes(remaining(self.total, self.done, elapsed));
+        eprintln!("{name} done: {percent:.0} % after {}, about {left} to go", minutes(elapsed));
     }
 }
 

@@ -5,12 +5,18 @@ use super::goals::GOALS;
 use super::machine::Run;
 use super::markdown::{NOTHING, median, number, range, table};
 use super::matrix::{ALONE, FORKED, PERCENTS, SIZES, crowds};
+use super::transfer::RATIO;
 use crate::scenario::figures::Figure;
 
 /// Percent of the memory in a second of the cases that are looked at closely.
 const CLOSELY: usize = 1;
 /// Metrics that are parts of a move begin with one of these.
 const PARTS: [&str; 4] = ["phase ", "freeze: ", "freeze, ", "target: "];
+
+/// What a goal's row ends with.
+const REACHED: &str = "yes";
+const MISSED: &str = "**no**";
+const UNMEASURED: &str = "not measured";
 
 /// Figures to look things up in.
 struct Figures<'a>(&'a [Figure]);
@@ -27,17 +33,19 @@ impl<'a> Figures<'a> {
     }
 }
 
-/// The document. `date` is the day of the run; the picture is in the file `picture` beside it.
-pub fn document(figures: &[Figure], run: &Run, date: &str, picture: &str) -> String {
+/// The document; the picture is in the file `picture` beside it.
+pub fn document(figures: &[Figure], run: &Run, picture: &str) -> String {
     let figures = Figures(figures);
     let sections = [
-        ("", introduction(run, date)),
+        ("", introduction(run)),
         ("What must be reached", goals(&figures)),
         ("The freeze", freeze(&figures, picture)),
         ("Where the time goes", parts(&figures)),
         ("What crosses", crossing(&figures, run)),
+        ("The transfer alone", transfer(&figures)),
         ("What the agents use", agents(&figures)),
         ("What the application gets done", throughput(&figures)),
+        ("How long requests to the store take", latency(&figures)),
         ("What each process, thread, VMA and descriptor adds", additions(&figures)),
         ("What failed", failures(run)),
     ];
@@ -48,20 +56,20 @@ pub fn document(figures: &[Figure], run: &Run, date: &str, picture: &str) -> Str
     text.collect()
 }
 
-fn introduction(run: &Run, date: &str) -> String {
+fn introduction(run: &Run) -> String {
     let machine: Vec<_> = run.machine.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect();
     format!(
         "\
 # Benchmarks
 
-Measured on {date} at commit {} by
+Measured at commit {} by
 
 ```
 {}
 ```
 
-and written by the same program from what it measured; do not edit. All nodes, their control plane and the application
-share the one machine below: what is said of throughput and processor time is a worst case.
+and written by `bench docs` from `benchmarks.json` beside it, which has what was measured; do not edit. All nodes, their control plane and
+the application share the one machine below: what is said of throughput and processor time is a worst case.
 
 {}",
         run.commit,
@@ -73,12 +81,20 @@ share the one machine below: what is said of throughput and processor time is a 
 fn goals(figures: &Figures<'_>) -> String {
     let row = |goal: &super::goals::Goal| {
         let found = figures.get(goal.case, goal.metric).map(|figure| goal.of.figure(figure));
-        let verdict = found.map_or("not measured", |found| if goal.bound.holds(found) { "yes" } else { "no" });
+        let verdict = found.map_or(UNMEASURED, |found| if goal.bound.holds(found) { REACHED } else { MISSED });
         let measured = found.map_or(NOTHING.to_owned(), number);
         vec![goal.text.to_owned(), goal.bound.text(), measured, verdict.to_owned()]
     };
     let rows: Vec<_> = GOALS.iter().map(row).collect();
-    table(&["figure", "must be", "measured", "reached"], &rows)
+    let with = |verdict: &str| rows.iter().filter(|cells| cells[3] == verdict).count();
+    format!(
+        "Goals: {}. Reached: {}. Not reached: {}. Not measured: {}.\n\n{}",
+        rows.len(),
+        with(REACHED),
+        with(MISSED),
+        with(UNMEASURED),
+        table(&["figure", "must be", "measured", "reached"], &rows)
+    )
 }
 
 fn freeze(figures: &Figures<'_>, picture: &str) -> String {
@@ -97,8 +113,9 @@ fn freeze(figures: &Figures<'_>, picture: &str) -> String {
     format!(
         "\
 The longest gap that the program's own 1 ms ticker saw, in milliseconds: least / median / most of n moves. The program
-holds so much memory and writes so much of it in a second; forks are idle processes that share all of it. Bare runc is `runc checkpoint` and `runc restore` of the same
-program on one node, in the same run; it is moved fewer times where that takes ten seconds each.
+holds so much memory and writes so much of it in a second; forks are idle processes that share all of it. Bare runc is
+`runc checkpoint` and `runc restore` of the same program on one node. The two take turns, so each has the other's program beside it;
+bare runc is moved fewer times where that takes ten seconds each.
 
 ![Freeze against resident memory]({picture})
 
@@ -165,6 +182,26 @@ rounds and of the freeze. Pre-copy is the time in which rounds go: it ends with 
     )
 }
 
+fn transfer(figures: &Figures<'_>) -> String {
+    let row = |figure: &Figure| {
+        let of = |metric| range(figures.get(&figure.case, metric));
+        let n = figure.n.to_string();
+        vec![figure.case.clone(), n, of("transfer_rate"), of("transfer_processor"), of(RATIO)]
+    };
+    let rows: Vec<_> = figures.0.iter().filter(|figure| figure.metric == "transfer_rate").map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!(
+        "\
+256 MiB that can't be compressed, between the network namespaces of two nodes: `plain` through the TLS connection of two agents and
+nothing more, `memory` as the pages of a process, `image` as a file. Least / median / most of n turns; the ratio is that of one turn.
+
+{}",
+        table(&["case", "n", "MiB/s", "processor, ms", "over plain"], &rows)
+    )
+}
+
 fn agents(figures: &Figures<'_>) -> String {
     let cases = figures.measured(SIZES.map(|mib| Program::Probe(Probe::plain(mib, CLOSELY))));
     let rows = cases.iter().flat_map(|case| {
@@ -188,15 +225,12 @@ agent's cgroup had at once without pages of files; the other column has those to
 }
 
 fn throughput(figures: &Figures<'_>) -> String {
-    let mut cases: Vec<&str> = Vec::new();
-    for figure in figures.0.iter().filter(|figure| figure.metric == "rate_before") {
-        cases.push(&figure.case);
-    }
-    let row = |case: &&str| {
+    let cases = figures.0.iter().filter(|figure| figure.metric == "rate_before").map(|figure| figure.case.as_str());
+    let row = |case: &str| {
         let of = |metric| median(figures.get(case, metric));
         let gap = figures.get(case, "latency").or_else(|| figures.get(case, "freeze"));
         vec![
-            (*case).to_owned(),
+            case.to_owned(),
             of("rate_before"),
             of("rate_during"),
             of("rate_after"),
@@ -205,7 +239,7 @@ fn throughput(figures: &Figures<'_>) -> String {
             range(gap),
         ]
     };
-    let rows: Vec<_> = cases.iter().map(row).collect();
+    let rows: Vec<_> = cases.map(row).collect();
     if rows.is_empty() {
         return String::new();
     }
@@ -218,6 +252,29 @@ client saw, which has to find the Service's way to the other pod too: least / me
 
 {}",
         table(&header, &rows)
+    )
+}
+
+fn latency(figures: &Figures<'_>) -> String {
+    let cases: Vec<_> = figures.0.iter().filter(|figure| figure.metric == "latency_before").collect();
+    let times = [("before the move", "before"), ("while memory is copied", "during"), ("in the 3 s after", "after")];
+    let rows = cases.iter().flat_map(|figure| {
+        times.map(|(when, time)| {
+            let of = |metric: &str| range(figures.get(&figure.case, &format!("{metric}_{time}")));
+            vec![figure.case.clone(), when.to_owned(), of("latency"), of("slowest")]
+        })
+    });
+    let rows: Vec<_> = rows.collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!(
+        "\
+By the client's clock, on another node: the slowest request of each 10 ms, of those the middle one and the slowest in each time; least /
+median / most of the moves. The request that waits for the freeze is in none of these times: it is the longest gap above.
+
+{}",
+        table(&["case", "time", "usual, ms", "slowest, ms"], &rows)
     )
 }
 
@@ -318,11 +375,11 @@ mod tests {
 
     #[test]
     fn a_case_is_told_with_both_sides_and_their_numbers() {
-        let text = document(&figures(), &run(), "2026-01-01", "benchmarks.svg");
+        let text = document(&figures(), &run(), "benchmarks.svg");
         let rows = lines_with(&text, "| 64 MiB, 1 %/s |");
         assert_eq!(rows[0], "| 64 MiB, 1 %/s | 3 | 24.0 / 25.0 / 29.0 | 1 | 330 / 330 / 330 | 0.076 |");
         assert_eq!(rows[1], "| 64 MiB, 1 %/s | WriteProtect | - | 1.04 | - | - | - |");
-        assert!(text.contains("2026-01-01") && text.contains("abc123+") && text.contains("(benchmarks.svg)"));
+        assert!(text.contains("abc123+") && text.contains("(benchmarks.svg)"));
         assert_eq!(lines_with(&text, "| freeze: dump |"), ["| freeze: dump | 7.00 |"]);
     }
 
@@ -332,7 +389,39 @@ mod tests {
         assert!(text.contains("| freeze, 64 MiB, 1 %/s: median, ms | <= 30 | 25.0 | yes |"), "{text}");
         assert!(text.contains("| freeze, 1 GiB, 1 %/s: median, ms | <= 60 | - | not measured |"), "{text}");
         let slow = [figure("64 MiB, 1 %/s", "freeze", &[31.0])];
-        assert!(goals(&Figures(&slow)).contains("| <= 30 | 31.0 | no |"));
+        assert!(goals(&Figures(&slow)).contains("| <= 30 | 31.0 | **no** |"));
+    }
+
+    #[test]
+    fn it_is_said_how_many_goals_are_not_reached() {
+        let of = |metric, value| figure("64 MiB, 1 %/s", metric, &[value]);
+        let figures = [of("freeze", 31.0), of("freeze_ratio", 0.09), of("bytes_ratio", 1.05)];
+        let text = goals(&Figures(&figures));
+        assert!(text.starts_with("Goals: 13. Reached: 2. Not reached: 1. Not measured: 10.\n"), "{text}");
+    }
+
+    #[test]
+    fn the_transfer_is_told_by_what_it_carries() {
+        let of = |case, metric, value| figure(case, metric, &[value]);
+        let figures = [
+            of("256-plain", "transfer_rate", 900.0),
+            of("256-memory", "transfer_rate", 720.0),
+            of("256-memory", "transfer_ratio", 0.8),
+            of("transfer", "transfer_ratio", 0.8),
+        ];
+        let text = transfer(&Figures(&figures));
+        assert_eq!(lines_with(&text, "| 256-").len(), 2, "{text}");
+        assert!(text.contains("| 256-memory | 1 | 720 / 720 / 720 | - | 0.800 / 0.800 / 0.800 |"), "{text}");
+    }
+
+    #[test]
+    fn how_long_requests_took_is_told_before_the_move_during_it_and_after() {
+        let of = |metric, value| figure("redis, 1024 MiB", metric, &[value]);
+        let text =
+            latency(&Figures(&[of("latency_before", 0.5), of("latency_during", 0.75), of("slowest_after", 12.0)]));
+        assert!(text.contains("| redis, 1024 MiB | before the move | 0.500 / 0.500 / 0.500 | - |"), "{text}");
+        assert!(text.contains("| while memory is copied | 0.750 / 0.750 / 0.750 | - |"), "{text}");
+        assert!(text.contains("| in the 3 s after | - | 12.0 / 12.0 / 12.0 |"), "{text}");
     }
 
     #[test]
@@ -344,15 +433,15 @@ mod tests {
 
     #[test]
     fn what_failed_is_told() {
-        let text = document(&figures(), &run(), "2026-01-01", "p.svg");
+        let text = document(&figures(), &run(), "p.svg");
         assert!(text.contains("## What failed") && text.contains("| 1000 pipe ends | too many / pipes |"), "{text}");
         let fine = Run { failed: BTreeMap::new(), ..run() };
-        assert!(!document(&figures(), &fine, "2026-01-01", "p.svg").contains("## What failed"));
+        assert!(!document(&figures(), &fine, "p.svg").contains("## What failed"));
     }
 
     #[test]
     fn a_section_without_figures_is_left_out() {
-        let text = document(&figures()[..1], &run(), "2026-01-01", "p.svg");
+        let text = document(&figures()[..1], &run(), "p.svg");
         assert!(text.contains("## The freeze") && !text.contains("## What each") && !text.contains("## What the appl"));
     }
 

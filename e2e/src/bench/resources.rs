@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
 
 use crate::machine::cgroup::{self, Hierarchy, Kind};
 use crate::scenario::Cluster;
@@ -18,7 +19,7 @@ use crate::scenario::Cluster;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// What one agent used.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Used {
     /// Processor time, seconds.
     pub cpu_seconds: f64,

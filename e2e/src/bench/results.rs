@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 
 use super::case::{Case, Probe, Program};
-use super::goals::TRANSFER;
 use super::matrix::PERCENTS;
 use super::measure::Seen;
 use super::moved::Moved;
-use super::throughput::Rates;
+use super::throughput::{Around, Pace};
 use crate::scenario::figures::Figure;
 
 const MIB: f64 = (1 << 20) as f64;
@@ -58,13 +57,6 @@ pub fn figures(seen: &[(Case, Seen)]) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The worst ratio of those that were measured of the transfer alone.
-pub fn transfer(figures: Vec<Figure>) -> Option<Figure> {
-    let ratios = figures.into_iter().filter(|figure| figure.metric == "transfer_ratio");
-    let worst = ratios.min_by(|one, other| one.median.total_cmp(&other.median));
-    worst.map(|figure| Figure { case: TRANSFER.to_owned(), unit: "1".to_owned(), ..figure })
-}
-
 /// Which engines copied the memory of each case.
 pub fn engines(seen: &[(Case, Seen)]) -> BTreeMap<String, BTreeSet<String>> {
     let engines = |seen: &Seen| seen.moves.iter().map(|moved| moved.told.engine.clone()).collect();
@@ -94,14 +86,22 @@ fn of_case(case: &Case, seen: &Seen) -> Result<Vec<Figure>> {
     sheet.each("target_agent_cpu", "s", |moved| moved.target.cpu_seconds)?;
     sheet.each("target_agent_memory", "MiB", |moved| moved.target.own as f64 / MIB)?;
     sheet.each("target_agent_peak", "MiB", |moved| moved.target.peak as f64 / MIB)?;
-    let rates: Vec<Rates> = seen.moves.iter().filter_map(|moved| moved.rates).collect();
-    if !rates.is_empty() {
-        let of = |value: fn(&Rates) -> f64| rates.iter().map(value).collect::<Vec<_>>();
-        sheet.add("rate_before", "1/s", &of(|rates| rates.before))?;
-        sheet.add("rate_during", "1/s", &of(|rates| rates.during))?;
-        sheet.add("rate_after", "1/s", &of(|rates| rates.after))?;
-        sheet.add("throughput_ratio", "1", &of(|rates| rates.during / rates.before))?;
-        sheet.add("throughput_after_ratio", "1", &of(|rates| rates.after / rates.before))?;
+    let around: Vec<Around> = seen.moves.iter().filter_map(|moved| moved.around).collect();
+    if !around.is_empty() {
+        let of = |value: fn(&Around) -> f64| around.iter().map(value).collect::<Vec<_>>();
+        sheet.add("throughput_ratio", "1", &of(|around| around.during.rate / around.before.rate))?;
+        sheet.add("throughput_after_ratio", "1", &of(|around| around.after.rate / around.before.rate))?;
+        let times: [(&str, fn(&Around) -> Pace); 3] =
+            [("before", |around| around.before), ("during", |around| around.during), ("after", |around| around.after)];
+        for (time, pace) in times {
+            let of = |value: fn(&Pace) -> f64| around.iter().map(|around| value(&pace(around))).collect::<Vec<_>>();
+            sheet.add(&format!("rate_{time}"), "1/s", &of(|pace| pace.rate))?;
+            // Other programs don't tell how long anybody waited.
+            if matches!(case.program, Program::Store { .. }) {
+                sheet.add(&format!("latency_{time}"), "ms", &of(|pace| pace.latency))?;
+                sheet.add(&format!("slowest_{time}"), "ms", &of(|pace| pace.slowest))?;
+            }
+        }
     }
     for phase in phases(&seen.moves) {
         let millis =
@@ -151,8 +151,9 @@ mod tests {
             copied: 100 << 20,
             in_freeze: 10 << 20,
         };
-        let rates = Some(Rates { before: 100.0, during: 95.0, after: 50.0 });
-        Moved { gap, resident: 100 << 20, told, source: used, target: used, rates }
+        let pace = |rate: f64| Pace { rate, latency: 1.5, slowest: 9.0 };
+        let around = Some(Around { before: pace(100.0), during: pace(95.0), after: pace(50.0) });
+        Moved { gap, resident: 100 << 20, told, source: used, target: used, around }
     }
 
     fn seen(gaps: &[f64], bare: &[f64]) -> Seen {
@@ -198,15 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn of_the_transfer_the_worst_ratio_counts() {
-        let figure = |case, metric, unit, value| Figure::of(case, metric, unit, &[value]).expect("values");
-        let measured = vec![
-            figure("256-memory", "transfer_rate", "MiB/s", 0.1),
-            figure("256-image", "transfer_ratio", "", 0.8),
-            figure("256-memory", "transfer_ratio", "", 0.7),
-        ];
-        assert_eq!(transfer(measured), Some(figure(TRANSFER, "transfer_ratio", "1", 0.7)));
-        assert_eq!(transfer(Vec::new()), None);
+    fn only_of_a_store_it_is_told_how_long_requests_took() {
+        let store = Case { program: Program::Store { mib: 1024 }, runs: 1, bare_runs: 0 };
+        let all = [(store, seen(&[70.0], &[])), (case(64, 1), seen(&[20.0], &[]))];
+        let figures = figures(&all).expect("figures");
+        assert_eq!(median(&figures, "redis, 1024 MiB", "latency_during"), Some(1.5));
+        assert_eq!(median(&figures, "redis, 1024 MiB", "slowest_after"), Some(9.0));
+        assert_eq!(median(&figures, "64 MiB, 1 %/s", "latency_during"), None);
     }
 
     #[test]

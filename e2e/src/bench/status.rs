@@ -1,12 +1,13 @@
 //! What a Migration that succeeded says of itself. Pure.
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::scenario::migration;
 
 /// What is taken from a Migration.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Told {
     /// Phases and parts of them, milliseconds, each name once.
     pub phases: Vec<(String, f64)>,
@@ -27,7 +28,7 @@ pub struct Told {
 }
 
 /// Moments of a move, realtime nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// The first phase began.
     pub created: i64,

@@ -41,14 +41,16 @@ impl BareRunc {
         Ok(bare)
     }
 
-    /// One `runc checkpoint` and `runc restore`, on the node's disk.
+    /// One `runc checkpoint` and `runc restore`, on the node's disk. The images are removed once it runs again: the kernel would
+    /// write them out beside what is measured next.
     ///
     /// # Errors
     /// When one fails.
     pub fn checkpoint_and_restore(&self) -> Result<()> {
         self.shell(&format!(
-            "rm -rf images work && runc checkpoint --image-path images --work-path work {ID} \
-             && runc restore --detach --bundle . --image-path images --work-path work {ID} </dev/null >/dev/null 2>&1"
+            "runc checkpoint --image-path images --work-path work {ID} \
+             && runc restore --detach --bundle . --image-path images --work-path work {ID} </dev/null >/dev/null 2>&1 \
+             && rm -rf images work"
         ))
     }
 

@@ -49,6 +49,8 @@ pub struct Sample {
     pub at: i64,
     /// Operations.
     pub work: u64,
+    /// The longest gap that was told since the sample before, nanoseconds.
+    pub longest: i64,
 }
 
 /// The least time between two samples that are kept, nanoseconds.
@@ -70,6 +72,8 @@ struct State {
     newest_at: i64,
     gap_end: i64,
     samples: Vec<Sample>,
+    /// The longest gap that was told since the last of the samples.
+    longest: i64,
 }
 
 impl Collector {
@@ -185,8 +189,10 @@ impl State {
             account.gap = tick.realtime - self.newest_at;
             self.gap_end = tick.realtime;
         }
+        self.longest = self.longest.max(tick.longest_gap);
         if self.samples.last().is_none_or(|last| tick.realtime >= last.at + SAMPLE_EVERY) {
-            self.samples.push(Sample { at: tick.realtime, work: tick.work });
+            let longest = std::mem::take(&mut self.longest);
+            self.samples.push(Sample { at: tick.realtime, work: tick.work, longest });
         }
         self.newest_at = tick.realtime;
         account.newest = account.newest.max(tick.sequence);
@@ -252,6 +258,17 @@ mod tests {
         (0..25).for_each(|sequence| tick_at(&mut state, sequence, 1, sequence as i64 * 1_000_000));
         let samples: Vec<_> = state.samples.iter().map(|sample| (sample.at / 1_000_000, sample.work)).collect();
         assert_eq!(samples, [(0, 0), (10, 100), (20, 200)]);
+    }
+
+    #[test]
+    fn a_sample_has_the_longest_gap_of_all_ticks_since_the_one_before() {
+        let mut state = State::default();
+        for (sequence, longest) in [(0, 3), (1, 9), (2, 4), (10, 5), (20, 1)] {
+            let text = format!("tick {sequence} {} 0 {longest} 1 0", sequence * 1_000_000);
+            state.take(&Tick::parse(text.as_bytes()).expect("a tick"), IpAddr::from([10, 0, 0, 1]));
+        }
+        let longest: Vec<_> = state.samples.iter().map(|sample| sample.longest).collect();
+        assert_eq!(longest, [3, 9, 1]);
     }
 
     #[test]

@@ -117,6 +117,16 @@ impl Sandbox {
         self.run(&["logs", pod])
     }
 
+    /// Removes what is in the namespace and waits until it is gone, so that the next thing begins with nothing beside it. Its
+    /// programs get a second to end.
+    ///
+    /// # Errors
+    /// When something is left.
+    pub fn clear(&self) -> Result<()> {
+        self.run(&["delete", "deployments,services,pods,migrations", "--all", "--now", WAIT[0], WAIT[1]])?;
+        Ok(())
+    }
+
     /// The last word of a scenario in which all was as it should be: removes what is in the namespace. The namespace itself, empty,
     /// goes some seconds later, when the next scenario is under way.
     ///

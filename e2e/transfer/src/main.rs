@@ -1,8 +1,9 @@
 //! What a transfer moves beside what the same TLS connection moves without it: `make bench-transfer`.
 //!
-//! Two runtimes, as of two agents, over loopback: one sends 256 MiB that can't be compressed, and the time runs until the
-//! other has all of it and has said so. All variants have the same certificates, library, cipher, socket options and sizes of TLS
-//! writes and socket reads ([`wire`]), and the same threads to run on. The variants take turns. What each does beside that:
+//! Two runtimes, as of two agents: one sends 256 MiB that can't be compressed, and the time runs until the other has all of it
+//! and has said so. They are connected over loopback, or, as `make bench` wants it, each is in the network namespace of a node.
+//! All variants have the same certificates, library, cipher, socket options and sizes of TLS writes and socket reads ([`wire`]),
+//! and the same threads to run on. The variants take turns. What each does beside that:
 //!
 //! | | on the source | on the target |
 //! |---|---|---|
@@ -11,8 +12,9 @@
 //! | `image` | reads the file, BLAKE3, frames | takes the frames, writes to a file |
 //!
 //! So a ratio of 1 would mean that all of this is free, and what is not is paid for with the same processors that encrypt: the less of
-//! them there are, the lower it is. Arguments: the directory that things land in, the repetitions, and where the figures are kept as JSON.
+//! them there are, the lower it is.
 
+use clap::Parser;
 use criu_shim::agent::identity::Tls;
 use criu_shim::agent::room::Room;
 use criu_shim::agent::source::precopy::{Alike, Written, send_pages};
@@ -21,6 +23,7 @@ use criu_shim::agent::transfer::message::{FromSource, FromTarget, Part};
 use criu_shim::agent::transfer::receive::Landing;
 use criu_shim::agent::transfer::{send, wire};
 use criu_shim::memory::Range;
+use nix::sched::{CloneFlags, setns};
 use nix::time::{ClockId, clock_gettime};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::ServerName;
@@ -28,6 +31,7 @@ use serde::Serialize;
 use std::error::Error;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +49,29 @@ const PAGE: usize = 4096;
 const ATTEMPT: &str = "attempt";
 const SOURCE: &str = "a.agent.tideover.dev";
 const TARGET: &str = "b.agent.tideover.dev";
+
+/// Measure what a transfer between two agents moves beside the same TLS connection without it.
+#[derive(Parser)]
+struct Cli {
+    /// Directory that things land in.
+    #[arg(long)]
+    landing: PathBuf,
+    /// How often each variant has its turn.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// File in which the figures are kept as JSON.
+    #[arg(long)]
+    keep: Option<PathBuf>,
+    /// Network namespace of the source, as a file of the kernel's.
+    #[arg(long)]
+    from: Option<PathBuf>,
+    /// Network namespace of the target.
+    #[arg(long)]
+    to: Option<PathBuf>,
+    /// Address of the target.
+    #[arg(long, default_value_t = Ipv4Addr::LOCALHOST.into())]
+    address: IpAddr,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
@@ -95,30 +122,29 @@ struct Bench {
     target_tls: Tls,
     content: Arc<Vec<u8>>,
     directory: PathBuf,
+    /// Where the target listens.
+    address: IpAddr,
 }
 
 fn main() -> Outcome<()> {
-    // Cargo adds an argument of its own.
-    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let directory = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
-    let repetitions: usize = arguments.next().map_or(Ok(9), |number| number.parse())?;
-    let kept = arguments.next().map(PathBuf::from);
-    let scratch = tempfile::tempdir_in(directory)?;
+    let Cli { landing, runs, keep, from, to, address } = Cli::parse();
+    let scratch = tempfile::tempdir_in(landing)?;
     let (source_tls, target_tls) = identities()?;
     let bench = Bench {
-        source: tokio::runtime::Builder::new_multi_thread().thread_name("source").enable_all().build()?,
-        target: tokio::runtime::Builder::new_multi_thread().thread_name("target").enable_all().build()?,
+        source: runtime("source", from)?,
+        target: runtime("target", to)?,
         source_tls,
         target_tls,
         content: Arc::new(incompressible(BYTES)),
         directory: scratch.path().to_owned(),
+        address,
     };
     std::fs::write(bench.directory.join("image"), &*bench.content)?;
     let mut rates: [Vec<f64>; 3] = Default::default();
     let mut ratios: [Vec<f64>; 3] = Default::default();
     let mut processor: [Vec<f64>; 3] = Default::default();
     // The first time around, memory and caches are cold.
-    for repetition in 0..=repetitions {
+    for repetition in 0..=runs {
         let mut plain = 0.0;
         for (index, variant) in Variant::ALL.into_iter().enumerate() {
             let before = processor_seconds()?;
@@ -142,13 +168,13 @@ fn main() -> Outcome<()> {
         figures.push(Figure::of(case(), "transfer_rate", "MiB/s", &rates[index]));
         figures.push(Figure::of(case(), "transfer_processor", "ms", &processor[index]));
         if variant != Variant::Plain {
-            figures.push(Figure::of(case(), "transfer_ratio", "", &ratios[index]));
+            figures.push(Figure::of(case(), "transfer_ratio", "1", &ratios[index]));
         }
     }
     for Figure { case, metric, unit, n, min, median, max } in &figures {
         println!("{case:12} {metric:20} n={n:<3} min {min:8.2}  median {median:8.2}  max {max:8.2} {unit}");
     }
-    if let Some(path) = kept {
+    if let Some(path) = keep {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
@@ -160,17 +186,19 @@ fn main() -> Outcome<()> {
 impl Bench {
     /// How long `variant` takes, from its first byte until the target has the last.
     fn run(&self, variant: Variant) -> Outcome<Duration> {
-        let listener = self.target.block_on(TcpListener::bind("127.0.0.1:0"))?;
+        // By the runtimes' own threads, which are where the sockets belong.
+        let listener = self.target.block_on(self.target.spawn(TcpListener::bind((self.address, 0))))??;
         let address = listener.local_addr()?;
         let tls = self.target_tls.clone();
         let accepting = self.target.spawn(async move {
             let (stream, _) = listener.accept().await?;
             wire::accept(stream, &tls).await
         });
-        let source = self.source.block_on(async {
+        let tls = self.source_tls.clone();
+        let source = self.source.block_on(self.source.spawn(async move {
             let stream = TcpStream::connect(address).await?;
-            wire::connect(stream, &self.source_tls, ServerName::try_from(TARGET).map_err(std::io::Error::other)?).await
-        })?;
+            wire::connect(stream, &tls, ServerName::try_from(TARGET).map_err(std::io::Error::other)?).await
+        }))??;
         let target = self.target.block_on(accepting)??;
         match variant {
             Variant::Plain => self.plain(source, target),
@@ -248,6 +276,17 @@ impl Bench {
         self.target.block_on(taking)??;
         Ok(took)
     }
+}
+
+/// A runtime whose threads are in the network namespace of this file: a thread begins in that of the one that makes it.
+fn runtime(name: &'static str, network: Option<PathBuf>) -> Outcome<Runtime> {
+    let made = std::thread::spawn(move || -> Outcome<Runtime> {
+        if let Some(path) = network {
+            setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+        }
+        Ok(tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build()?)
+    });
+    made.join().map_err(|_| "the thread that makes a runtime panicked")?
 }
 
 /// The pages of `content`, as those of a process that is to be moved.
