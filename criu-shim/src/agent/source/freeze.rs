@@ -161,7 +161,7 @@ impl Leaving {
         let Some(Due { request, criu }) = self.due.take() else { return };
         let mut watching = Watching::new(&mut self.news, attempt).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
-        let going = Going { trees: self.trees.clone(), number: self.round, followed: &mut self.followed };
+        let going = Going { trees: self.trees.clone(), number: self.round, last: true, followed: &mut self.followed };
         match line.dump(send::begin(&self.sender, self.round, true), request, criu, going).await {
             Ok(dumped) => self.dumped = Some(dumped),
             Err(Undumped { failure, hung }) => {

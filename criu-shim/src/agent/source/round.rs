@@ -95,6 +95,8 @@ pub(super) struct Going<'a> {
     pub(super) trees: Trees,
     /// Number of the round.
     pub(super) number: u32,
+    /// Nothing is looked at after it.
+    pub(super) last: bool,
     /// Processes of which pages may have been written since the last round.
     pub(super) followed: &'a mut Option<Followed>,
 }
@@ -117,8 +119,8 @@ impl Line<'_> {
         criu: WarmCriu,
         going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
-        let Going { trees, number, followed } = going;
-        let looking = trees.look(number, true);
+        let Going { trees, number, last, followed } = going;
+        let looking = trees.look(number, last);
         let images = request.images_dir.clone();
         let (begin, may_begin) = mpsc::channel();
         let (tell_copied, copied) = mpsc::channel();

@@ -160,7 +160,7 @@ async fn freeze<G: Send>(
     let (pod, froze) = round::freeze(vec![container]).await;
     let dumped = match froze {
         Ok(_) => {
-            let going = Going { trees: trees.clone(), number: round, followed: &mut followed };
+            let going = Going { trees: trees.clone(), number: round, last: true, followed: &mut followed };
             line.dump(send::begin(&sender, round, true), request, criu, going).await
         }
         Err(error) => {
