@@ -124,7 +124,8 @@ pub enum FromTarget {
         /// The digest over what has landed.
         digest: String,
     },
-    /// All files that rounds up to this one have brought are in place, in a container that waits for its processes.
+    /// All files that rounds up to this one have brought are in place, in a container that waits for its processes; or, where the commit
+    /// is made on what lies on the disk, all of the rounds is there.
     Placed {
         /// Its number.
         round: u32,

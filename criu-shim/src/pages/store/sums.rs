@@ -105,9 +105,10 @@ impl Sums {
     /// # Errors
     /// As [`Sums::check`].
     pub(super) fn compare(&self, data: &File, part: Range<u64>) -> Result<(), StoreError> {
-        let (mut block, mut at) = (vec![0; AT_ONCE], part.start);
+        let at_once = |left: u64| usize::try_from(left).map_or(AT_ONCE, |left| left.min(AT_ONCE));
+        let (mut block, mut at) = (vec![0; at_once(part.end - part.start)], part.start);
         while at < part.end {
-            let length = usize::try_from(part.end - at).map_or(AT_ONCE, |left| left.min(AT_ONCE));
+            let length = at_once(part.end - at);
             self.read(data, at, &mut block[..length])?;
             at += length as u64;
         }
