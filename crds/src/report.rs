@@ -67,7 +67,7 @@ pub enum SourceStep {
     Ready,
     /// Connected to the target; pre-copy rounds run, if the engine has any.
     PreCopying,
-    /// Pre-copy has converged (at once with stop-and-copy): the handover may begin.
+    /// Pre-copy has converged: the handover, or the rehearsal, may begin.
     Converged,
     /// Frozen at one cut.
     Frozen,

@@ -47,6 +47,32 @@ fn a_store_on_a_disk_serves_as_well() {
 }
 
 #[test]
+fn a_store_that_lasts_is_there_for_another_restore_until_the_processes_have_run() {
+    let machine = Machine::on_tmpfs().with_lasting_store(17, PAGES);
+    let blocks = machine.blocks(17);
+    // CRIU has finished, and has failed after that: nothing says that anything ran.
+    let mut daemon = machine.daemon(&[17]);
+    let mut application = machine.application(Scenario::TouchedAtRandom);
+    machine.let_it_fill(&mut daemon);
+    assert!(application.wait().unwrap().success() && daemon.wait().unwrap().success());
+    assert_eq!(machine.blocks(17), blocks, "all of it is there");
+    machine.mark_ran();
+    machine.serve_to_the_end(&[17], Scenario::TouchedAtRandom);
+}
+
+#[test]
+fn a_page_of_a_store_that_lasts_is_never_served_damaged() {
+    let machine = Machine::on_tmpfs().with_lasting_store(17, PAGES);
+    (0..32).for_each(|place| machine.damage(17, place));
+    let mut daemon = machine.daemon(&[17]);
+    let application = machine.application(Scenario::Held);
+    machine.wait_for_failure("damaged");
+    machine.wait_until_it_sleeps(&application);
+    drop(application);
+    assert!(!daemon.wait().unwrap().success());
+}
+
+#[test]
 fn what_was_thrown_away_before_it_came_reads_as_zero() {
     check(Scenario::ThrownAway);
 }

@@ -8,7 +8,7 @@ use criu_shim::pages::{PAGE, PageRange};
 use std::fs::File;
 use std::io::Write;
 use std::ops::{Deref, DerefMut};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -76,6 +76,28 @@ impl Machine {
         }
         writer.finish(&[PageRange::new(BASE, count * PAGE).unwrap()]).unwrap();
         self
+    }
+
+    /// As [`Machine::with_plain_store`], of a store that is needed until the processes have run.
+    pub fn with_lasting_store(self, pid: i32, count: u64) -> Self {
+        let mut writer = StoreWriter::lasting(self.directory.path(), pid).unwrap();
+        for first in (0..count).step_by(PIECE as usize) {
+            write(&mut writer, pid, first, PIECE.min(count - first));
+        }
+        writer.finish(&[PageRange::new(BASE, count * PAGE).unwrap()]).unwrap();
+        self
+    }
+
+    /// The shim says that the processes have run.
+    pub fn mark_ran(&self) {
+        criu_shim::local::mark_ran(self.directory.path()).unwrap();
+    }
+
+    /// Changes a byte of the page at this place in the data file.
+    pub fn damage(&self, pid: i32, place: u64) {
+        let path = self.directory.path().join(format!("{pid}.pages"));
+        let data = File::options().write(true).open(path).unwrap();
+        data.write_all_at(&[0xa5], place * PAGE + 3).unwrap();
     }
 
     /// As [`Machine::with_store`], but every third piece is not lazy in the image any more.

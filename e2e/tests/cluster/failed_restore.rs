@@ -180,7 +180,7 @@ fn a_bit_that_changes_on_the_targets_disk_is_noticed_before_the_restore() -> Res
 
 #[test]
 fn a_bit_that_changes_on_the_targets_disk_is_noticed_before_the_only_copy_is_committed() -> Result<()> {
-    a_flipped_bit_is_named("flipped-bare", |ticker| ticker.pod("ticker"))
+    a_flipped_bit_is_named("flipped-bare", |ticker| manifests::with_scattered_memory(&ticker.pod("ticker")))
 }
 
 #[test]
@@ -188,7 +188,8 @@ fn a_bit_that_changes_after_the_commit_keeps_the_state_until_it_is_mended() -> R
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::new(cluster.kube(), "flipped-late")?;
     let collector = Collector::listen(cluster.host_address())?;
-    sandbox.apply(&Ticker { mib: 96, collector: collector.address() }.pod("ticker"))?;
+    let ticker = Ticker { mib: 96, collector: collector.address() };
+    sandbox.apply(&manifests::with_scattered_memory(&ticker.pod("ticker")))?;
     for number in 1..=TRIES {
         let pod = sandbox.ready_pod("ticker")?;
         let ticks = collector.account().newest;

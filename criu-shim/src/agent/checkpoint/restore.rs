@@ -135,6 +135,7 @@ impl Task {
             | Event::Again(_)
             | Event::Round { .. }
             | Event::Rehearse { .. }
+            | Event::Synced { .. }
             | Event::Placed { .. } => {
                 return;
             }

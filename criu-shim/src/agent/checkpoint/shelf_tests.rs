@@ -34,7 +34,7 @@ fn land(landing: &Path) {
         let landed = Landed { bytes: bytes.len() as u64, digest: Digest::File(blake3::hash(&bytes)) };
         assert!(manifest.add(part, landed));
     }
-    stored::store(landing, &manifest).expect("store");
+    stored::store(landing, &manifest, Vec::new()).expect("store");
     for (name, bytes) in [("1.pages", "pages"), ("1.index", "index"), ("shared-5.pages", "shared")] {
         std::fs::write(landing.join(MEMORY).join(name), bytes).expect("write");
     }

@@ -1,10 +1,15 @@
-//! The cut for the rehearsal, of a pod of one container: freeze, dump, thaw, send. The application goes on as soon as CRIU has seen it and its files are read.
+//! The cut for the rehearsal, of a pod of one container: freeze, dump, thaw, send. The application goes on as soon as CRIU has seen it,
+//! and what it has written since the last round is read.
+//!
+//! The target has the rest from the rounds before. So a cut is a round like them, with CRIU's images in addition, and what was followed
+//! before it is followed after it.
 
 use crate::agent::context::{Context, News};
 use crate::agent::failure::retryable;
 use crate::agent::source::connect::{self, Connected, EARLY, PodTrees};
 use crate::agent::source::cpu::SourceCpu;
 use crate::agent::source::frozen::FrozenContainer;
+use crate::agent::source::precopy::{self, PreCopy};
 use crate::agent::source::round::{self, Going, Line, Undumped};
 use crate::agent::source::settle::{self, LiveCriu};
 use crate::agent::source::watching::Watching;
@@ -12,6 +17,7 @@ use crate::agent::transfer::link::LinkSender;
 use crate::agent::transfer::message::{FromSource, IMAGES};
 use crate::agent::transfer::send::{self, RoundSender, SendError};
 use crate::causes::chain;
+use crate::criu::Memory;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tideover_crds::{Failure, FailureReason};
@@ -64,27 +70,46 @@ pub struct Cut {
 /// Takes a cut and sends it. The journal must have the freeze already.
 pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) -> Cut {
     let Connected {
-        attempt, directory, inspected, bundle, criu, trees, sender, mut receiver, round, precopy, cpu, ..
+        attempt,
+        directory,
+        inspected,
+        bundle,
+        criu,
+        trees,
+        sender,
+        mut receiver,
+        round,
+        mut precopy,
+        cpu,
+        ..
     } = connected;
-    let request = round::dump_request(&inspected, bundle, &directory, news);
-    // The pause has a limit, and what follows on this connection is only the freeze.
+    let (mut followed, number) = precopy.as_mut().map_or((None, round), PreCopy::lend);
+    let mut request = round::dump_request(&inspected, bundle, &directory, news);
+    if followed.is_some() {
+        request.options.memory = Memory::ButWithheld;
+    }
+    // The pause has a limit, and what follows on this connection is only what comes from the go on.
     sender.renew_no_more();
+    sender.set_limit(None);
     let (link, proof) = CutLink::take(sender);
     let mut watching = Watching::within(news, attempt, PAUSE_LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
     let begun = match round::begin(criu, request).await {
         Ok(begun) => begun,
-        Err(failure) => return Cut { paused: Duration::ZERO, connected: Err(failure) },
+        Err(failure) => {
+            link.give_up(&failure).await;
+            precopy::let_go(vec![(followed, trees)]).await;
+            return Cut { paused: Duration::ZERO, connected: Err(failure) };
+        }
     };
     let since = Instant::now();
     let container = FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits };
     let (pod, froze) = round::freeze(vec![container]).await;
     let dumped = match froze {
         Ok(_) => {
-            // To give up what is known of them takes time, which the pause has not.
-            let freezer = &inspected.container.freezer;
-            let going = Going { freezer, trees: trees.clone(), number: round, followed: &mut None, pages: false };
-            line.dump(link.begin(round), begun, going).await
+            let (freezer, trees, followed) = (&inspected.container.freezer, trees.clone(), &mut followed);
+            let going = Going { freezer, trees, number, last: false, followed, pages: false };
+            line.dump(link.begin(number), begun, going).await
         }
         Err(error) => {
             drop(begun);
@@ -105,7 +130,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
         Ok(dumped) => {
             let directories = vec![directory.join(IMAGES), directory.join(EARLY)];
             match line.images(dumped, directories).await {
-                Ok(manifest) => line.verified(round, &manifest.digest()).await,
+                Ok(manifest) => line.verified(number, &manifest.digest()).await,
                 Err(failure) => Err(failure),
             }
         }
@@ -117,13 +142,18 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     };
     let connected = match warm {
         Ok(warm) => {
-            let connect::Warm { bundle, criu, trees } = warm;
-            let (sender, round) = (link.give_back(), round + 1);
+            // What the target has of the trees is known of those that were looked at.
+            let connect::Warm { bundle, criu, .. } = warm;
+            let sender = link.give_back();
+            if let Some(precopy) = &mut precopy {
+                precopy.give_back(followed);
+            }
             let cpu = SourceCpu::look(context, &inspected.container).await;
             Ok(Connected { attempt, directory, inspected, bundle, criu, trees, sender, receiver, round, precopy, cpu })
         }
         Err(failure) => {
             link.give_up(&failure).await;
+            precopy::let_go(vec![(followed, trees)]).await;
             Err(failure)
         }
     };

@@ -116,6 +116,8 @@ pub(super) struct Going<'a> {
     pub(super) trees: Trees,
     /// Number of the round.
     pub(super) number: u32,
+    /// Nothing is looked at after it.
+    pub(super) last: bool,
     /// Processes of which pages may have been written since the last round.
     pub(super) followed: &'a mut Option<Followed>,
     /// Whether the pages that CRIU has dumped go too. Not where the processes run again as soon as CRIU has ended: they would stand
@@ -140,10 +142,10 @@ impl Line<'_> {
         criu: BegunDump,
         going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
-        let Going { freezer, trees, number, followed, pages } = going;
+        let Going { freezer, trees, number, last, followed, pages } = going;
         let (mappings, freezer) = (criu.mappings(), freezer.clone());
         let reading = tokio::task::spawn_blocking(move || read_mappings(&mappings, &freezer));
-        let looking = trees.look(number, true);
+        let looking = trees.look(number, last);
         let images = criu.request().images_dir.clone();
         let (begin, may_begin) = mpsc::channel::<Vec<ObjectId>>();
         let (tell_copied, copied) = mpsc::channel();

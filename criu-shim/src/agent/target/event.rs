@@ -58,6 +58,17 @@ pub enum Event {
         /// The process that is CRIU, as the node's `/proc` names it.
         criu: Option<i32>,
     },
+    /// What had landed of a state that will be the only one is on the disk, or can't be brought there.
+    Synced {
+        /// Attempt that it was done for.
+        attempt: u32,
+        /// Name of the container that it was done for.
+        container: String,
+        /// The last round that had landed when it was begun.
+        round: u32,
+        /// What came of it.
+        result: Result<(), Failure>,
+    },
     /// What had landed of files is in place, or can't be put there.
     Placed {
         /// Name of the container that it was done for.

@@ -258,7 +258,7 @@ mod tests {
             let landed = Landed { bytes: bytes.len() as u64, digest: Digest::File(blake3::hash(&bytes)) };
             assert!(manifest.add(part, landed));
         }
-        stored::store(directory.path(), &manifest).expect("store");
+        stored::store(directory.path(), &manifest, Vec::new()).expect("store");
         directory
     }
 

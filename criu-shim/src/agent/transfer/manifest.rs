@@ -27,6 +27,13 @@ impl Manifest {
         self.parts.insert(part, landed).is_none()
     }
 
+    /// Those of its parts that are wanted.
+    #[must_use]
+    pub fn only(&self, wanted: impl Fn(&Part) -> bool) -> Self {
+        let parts = self.parts.iter().filter(|(part, _)| wanted(part));
+        Self { parts: parts.map(|(part, landed)| (part.clone(), landed.clone())).collect() }
+    }
+
     /// Number of parts.
     pub fn len(&self) -> usize {
         self.parts.len()

@@ -7,11 +7,11 @@ use crate::agent::room::{NoRoom, Share};
 use crate::agent::transfer::hashing::{Digest, Hashing};
 use crate::agent::transfer::pages::{DecodeError, Decoder, PAGE, PagesError, Place, Sink};
 use crate::criu::{MOST_WITHHELD, PagemapError, pagemap, shared};
-use crate::pages::store::{SharedWriter, StoreError, StoreWriter};
+use crate::pages::store::{NamedSums, SharedWriter, StoreError, StoreWriter};
 use crate::pages::{PageRange, RangeError};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Most processes of one move. Beyond that something else is wrong.
@@ -140,6 +140,8 @@ pub enum FinishError {
 pub struct Memory {
     stores: BTreeMap<i32, StoreWriter>,
     shared: BTreeMap<u32, SharedWriter>,
+    /// It is about to be the only copy of a state.
+    lasts: bool,
 }
 
 /// A stream of pages while it arrives.
@@ -163,6 +165,11 @@ impl Arriving {
 }
 
 impl Memory {
+    /// None yet, of a state of which this is about to be the only copy.
+    pub fn lasting() -> Self {
+        Self { lasts: true, ..Self::default() }
+    }
+
     /// A stream of pages of process `pid` begins, whose store is in `directory`. Blocking.
     ///
     /// # Errors
@@ -171,7 +178,7 @@ impl Memory {
         let store = match self.stores.remove(&pid) {
             Some(store) => store,
             None if self.stores.len() >= MAX_PROCESSES => return Err(MemoryError::TooMany),
-            None => StoreWriter::create(directory, pid).map_err(|source| MemoryError::Store { pid, source })?,
+            None => self.store(directory, pid).map_err(|source| MemoryError::Store { pid, source })?,
         };
         Ok(Arriving::of(Whose::Process { pid, store }))
     }
@@ -185,7 +192,8 @@ impl Memory {
             Some(writer) => writer,
             None if self.shared.len() >= MOST_WITHHELD => return Err(MemoryError::TooManyShared),
             None => {
-                SharedWriter::create(directory, inode).map_err(|source| MemoryError::SharedStore { inode, source })?
+                let create = if self.lasts { SharedWriter::lasting } else { SharedWriter::create };
+                create(directory, inode).map_err(|source| MemoryError::SharedStore { inode, source })?
             }
         };
         Ok(Arriving::of(Whose::Shared { inode, writer }))
@@ -233,19 +241,68 @@ impl Memory {
         Ok((length, hashing.finish()))
     }
 
+    fn store(&self, directory: &Path, pid: i32) -> Result<StoreWriter, StoreError> {
+        if self.lasts { StoreWriter::lasting(directory, pid) } else { StoreWriter::create(directory, pid) }
+    }
+
+    /// A round has landed. Where it lasts, what has come is read back. Blocking.
+    ///
+    /// # Errors
+    /// Where something lies there that is not what came. Nothing of the attempt may be used then.
+    pub(super) fn settle(&mut self) -> Result<(), MemoryError> {
+        for (&pid, store) in &mut self.stores {
+            store.settle().map_err(|source| MemoryError::Store { pid, source })?;
+        }
+        for (&inode, writer) in &mut self.shared {
+            writer.settle().map_err(|source| MemoryError::SharedStore { inode, source })?;
+        }
+        Ok(())
+    }
+
+    /// A cut has landed: shows what CRIU's `images` of it say is to come, all of which must be there, as stores in `directory`. They are
+    /// right until another round comes. Blocking.
+    ///
+    /// # Errors
+    /// As [`Memory::finish`].
+    pub(super) fn show(&self, directory: &Path, images: &Path) -> Result<(), FinishError> {
+        for (&inode, writer) in &self.shared {
+            let store = |source| FinishError::SharedStore { inode, source };
+            if let Some((asked, link)) = asked_of(inode, images)? {
+                writer.show(&asked, &link, directory).map_err(store)?;
+            }
+        }
+        if self.stores.is_empty() {
+            return Ok(());
+        }
+        for pid in pagemap::processes(images).map_err(FinishError::List)? {
+            let failed = |source| FinishError::Store { pid, source };
+            let present = lazy_of(pid, images)?;
+            match self.stores.get(&pid) {
+                Some(store) => store.show(&present, directory).map_err(failed)?,
+                None => {
+                    let empty = self.store(directory, pid).map_err(failed)?;
+                    empty.finish(&present).map_err(failed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The last round has landed: keeps of each store in `directory` what CRIU's `images` say is to come from it, all of which must be
-    /// there. Blocking.
+    /// there. Returns the sums of what lasts. Blocking.
     ///
     /// # Errors
     /// Where a page is missing: the processes can't be restored.
-    pub fn finish(self, directory: &Path, images: &Path) -> Result<(), FinishError> {
-        let Self { mut stores, shared } = self;
+    pub fn finish(self, directory: &Path, images: &Path) -> Result<Vec<NamedSums>, FinishError> {
+        let (lasts, mut sums) = (self.lasts, Vec::new());
+        let Self { mut stores, shared, .. } = self;
         for (inode, writer) in shared {
-            finish_shared(inode, writer, images)?;
+            sums.extend(finish_shared(inode, writer, images)?);
         }
         if stores.is_empty() {
-            return Ok(());
+            return Ok(sums);
         }
+        let empty = Self { lasts, ..Self::default() };
         let processes = pagemap::processes(images).map_err(FinishError::List)?;
         // What has ended since its pages were sent is in no image, and CRIU will never hand it over.
         for (pid, store) in stores.extract_if(.., |pid, _| !processes.contains(pid)) {
@@ -254,34 +311,46 @@ impl Memory {
         // It hands over every other process, also where nothing of it is to come.
         for pid in processes {
             if let Entry::Vacant(entry) = stores.entry(pid) {
-                entry.insert(StoreWriter::create(directory, pid).map_err(|source| FinishError::Store { pid, source })?);
+                entry.insert(empty.store(directory, pid).map_err(|source| FinishError::Store { pid, source })?);
             }
         }
         for (pid, store) in stores {
-            let lazy = pagemap::lazy(images, pid).map_err(|source| FinishError::Image { pid, source })?;
-            let present: Result<Vec<PageRange>, RangeError> =
-                lazy.iter().map(|range| PageRange::new(range.start, range.end - range.start)).collect();
-            let present = present.map_err(|source| FinishError::Range { pid, source })?;
-            store.finish(&present).map_err(|source| FinishError::Store { pid, source })?;
+            let stored = store.finish(&lazy_of(pid, images)?).map_err(|source| FinishError::Store { pid, source })?;
+            sums.extend(stored.sums);
         }
-        Ok(())
+        Ok(sums)
     }
 }
 
+/// The pages that CRIU's image of a process calls lazy.
+fn lazy_of(pid: i32, images: &Path) -> Result<Vec<PageRange>, FinishError> {
+    let lazy = pagemap::lazy(images, pid).map_err(|source| FinishError::Image { pid, source })?;
+    page_ranges(&lazy).map_err(|source| FinishError::Range { pid, source })
+}
+
 /// Keeps the pages of an object where the images ask for them: not where the dump has them, nor where the object is gone.
-fn finish_shared(inode: u32, writer: SharedWriter, images: &Path) -> Result<(), FinishError> {
+fn finish_shared(inode: u32, writer: SharedWriter, images: &Path) -> Result<Option<NamedSums>, FinishError> {
     let store = |source| FinishError::SharedStore { inode, source };
-    let image = shared::read(images, inode).map_err(|source| FinishError::SharedImage { inode, source })?;
-    let Some((link, pages)) = image.map(|image| (images.join(shared::pages_file(image.pages_id)), image.pages)) else {
-        return writer.discard().map_err(store);
-    };
-    if pages.is_empty() || link.exists() {
-        return writer.discard().map_err(store);
+    match asked_of(inode, images)? {
+        Some((asked, link)) => writer.finish(&asked, &link).map_err(store),
+        None => writer.discard().map(|()| None).map_err(store),
     }
-    let asked: Result<Vec<PageRange>, RangeError> =
-        pages.iter().map(|range| PageRange::new(range.start, range.end - range.start)).collect();
-    let asked = asked.map_err(|source| FinishError::SharedRange { inode, source })?;
-    writer.finish(&asked, &link).map_err(store)
+}
+
+/// The pages of an object for which the images ask, in their order, and where they look for them. None where they ask for none.
+fn asked_of(inode: u32, images: &Path) -> Result<Option<(Vec<PageRange>, PathBuf)>, FinishError> {
+    let image = shared::read(images, inode).map_err(|source| FinishError::SharedImage { inode, source })?;
+    let Some(image) = image else { return Ok(None) };
+    let link = images.join(shared::pages_file(image.pages_id));
+    if image.pages.is_empty() || link.exists() {
+        return Ok(None);
+    }
+    let asked = page_ranges(&image.pages).map_err(|source| FinishError::SharedRange { inode, source })?;
+    Ok(Some((asked, link)))
+}
+
+fn page_ranges(ranges: &[std::ops::Range<u64>]) -> Result<Vec<PageRange>, RangeError> {
+    ranges.iter().map(|range| PageRange::new(range.start, range.end - range.start)).collect()
 }
 
 /// The memory of one process while a part of it arrives, beside what has landed of the others.

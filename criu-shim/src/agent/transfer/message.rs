@@ -6,7 +6,7 @@ use thiserror::Error;
 use tideover_crds::Failure;
 
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// Which move a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,8 +44,8 @@ pub enum FromSource {
         /// Nothing follows it.
         last: bool,
     },
-    /// Files of round `round` follow, which are a cut for the rehearsal. They are kept apart from all others, and nothing of
-    /// them can ever be committed.
+    /// Parts of round `round` follow, which are a cut for the rehearsal. CRIU's images among them are kept apart from all others, and
+    /// can never be committed; its memory and files are those of any round.
     RehearsalBegin {
         /// Number.
         round: u32,
@@ -124,7 +124,8 @@ pub enum FromTarget {
         /// The digest over what has landed.
         digest: String,
     },
-    /// All files that rounds up to this one have brought are in place, in a container that waits for its processes.
+    /// All files that rounds up to this one have brought are in place, in a container that waits for its processes; or, where the commit
+    /// is made on what lies on the disk, all of the rounds is there.
     Placed {
         /// Its number.
         round: u32,
@@ -288,7 +289,7 @@ impl Part {
     }
 }
 
-/// Subdirectory of an attempt in which the rehearsal has its own images, files and work.
+/// Subdirectory of an attempt in which the rehearsal has its own images, memory as it was then, and work.
 pub const REHEARSAL: &str = "rehearsal";
 /// Subdirectory of an attempt in which CRIU's images are.
 pub const IMAGES: &str = "images";

@@ -14,6 +14,7 @@ use crate::agent::transfer::message::{
 };
 use crate::agent::transfer::packed::{PackedError, Unpacking};
 use crate::agent::transfer::stored;
+use crate::pages::store::NamedSums;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -100,7 +101,7 @@ impl ReceiveError {
 pub enum RoundKind {
     /// What can be sent before the freeze.
     Early,
-    /// A cut for the rehearsal, in a directory of its own.
+    /// A cut for the rehearsal, its images in a directory of their own.
     Rehearsal,
     /// The rest. Nothing follows it.
     Last,
@@ -127,7 +128,7 @@ pub struct Landing {
     share: Share,
     /// What every round so far has brought, but for the rehearsal's.
     manifest: Manifest,
-    /// Bytes that the rehearsal's round has brought.
+    /// Bytes of images that the rehearsal's round has brought.
     cut: u64,
     /// What has landed of the processes' memory.
     memory: Memory,
@@ -185,7 +186,8 @@ impl Landing {
             // The source is frozen. It does not wait for another connection.
             link.renew_no_more();
         }
-        let directory = match kind {
+        // Of a cut, what runs on after it goes on counting: its memory and files are those of another round.
+        let images = match kind {
             RoundKind::Early => self.directory.clone(),
             RoundKind::Last => {
                 // The cut was written into room that was kept for this round, and has been removed since.
@@ -198,32 +200,24 @@ impl Landing {
                 directory
             }
         };
+        let directories = Directories { images, rest: self.directory.clone() };
         let begun = Instant::now();
         let mut manifest = Manifest::default();
         loop {
             match message(link, "a part").await? {
                 FromSource::FileBegin { part } => {
                     self.may_have(1, &manifest)?;
-                    let landed = self.part(link, &directory, &part).await?;
+                    let landed = self.part(link, &directories, &part).await?;
                     self.add(kind, &mut manifest, part, landed)?;
                 }
                 FromSource::Together { parts } => {
                     self.may_have(parts.len(), &manifest)?;
-                    for (part, landed) in self.together(link, &directory, parts).await? {
+                    for (part, landed) in self.together(link, &directories, parts).await? {
                         self.add(kind, &mut manifest, part, landed)?;
                     }
                 }
                 FromSource::RoundEnd { digest } if digest == manifest.digest() => {
-                    if kind == RoundKind::Rehearsal {
-                        self.cut = manifest.bytes();
-                    }
-                    let stored = if kind == RoundKind::Rehearsal { &manifest } else { &self.manifest };
-                    stored::store(&directory, stored)
-                        .map_err(|source| ReceiveError::Write { path: directory.join(stored::MANIFEST), source })?;
-                    if kind == RoundKind::Last {
-                        let memory = std::mem::take(&mut self.memory);
-                        memory.finish(&directory.join(MEMORY), &directory.join(IMAGES))?;
-                    }
+                    self.landed(kind, &directories, &manifest)?;
                     return Ok(Round { number, kind, manifest, took: begun.elapsed() });
                 }
                 FromSource::RoundEnd { .. } => return Err(ReceiveError::RoundCorrupted { round: number }),
@@ -234,9 +228,29 @@ impl Landing {
         }
     }
 
+    /// All parts of a round have landed.
+    fn landed(&mut self, kind: RoundKind, directories: &Directories, round: &Manifest) -> Result<(), ReceiveError> {
+        let Directories { images, rest } = directories;
+        self.memory.settle()?;
+        let mut sums = Vec::new();
+        match kind {
+            RoundKind::Early => {}
+            RoundKind::Rehearsal => {
+                let cut = round.only(is_of_cut);
+                self.cut = cut.bytes();
+                store(images, &cut, Vec::new())?;
+                self.memory.show(&images.join(MEMORY), &images.join(IMAGES))?;
+            }
+            RoundKind::Last => {
+                sums = std::mem::take(&mut self.memory).finish(&rest.join(MEMORY), &images.join(IMAGES))?;
+            }
+        }
+        store(rest, &self.manifest, sums)
+    }
+
     /// Another part has landed with a round.
     fn add(&mut self, kind: RoundKind, round: &mut Manifest, part: Part, landed: Landed) -> Result<(), ReceiveError> {
-        let counts = kind != RoundKind::Rehearsal;
+        let counts = kind != RoundKind::Rehearsal || !is_of_cut(&part);
         let twice = counts && !self.manifest.add(part.clone(), landed.clone());
         if !round.add(part.clone(), landed) || twice {
             return Err(ReceiveError::Twice(part));
@@ -248,22 +262,36 @@ impl Landing {
         if self.manifest.len().max(round.len()) + more <= MAX_PARTS { Ok(()) } else { Err(ReceiveError::TooMany) }
     }
 
+    /// The same of a state that is about to be the only one: its memory has sums.
+    #[must_use]
+    pub fn lasting(self) -> Self {
+        Self { memory: Memory::lasting(), ..self }
+    }
+
     /// Brings everything that has landed onto the disk: for a state that is about to be the only one. Blocking.
     ///
     /// # Errors
     /// Where a file can't be synced; it may be gone after a power failure then.
     pub fn sync(directory: &Path) -> Result<(), ReceiveError> {
-        for directory in [directory.join(IMAGES), directory.join(FILES), directory.to_owned()] {
+        for directory in [directory.join(IMAGES), directory.join(FILES), directory.join(MEMORY), directory.to_owned()] {
             let failed = |source| ReceiveError::Write { path: directory.clone(), source };
             for entry in directory.read_dir().map_err(failed)? {
                 let entry = entry.map_err(failed)?;
                 if entry.file_type().map_err(failed)?.is_file() {
                     let path = entry.path();
-                    let synced = File::open(&path).and_then(|file| file.sync_all());
-                    synced.map_err(|source| ReceiveError::Write { path, source })?;
+                    match File::open(&path).and_then(|file| file.sync_all()) {
+                        // Another manifest has taken its place: a round has landed, after which all is synced again.
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                        synced => synced.map_err(|source| ReceiveError::Write { path, source })?,
+                    }
                 }
             }
             File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
+        }
+        // Those of the attempt, of the move, and of all moves: they were made for this one.
+        for directory in directory.ancestors().skip(1).take(3) {
+            let synced = File::open(directory).and_then(|directory| directory.sync_all());
+            synced.map_err(|source| ReceiveError::Write { path: directory.to_owned(), source })?;
         }
         Ok(())
     }
@@ -272,7 +300,7 @@ impl Landing {
     async fn together(
         &mut self,
         link: &mut LinkReceiver<FromSource>,
-        directory: &Path,
+        directories: &Directories,
         parts: Vec<Small>,
     ) -> Result<Vec<(Part, Landed)>, ReceiveError> {
         let content = match link.next().await? {
@@ -299,7 +327,7 @@ impl Landing {
             else {
                 return Err(ReceiveError::Corrupted { part });
             };
-            let path = directory.join(kind).join(name);
+            let path = directories.of(&part).join(kind).join(name);
             let written = create(&path).and_then(|mut file| file.write_all(own));
             written.map_err(|source| ReceiveError::Write { path, source })?;
             landed.push((part, Landed { bytes, digest }));
@@ -315,9 +343,10 @@ impl Landing {
     async fn part(
         &mut self,
         link: &mut LinkReceiver<FromSource>,
-        directory: &Path,
+        directories: &Directories,
         part: &Part,
     ) -> Result<Landed, ReceiveError> {
+        let directory = directories.of(part);
         let memory = directory.join(MEMORY);
         let mut writing = match (part, part.place()?) {
             (Part::Memory { pid, .. }, _) => Writing::Memory(self.memory.begin(*pid, &memory)?),
@@ -372,6 +401,30 @@ impl Landing {
         drop(covered);
         Ok(())
     }
+}
+
+/// Where the parts of one round go.
+struct Directories {
+    /// CRIU's images.
+    images: PathBuf,
+    /// Everything else.
+    rest: PathBuf,
+}
+
+impl Directories {
+    fn of(&self, part: &Part) -> &Path {
+        if is_of_cut(part) { &self.images } else { &self.rest }
+    }
+}
+
+/// Whether such a part of a cut is of no use after the rehearsal.
+fn is_of_cut(part: &Part) -> bool {
+    matches!(part, Part::Image { .. })
+}
+
+fn store(directory: &Path, manifest: &Manifest, sums: Vec<NamedSums>) -> Result<(), ReceiveError> {
+    let stored = stored::store(directory, manifest, sums);
+    stored.map_err(|source| ReceiveError::Write { path: directory.join(stored::MANIFEST), source })
 }
 
 /// Where the bytes of a part go.

@@ -346,3 +346,68 @@ async fn shared_memory_of_all_rounds_is_where_criu_reads_it_when_the_last_has_la
     assert_eq!(pages, [[3_u8; 4096], [2; 4096]].concat());
     stored::verify(&directory).expect("nothing is there that does not belong there");
 }
+
+/// CRIU's image of the memory of process 1, in which the page at 0x1000 is lazy.
+fn image_of_memory() -> Vec<u8> {
+    // `pages_id` 1; then `vaddr`, `compat_nr_pages`, `flags` 2 and `nr_pages`.
+    let entries = [vec![0x08, 1], vec![0x08, 0x80, 0x20, 0x10, 0, 0x20, 2, 0x28, 1]];
+    crate::criu::image::assemble(0x5608_4025, entries)
+}
+
+#[tokio::test]
+async fn memory_that_crossed_before_a_cut_is_what_it_is_rehearsed_with_and_what_counts_after_it() {
+    let mut wire = wire(u64::MAX);
+    wire.landing = wire.landing.lasting();
+    let attempt = wire.directory.path().join("1");
+    let memory = |round| Part::Memory { pid: 1, round };
+    let sent = async {
+        let mut round = send::begin(&wire.source, 1, false).await.expect("begin");
+        round.part(memory(1), Cursor::new([page(0x1000, 1), page(0x2000, 2)].concat())).await.expect("part");
+        round.end().await.expect("end");
+        let mut cut = send::begin_rehearsal(&wire.source, 2).await.expect("begin");
+        cut.part(memory(2), Cursor::new(page(0x1000, 3))).await.expect("part");
+        cut.part(Part::Layer { round: 2 }, Cursor::new(b"files".to_vec())).await.expect("part");
+        cut.part(image("pagemap-1.img"), Cursor::new(image_of_memory())).await.expect("part");
+        cut.end().await.expect("end");
+    };
+    let landed = async {
+        wire.landing.round(&mut wire.target).await.expect("landed");
+        wire.landing.round(&mut wire.target).await.expect("landed")
+    };
+    let ((), cut) = tokio::join!(sent, landed);
+    stored::verify_round(&attempt, &cut.manifest).expect("its files are those of any round");
+    assert_eq!(stored::archives(&attempt).expect("archives").len(), 1);
+    let rehearsed = attempt.join("rehearsal");
+    stored::verify(&rehearsed).expect("its images lie apart");
+    let read = |directory: &std::path::Path| {
+        let store = crate::pages::store::Store::open(&directory.join("memory"), 1).expect("a store");
+        let [extent] = store.extents() else { panic!("{:?}", store.extents()) };
+        let mut bytes = [0; 1];
+        let data = std::fs::File::open(directory.join("memory/1.pages")).expect("its data");
+        std::os::unix::fs::FileExt::read_exact_at(&data, &mut bytes, extent.offset).expect("a page");
+        bytes[0]
+    };
+    assert_eq!(read(&rehearsed), 3);
+
+    let sent = async {
+        let mut last = send::begin(&wire.source, 3, true).await.expect("begin");
+        last.part(memory(3), Cursor::new(page(0x1000, 4))).await.expect("part");
+        last.part(image("pagemap-1.img"), Cursor::new(image_of_memory())).await.expect("part");
+        last.end().await.expect("end");
+    };
+    let ((), last) = tokio::join!(sent, wire.landing.round(&mut wire.target));
+    let last = last.expect("landed");
+    stored::verify_round(&attempt, &last.manifest).expect("as sent");
+    Landing::sync(&attempt).expect("synced");
+    assert_eq!(read(&attempt), 4);
+    for pages in [stored::Pages::OfImages, stored::Pages::All] {
+        stored::verify_memory(&attempt, pages).expect("as it came");
+    }
+    let data = attempt.join("memory/1.pages");
+    let mut bytes = std::fs::read(&data).expect("read");
+    bytes[7] ^= 1;
+    std::fs::write(&data, bytes).expect("write");
+    stored::verify_memory(&attempt, stored::Pages::All).expect_err("a page is another one");
+    std::fs::remove_file(attempt.join("memory/1.sums")).expect("remove");
+    stored::verify_memory(&attempt, stored::Pages::OfImages).expect_err("nothing could be compared any more");
+}

@@ -4,16 +4,17 @@
 //! read back and compared, every time: before a commit that is made on it alone, and before CRIU gets its request. It is
 //! the one place where the target computes digests of files, because a second time would lengthen the freeze.
 //!
-//! Memory that goes into a page store has no entry, nor has the pages file of shared memory, which is one too: reading a gigabyte back would take longer than the whole freeze. The
-//! store is used only where the processes are rebuilt before the commit, and knows by itself whether a page is missing.
+//! Memory that goes into a page store has no entry, nor has the pages file of shared memory, which is one too: reading a gigabyte back
+//! would take longer than the whole freeze. A store knows by itself whether a page is missing. Where it is to be the only copy of a
+//! state, it has sums of its pages, by which what is given out of it is compared, and the manifest has the digests of those.
 
 use crate::agent::transfer::digest::{Whole, digests};
 use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::message::{FILES, IMAGES, MAX_PARTS, MEMORY, NameError, Part};
-use crate::pages::store::is_shared;
+use crate::pages::store::{NamedSums, StoreError, is_shared, is_shared_name};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -102,6 +103,9 @@ pub enum StoredError {
         /// Bytes that were sent.
         sent: u64,
     },
+    /// Memory is not what landed.
+    #[error("compare memory on the target's disk")]
+    Memory(#[from] StoreError),
     /// The same length and other bytes.
     #[error("{file} is corrupted on the target's disk: its bytes are not those that were sent")]
     Digest {
@@ -115,6 +119,9 @@ pub enum StoredError {
 struct Document {
     version: u32,
     parts: Vec<Entry>,
+    /// Sums of the page stores that last. A manifest of a former agent has none.
+    #[serde(default)]
+    sums: Vec<NamedSums>,
 }
 
 #[derive(Deserialize)]
@@ -131,18 +138,19 @@ struct Entry {
     digest: String,
 }
 
-/// Writes `manifest` in place of the one that is in the attempt's `directory` (0600), whole or not at all. Blocking.
+/// Writes `manifest`, and the `sums` of page stores that last, in place of what is in the attempt's `directory` (0600), whole or not at
+/// all. Blocking.
 ///
 /// # Errors
 /// Where it can't be written; the one before stands then.
-pub fn store(directory: &Path, manifest: &Manifest) -> std::io::Result<()> {
+pub fn store(directory: &Path, manifest: &Manifest, sums: Vec<NamedSums>) -> std::io::Result<()> {
     let files = manifest.parts().filter(|(part, _)| !part.is_memory());
     let parts = files.map(|(part, landed)| Entry {
         part: part.clone(),
         bytes: landed.bytes,
         digest: landed.digest.to_string(),
     });
-    let document = serde_json::to_vec(&Document { version: VERSION, parts: parts.collect() })?;
+    let document = serde_json::to_vec(&Document { version: VERSION, parts: parts.collect(), sums })?;
     let (path, new) = (directory.join(MANIFEST), directory.join("manifest.new"));
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -167,6 +175,45 @@ pub fn verify_images(directory: &Path) -> Result<(), StoredError> {
     verify_in(directory, &[IMAGES])
 }
 
+/// The same of CRIU's images, and of the archives among `parts`: of what one round has brought. Blocking.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_round(directory: &Path, parts: &Manifest) -> Result<(), StoredError> {
+    let mut brought = BTreeSet::new();
+    for (part, _) in parts.parts() {
+        brought.extend(part.place()?.map(|(place, name)| format!("{place}/{name}")));
+    }
+    let mut expected = expected_in(directory, &[IMAGES, FILES])?;
+    expected.retain(|file, _| file.starts_with(&format!("{IMAGES}/")) || brought.contains(file));
+    compare(directory, &expected)
+}
+
+/// Which pages are read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// Those that CRIU reads. The page daemon compares all others as it gives them out.
+    OfImages,
+    /// All, because the disk may have forgotten what it was told to keep.
+    All,
+}
+
+/// Sees to it that memory of a state of which this may be the only copy can be relied on: that the sums of its pages are there and those
+/// that were written, and that these are the pages. Nothing where memory is not to last. Blocking.
+///
+/// # Errors
+/// [`StoredError::Memory`] where they are not; nothing of the attempt may be used then.
+pub fn verify_memory(directory: &Path, pages: Pages) -> Result<(), StoredError> {
+    let memory = directory.join(MEMORY);
+    for sums in read(directory)?.sums {
+        sums.check(&memory)?;
+        if pages == Pages::All || is_shared_name(sums.store.as_ref()) {
+            sums.compare(&memory)?;
+        }
+    }
+    Ok(())
+}
+
 /// The archives of files that have landed, by their names in order. Their bytes are still to be compared: by whoever reads
 /// them, so that what is compared is what is used. Others may lie beside them, which are still being received. Blocking.
 ///
@@ -181,8 +228,12 @@ pub fn archives(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredErro
 }
 
 fn verify_in(directory: &Path, places: &[&str]) -> Result<(), StoredError> {
-    let expected = expected_in(directory, places)?;
-    let files = lengths(directory, &expected)?;
+    compare(directory, &expected_in(directory, places)?)
+}
+
+/// Compares what lies in `directory` with what must be there.
+fn compare(directory: &Path, expected: &BTreeMap<String, Landed>) -> Result<(), StoredError> {
+    let files = lengths(directory, expected)?;
     for ((file, landed), (whole, digest)) in expected.iter().zip(files.iter().zip(digests(&files))) {
         let digest = digest.map_err(|source| StoredError::Read { path: whole.path.clone(), source })?;
         if Digest::from(digest) != landed.digest {
@@ -233,6 +284,19 @@ fn lengths(directory: &Path, expected: &BTreeMap<String, Landed>) -> Result<Vec<
 
 /// What the manifest says must be there, by path in the attempt's directory.
 fn expected(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredError> {
+    let mut expected = BTreeMap::new();
+    for Entry { part, bytes, digest } in read(directory)?.parts {
+        let Some((place, name)) = part.place()? else { return Err(StoredError::Entry { part }) };
+        let Some(digest) = Digest::parse(&part, &digest) else { return Err(StoredError::Entry { part }) };
+        if expected.insert(format!("{place}/{name}"), Landed { bytes, digest }).is_some() {
+            return Err(StoredError::Entry { part });
+        }
+    }
+    Ok(expected)
+}
+
+/// The manifest in an attempt's directory.
+fn read(directory: &Path) -> Result<Document, StoredError> {
     let path = directory.join(MANIFEST);
     let mut text = Vec::new();
     File::open(&path)
@@ -246,16 +310,7 @@ fn expected(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredError> {
     if version != VERSION {
         return Err(StoredError::Version { path, version });
     }
-    let document: Document = serde_json::from_slice(&text).map_err(parse)?;
-    let mut expected = BTreeMap::new();
-    for Entry { part, bytes, digest } in document.parts {
-        let Some((place, name)) = part.place()? else { return Err(StoredError::Entry { part }) };
-        let Some(digest) = Digest::parse(&part, &digest) else { return Err(StoredError::Entry { part }) };
-        if expected.insert(format!("{place}/{name}"), Landed { bytes, digest }).is_some() {
-            return Err(StoredError::Entry { part });
-        }
-    }
-    Ok(expected)
+    serde_json::from_slice(&text).map_err(parse)
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use super::userfault::{Refusal, Userfault};
 use crate::pages::PAGE;
 use crate::pages::store::Store;
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind};
 
 /// A userfaultfd, and who waits at it.
 #[derive(Debug)]
@@ -98,11 +97,9 @@ impl Live {
     }
 
     fn copy(&self, chunk: Chunk, store: &Store) -> Result<(u64, Option<Refusal>), DaemonError> {
-        let bytes = store.bytes(chunk.offset, chunk.length).ok_or_else(|| DaemonError::Put {
-            pid: self.pid,
-            address: chunk.address,
-            source: io::Error::new(ErrorKind::UnexpectedEof, "the data file has no such pages"),
-        })?;
+        let mut room = Vec::new();
+        let bytes = store.bytes(chunk.offset, chunk.length, &mut room);
+        let bytes = bytes.map_err(|source| DaemonError::Store { pid: self.pid, source })?;
         Ok(self.userfault.copy(chunk.address, bytes))
     }
 

@@ -9,6 +9,7 @@ use super::status::Status;
 use super::tie::{Tie, Told};
 use super::userfault::{Message, Userfault};
 use crate::causes::chain;
+use crate::local::has_ran_mark;
 use crate::pages::PAGE;
 use crate::pages::store::{Store, StoreError};
 use nix::errno::Errno;
@@ -51,7 +52,7 @@ pub struct Settings {
 /// Serves one restore until every process has all its pages, or is gone.
 ///
 /// Until CRIU says that it has finished, nothing of a store is used up, and the restore can be tried again with another
-/// daemon. After success nothing is missing anywhere, the stores are removed, and the status is [`Status::Complete`]. After a
+/// daemon; of a store that lasts, until the processes have run. After success nothing is missing anywhere, the stores are removed, and the status is [`Status::Complete`]. After a
 /// failure the status is [`Status::Failed`], and was so before any userfaultfd was let go of: the processes that lack
 /// pages stand still at the first one they need until somebody has ended them, and only then does this return.
 ///
@@ -99,6 +100,8 @@ struct Daemon<'a> {
     finished: Option<Instant>,
     /// Whether the processes run, or nobody is left who would say so.
     running: bool,
+    /// Whether the shim has marked that they have run.
+    ran: bool,
     stores: BTreeMap<i32, Store>,
     live: BTreeMap<SpaceId, Live>,
     book: Book,
@@ -121,6 +124,7 @@ impl<'a> Daemon<'a> {
             expected: None,
             finished: None,
             running: false,
+            ran: false,
             stores: BTreeMap::new(),
             live: BTreeMap::new(),
             book: Book::default(),
@@ -336,7 +340,8 @@ impl<'a> Daemon<'a> {
 
     /// Gives back the memory of what no process needs any more, so that it is not used twice for longer than it must.
     fn give_back(&mut self) {
-        for (pid, store) in &self.stores {
+        let has_run = self.has_run();
+        for (pid, store) in self.stores.iter().filter(|(_, store)| has_run || !store.lasts()) {
             let Some(range) = self.book.free(*pid, store.length(), FREE) else { continue };
             if !self.frees {
                 continue;
@@ -367,8 +372,9 @@ impl<'a> Daemon<'a> {
         }
         let Some(pid) = self.book.close(id) else { return Ok(()) };
         let Some(store) = self.stores.remove(&pid) else { return Ok(()) };
-        // A restore that is refused before it was finished may be tried again, from the same store.
-        if self.finished.is_none() {
+        // A restore that is refused before it was finished may be tried again, from the same store. One that lasts is removed with the
+        // directory otherwise.
+        if self.finished.is_none() || store.lasts() && !self.has_run() {
             return Ok(());
         }
         if self.frees
@@ -383,6 +389,12 @@ impl<'a> Daemon<'a> {
             other => other.map_err(|source| DaemonError::Store { pid, source })?,
         }
         Ok(())
+    }
+
+    /// Whether the processes are known to have run: nobody restores them again. That CRIU has finished says less.
+    fn has_run(&mut self) -> bool {
+        self.ran = self.ran || has_ran_mark(&self.settings.work);
+        self.ran
     }
 
     /// After a failure: keeps every userfaultfd whose process may lack pages until that process is gone. What the

@@ -62,6 +62,20 @@ pub enum StoreError {
         /// Its inode, by which the images name it.
         inode: u32,
     },
+    /// A page of the data file is not the one that came.
+    #[error("the page at offset {offset:#x} of {path} is damaged: it is not the one that was sent")]
+    Damaged {
+        /// The data file.
+        path: PathBuf,
+        /// Where the page lies in it, bytes.
+        offset: u64,
+    },
+    /// Sums by which pages are compared are not those that were written.
+    #[error("the sums in {path} are damaged: they are not those of what was sent")]
+    OtherSums {
+        /// Their file.
+        path: PathBuf,
+    },
     /// More extents than an index may have.
     #[error("the store of process {pid} is in {extents} pieces, more than an index holds")]
     TooScattered {
@@ -95,6 +109,16 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// The data file has no such pages.
+    #[error("{path} has no {length} bytes at offset {offset:#x}")]
+    Short {
+        /// The data file.
+        path: PathBuf,
+        /// Where they should be, bytes.
+        offset: u64,
+        /// How many, bytes.
+        length: u64,
     },
     /// The data file could not be mapped.
     #[error("map {path}")]

@@ -36,7 +36,7 @@ pub(super) struct Part {
 }
 
 /// Pages by address. Extents never overlap, and those that could be one are one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Extents {
     by_start: BTreeMap<u64, (u64, Content)>,
 }

@@ -18,12 +18,12 @@ pub(super) struct Mapping {
     length: usize,
 }
 
-/// A part of a mapping, while that is there.
+/// A part of a mapping, or of other memory, while that is there.
 #[derive(Clone, Copy, Debug)]
 pub struct Bytes<'a> {
     start: *const c_void,
     length: u64,
-    mapping: PhantomData<&'a Mapping>,
+    memory: PhantomData<&'a [u8]>,
 }
 
 impl Mapping {
@@ -49,7 +49,7 @@ impl Mapping {
         }
         // Inside of the mapping, whose length is an usize.
         let start = self.start.cast::<u8>().wrapping_add(offset as usize);
-        Some(Bytes { start: start.cast(), length, mapping: PhantomData })
+        Some(Bytes { start: start.cast(), length, memory: PhantomData })
     }
 }
 
@@ -59,6 +59,13 @@ impl Drop for Mapping {
             // SAFETY: mapped by `of` with this length, and every `Bytes` borrows the mapping, so none is left.
             unsafe { munmap(self.start, self.length) }.ok();
         }
+    }
+}
+
+impl<'a> Bytes<'a> {
+    /// `bytes`, that were read already.
+    pub(super) fn of(bytes: &'a [u8]) -> Self {
+        Self { start: bytes.as_ptr().cast(), length: bytes.len() as u64, memory: PhantomData }
     }
 }
 

@@ -21,6 +21,9 @@
 //! The length of the file follows from the number of extents and is checked before anything is decoded.
 //!
 //! An object of shared memory has one file, `shared-81.pages`, named by its inode: CRIU reads that itself.
+//!
+//! A store that is to be the only copy of a state has sums beside each data file ([`sums`]), `17.sums` and `shared-81.sums`. It
+//! is compared with them as it is given out, and not used up before the processes have run.
 
 mod error;
 mod extents;
@@ -28,6 +31,7 @@ mod index;
 mod mapping;
 mod read;
 mod shared;
+mod sums;
 mod write;
 
 pub use error::StoreError;
@@ -35,6 +39,7 @@ pub use index::Extent;
 pub use mapping::Bytes;
 pub use read::Store;
 pub use shared::{SharedWriter, is_shared, is_shared_name};
+pub use sums::NamedSums;
 pub use write::{StoreWriter, Stored};
 
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 use super::index::{Index, MAX_LENGTH};
 use super::mapping::{Bytes, Mapping};
+use super::sums::Sums;
 use super::write::punch;
 use super::{Extent, StoreError, data_path, index_path};
 use std::fs::{File, OpenOptions};
@@ -18,6 +19,8 @@ pub struct Store {
     mapping: Mapping,
     length: u64,
     extents: Vec<Extent>,
+    /// Sums of its pages, where it lasts.
+    sums: Option<Sums>,
 }
 
 impl Store {
@@ -42,7 +45,8 @@ impl Store {
         }
         let mapping =
             Mapping::of(&file, length).map_err(|source| StoreError::Map { path: data_path.clone(), source })?;
-        Ok(Self { data_path, index_path, file, mapping, length, extents: index.extents })
+        let sums = Sums::open(&data_path)?;
+        Ok(Self { data_path, index_path, file, mapping, length, extents: index.extents, sums })
     }
 
     /// Where which pages lie, by ascending address. A page in none of them reads as zero.
@@ -50,9 +54,24 @@ impl Store {
         &self.extents
     }
 
-    /// `length` bytes at `offset` of the data file, for the kernel to copy; nothing if it is not that long.
-    pub fn bytes(&self, offset: u64, length: u64) -> Option<Bytes<'_>> {
-        self.mapping.bytes(offset, length)
+    /// `length` bytes at `offset` of the data file, for the kernel to copy. Those of a store that lasts are read into `room` and compared
+    /// with what came, so that what is compared is what is used.
+    ///
+    /// # Errors
+    /// [`StoreError::Short`] if it is not that long; [`StoreError::Damaged`], [`StoreError::Read`].
+    pub fn bytes<'a>(&'a self, offset: u64, length: u64, room: &'a mut Vec<u8>) -> Result<Bytes<'a>, StoreError> {
+        let mapped = self.mapping.bytes(offset, length);
+        let mapped = mapped.ok_or_else(|| StoreError::Short { path: self.data_path.clone(), offset, length })?;
+        let Some(sums) = &self.sums else { return Ok(mapped) };
+        // Inside of the mapping, whose length is an usize.
+        room.resize(length as usize, 0);
+        sums.read(&self.file, offset, room)?;
+        Ok(Bytes::of(room))
+    }
+
+    /// Whether it may be the only copy of a state: it is needed until that has run.
+    pub fn lasts(&self) -> bool {
+        self.sums.is_some()
     }
 
     /// Length of the data file, bytes.
@@ -77,7 +96,7 @@ impl Store {
         for path in [self.index_path, self.data_path] {
             std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source })?;
         }
-        Ok(())
+        self.sums.map_or(Ok(()), Sums::remove)
     }
 }
 

@@ -4,6 +4,7 @@
 //! from the first time that it comes, and keeps it, so that the order of first coming is what the image must say.
 
 use super::extents::{Content, Extents};
+use super::sums::{Keeping, NamedSums};
 use super::write::punch;
 use super::{StoreError, shared_path};
 use crate::pages::{PageRange, RangeError};
@@ -22,6 +23,8 @@ pub struct SharedWriter {
     length: u64,
     extents: Extents,
     order: Vec<PageRange>,
+    /// Sums of its pages, where it lasts.
+    keeping: Option<Keeping>,
 }
 
 impl SharedWriter {
@@ -33,7 +36,16 @@ impl SharedWriter {
         let path = shared_path(directory, inode);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(|source| StoreError::Create { path: path.clone(), source })?;
-        Ok(Self { path, inode, file, length: 0, extents: Extents::default(), order: Vec::new() })
+        Ok(Self { path, inode, file, length: 0, extents: Extents::default(), order: Vec::new(), keeping: None })
+    }
+
+    /// The same of one that is to be the only copy of a state: with sums of its pages.
+    ///
+    /// # Errors
+    /// As [`SharedWriter::create`].
+    pub fn lasting(directory: &Path, inode: u32) -> Result<Self, StoreError> {
+        let keeping = Some(Keeping::create(&shared_path(directory, inode))?);
+        Ok(Self { keeping, ..Self::create(directory, inode)? })
     }
 
     /// Takes the pages from `offset` in the object on. A page that came before is replaced where it is.
@@ -49,6 +61,9 @@ impl SharedWriter {
                 Some(Content::Data(place)) => place,
                 Some(Content::Zero) | None => self.length,
             };
+            if let Some(keeping) = &mut self.keeping {
+                keeping.put(place, piece)?;
+            }
             let written = self.file.write_all_at(piece, place);
             written.map_err(|source| StoreError::Write { path: self.path.clone(), source })?;
             if place == self.length {
@@ -68,8 +83,12 @@ impl SharedWriter {
     pub fn zero(&mut self, offset: u64, length: u64) -> Result<(), StoreError> {
         for part in self.extents.parts(self.range(offset, length)?) {
             if let Some(Content::Data(place)) = part.content {
-                let zeroed = punch(&self.file, place..place + (part.end - part.start));
-                zeroed.map_err(|source| StoreError::Write { path: self.path.clone(), source })?;
+                let zeroed = place..place + (part.end - part.start);
+                let punched = punch(&self.file, zeroed.clone());
+                punched.map_err(|source| StoreError::Write { path: self.path.clone(), source })?;
+                if let Some(keeping) = &self.keeping {
+                    keeping.sums.zeroed(zeroed)?;
+                }
             }
         }
         Ok(())
@@ -83,13 +102,37 @@ impl SharedWriter {
         Err(StoreError::NotAlike { inode: self.inode })
     }
 
-    /// Ends the taking in: the file is to be found at `link` too.
+    /// A round has landed: reads back what it has brought, where the file lasts. Blocking.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] for a page that is not the one that came, [`StoreError::Read`].
+    pub fn settle(&mut self) -> Result<(), StoreError> {
+        self.keeping.as_mut().map_or(Ok(()), |keeping| keeping.settle(&self.file))
+    }
+
+    /// Shows what has come so far in another `directory` of stores, with `asked` and `link` as for [`SharedWriter::finish`], and goes on
+    /// taking in. It is right until more comes.
+    ///
+    /// # Errors
+    /// As [`SharedWriter::finish`].
+    pub fn show(&self, asked: &[PageRange], link: &Path, directory: &Path) -> Result<(), StoreError> {
+        let there = shared_path(directory, self.inode);
+        std::fs::hard_link(&self.path, &there).map_err(|source| StoreError::Write { path: there, source })?;
+        self.link(asked, link)
+    }
+
+    /// Ends the taking in: the file is to be found at `link` too. Returns the sums of its pages, where it lasts.
     ///
     /// `asked` are the pages that the image says the file has, in its order.
     ///
     /// # Errors
     /// [`StoreError::Order`] if the file has others, or in another order. [`StoreError::Write`].
-    pub fn finish(self, asked: &[PageRange], link: &Path) -> Result<(), StoreError> {
+    pub fn finish(self, asked: &[PageRange], link: &Path) -> Result<Option<NamedSums>, StoreError> {
+        self.link(asked, link)?;
+        self.keeping.as_ref().map(|keeping| NamedSums::of(&keeping.sums)).transpose()
+    }
+
+    fn link(&self, asked: &[PageRange], link: &Path) -> Result<(), StoreError> {
         if joined(asked) != self.order {
             return Err(StoreError::Order { inode: self.inode });
         }
@@ -102,7 +145,8 @@ impl SharedWriter {
     /// [`StoreError::Remove`].
     pub fn discard(self) -> Result<(), StoreError> {
         let path = self.path;
-        std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source })
+        std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source })?;
+        self.keeping.map_or(Ok(()), |keeping| keeping.sums.remove())
     }
 
     fn append(&mut self, range: PageRange) -> Result<(), StoreError> {
@@ -207,5 +251,24 @@ mod tests {
             assert!(!link.exists());
             std::fs::remove_file(directory.path().join("shared-5.pages")).unwrap();
         }
+    }
+
+    #[test]
+    fn pages_that_last_are_compared_with_what_came_also_where_they_are_zero_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = SharedWriter::lasting(directory.path(), 5).unwrap();
+        writer.write(0, &[[1; P], [2; P], [3; P]].concat()).unwrap();
+        writer.settle().unwrap();
+        writer.zero(PAGE, PAGE).unwrap();
+        writer.write(2 * PAGE, &[4; P]).unwrap();
+        writer.settle().unwrap();
+        let link = directory.path().join("pages-2.img");
+        let sums = writer.finish(&[range(0, 3)], &link).unwrap().expect("sums");
+        sums.check(directory.path()).unwrap();
+        sums.compare(directory.path()).unwrap();
+        std::fs::write(&link, [[1; P], [0; P], [3; P]].concat()).unwrap();
+        assert!(
+            matches!(sums.compare(directory.path()), Err(StoreError::Damaged { offset, .. }) if offset == 2 * PAGE)
+        );
     }
 }

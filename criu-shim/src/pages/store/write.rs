@@ -2,6 +2,7 @@
 
 use super::extents::{Content, Extents, Part};
 use super::index::{Index, MAX_EXTENTS};
+use super::sums::{Keeping, NamedSums};
 use super::{StoreError, data_path, index_path};
 use crate::pages::{PAGE, PageRange};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -21,10 +22,12 @@ pub struct StoreWriter {
     /// Length of the data file, bytes.
     length: u64,
     extents: Extents,
+    /// Sums of its pages, where it lasts.
+    keeping: Option<Keeping>,
 }
 
 /// What a finished store has, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
     /// Lazy and in the data file.
     pub data: u64,
@@ -32,6 +35,8 @@ pub struct Stored {
     pub zero: u64,
     /// In the data file until now, and not lazy in the image: given back.
     pub stale: u64,
+    /// Sums of all of it, where it lasts.
+    pub sums: Option<NamedSums>,
 }
 
 impl StoreWriter {
@@ -43,7 +48,17 @@ impl StoreWriter {
         let path = data_path(directory, pid);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(|source| StoreError::Create { path: path.clone(), source })?;
-        Ok(Self { directory: directory.to_owned(), path, pid, file, length: 0, extents: Extents::default() })
+        let (length, extents, keeping) = (0, Extents::default(), None);
+        Ok(Self { directory: directory.to_owned(), path, pid, file, length, extents, keeping })
+    }
+
+    /// The same of a store that is to be the only copy of a state: with sums of its pages.
+    ///
+    /// # Errors
+    /// As [`StoreWriter::create`].
+    pub fn lasting(directory: &Path, pid: i32) -> Result<Self, StoreError> {
+        let keeping = Some(Keeping::create(&data_path(directory, pid))?);
+        Ok(Self { keeping, ..Self::create(directory, pid)? })
     }
 
     /// Takes the pages from `address` on. What the store has of them already is replaced.
@@ -70,11 +85,8 @@ impl StoreWriter {
     /// [`StoreError::Pages`] as for [`StoreWriter::write`].
     pub fn zero(&mut self, address: u64, length: u64) -> Result<(), StoreError> {
         let range = self.range(address, length)?;
-        for orphan in self.extents.put(range, Content::Zero) {
-            // Only memory is at stake, and the place is never looked at again.
-            punch(&self.file, orphan).ok();
-        }
-        Ok(())
+        let orphans = self.extents.put(range, Content::Zero);
+        orphans.into_iter().try_for_each(|orphan| self.give_back(orphan))
     }
 
     /// The pages from `address` on, as they came last.
@@ -91,12 +103,40 @@ impl StoreWriter {
                 Some(Content::Data(offset)) => {
                     let read = self.file.read_exact_at(piece, offset);
                     read.map_err(|source| StoreError::Read { path: self.path.clone(), source })?;
+                    if let Some(keeping) = &self.keeping {
+                        keeping.sums.check(offset, piece)?;
+                    }
                 }
                 Some(Content::Zero) => {}
                 None => return Err(StoreError::NeverCame { pid: self.pid, address: part.start }),
             }
         }
         Ok(bytes)
+    }
+
+    /// A round has landed: reads back what it has brought, where the store lasts. Blocking.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] for a page that is not the one that came, [`StoreError::Read`].
+    pub fn settle(&mut self) -> Result<(), StoreError> {
+        self.keeping.as_mut().map_or(Ok(()), |keeping| keeping.settle(&self.file))
+    }
+
+    /// Shows what has come so far as a store in another `directory` of the same file system, and goes on taking in. It is right
+    /// until more comes. `present` is as for [`StoreWriter::finish`].
+    ///
+    /// # Errors
+    /// As [`StoreWriter::finish`].
+    pub fn show(&self, present: &[PageRange], directory: &Path) -> Result<(), StoreError> {
+        let present = self.all_of(present)?;
+        let mut extents = self.extents.clone();
+        extents.keep_only(&present);
+        let link = data_path(directory, self.pid);
+        match &self.keeping {
+            Some(keeping) => keeping.sums.link(directory)?,
+            None => std::fs::hard_link(&self.path, &link).map_err(|source| StoreError::Write { path: link, source })?,
+        }
+        self.write_index(directory, &extents)
     }
 
     /// Ends the taking in and writes the index, so that a [`super::Store`] can be opened.
@@ -108,24 +148,14 @@ impl StoreWriter {
     /// [`StoreError::Missing`] if a page of `present` was never given; there is no index then. [`StoreError::Write`],
     /// [`StoreError::TooScattered`].
     pub fn finish(mut self, present: &[PageRange]) -> Result<Stored, StoreError> {
-        let present = PageRange::merged(present);
-        if let Some(address) = present.iter().find_map(|range| self.extents.first_gap(*range)) {
-            return Err(StoreError::Missing { pid: self.pid, address });
-        }
+        let present = self.all_of(present)?;
         let orphans = self.extents.keep_only(&present);
         let stale = orphans.iter().map(|range| range.end - range.start).sum();
-        for orphan in orphans {
-            // Without an extent it is never served, whether its memory was given back or not.
-            punch(&self.file, orphan).ok();
-        }
-        let extents = self.extents.data();
-        if extents.len() > MAX_EXTENTS {
-            return Err(StoreError::TooScattered { pid: self.pid, extents: extents.len() });
-        }
-        let data = extents.iter().map(|extent| extent.length).sum();
-        let index = Index { pid: self.pid, data_length: self.length, extents };
-        self.write_index(&index)?;
-        Ok(Stored { data, zero: self.extents.zero_bytes(), stale })
+        orphans.into_iter().try_for_each(|orphan| self.give_back(orphan))?;
+        self.write_index(&self.directory, &self.extents)?;
+        let data = self.extents.data().iter().map(|extent| extent.length).sum();
+        let sums = self.keeping.as_ref().map(|keeping| NamedSums::of(&keeping.sums)).transpose()?;
+        Ok(Stored { data, zero: self.extents.zero_bytes(), stale, sums })
     }
 
     /// Gives the store up: its process is not restored.
@@ -134,7 +164,25 @@ impl StoreWriter {
     /// [`StoreError::Remove`].
     pub fn discard(self) -> Result<(), StoreError> {
         let path = self.path;
-        std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source })
+        std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source })?;
+        self.keeping.map_or(Ok(()), |keeping| keeping.sums.remove())
+    }
+
+    /// `present`, all of which the store has.
+    fn all_of(&self, present: &[PageRange]) -> Result<Vec<PageRange>, StoreError> {
+        let present = PageRange::merged(present);
+        match present.iter().find_map(|range| self.extents.first_gap(*range)) {
+            Some(address) => Err(StoreError::Missing { pid: self.pid, address }),
+            None => Ok(present),
+        }
+    }
+
+    /// Gives back a part of the data file that no extent has. It is never served, whether that works or not.
+    fn give_back(&self, orphan: Range<u64>) -> Result<(), StoreError> {
+        match (punch(&self.file, orphan.clone()), &self.keeping) {
+            (Ok(()), Some(keeping)) => keeping.sums.zeroed(orphan),
+            (Ok(()), None) | (Err(_), _) => Ok(()),
+        }
     }
 
     fn range(&self, address: u64, length: u64) -> Result<PageRange, StoreError> {
@@ -151,14 +199,22 @@ impl StoreWriter {
         Ok(())
     }
 
-    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
+        if let Some(keeping) = &mut self.keeping {
+            keeping.put(offset, bytes)?;
+        }
         let written = self.file.write_all_at(bytes, offset);
         written.map_err(|source| StoreError::Write { path: self.path.clone(), source })
     }
 
     /// Under another name first, so that a reader finds a whole index or none.
-    fn write_index(&self, index: &Index) -> Result<(), StoreError> {
-        let path = index_path(&self.directory, self.pid);
+    fn write_index(&self, directory: &Path, extents: &Extents) -> Result<(), StoreError> {
+        let extents = extents.data();
+        if extents.len() > MAX_EXTENTS {
+            return Err(StoreError::TooScattered { pid: self.pid, extents: extents.len() });
+        }
+        let index = Index { pid: self.pid, data_length: self.length, extents };
+        let path = index_path(directory, self.pid);
         let aside = path.with_extension("index.new");
         let written = write_private(&aside, &index.encode()).and_then(|()| std::fs::rename(&aside, &path));
         written.map_err(|source| StoreError::Write { path, source })

@@ -13,8 +13,6 @@ use crate::agent::source::precopy::converge::{self, Decision, Progress, Refusal,
 use crate::agent::source::precopy::estimate::estimate;
 use crate::agent::source::precopy::{self, Followed, PreCopy};
 use crate::agent::source::watching::Watching;
-use crate::agent::transfer::link::Incoming;
-use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
 use futures::future::try_join_all;
 use std::num::NonZeroU64;
@@ -27,10 +25,6 @@ use tracing::info;
 
 /// Most rounds that a report lists: those before the handover.
 const LISTED: usize = 32;
-
-/// What is said where a state waits on the target's disk for the name to be free.
-const ON_DISK: &str =
-    "all memory is copied in the freeze, because the state lies on the target's disk until the pod's name is free";
 
 impl SourceDriver {
     pub(super) async fn connect(&mut self, migration: &Migration, attempt: u32) {
@@ -57,13 +51,8 @@ impl SourceDriver {
         };
         let limit = share_of(self.pace.bandwidth_limit, lanes.len());
         for lane in &mut lanes {
-            let following = match replace_first {
-                true => precopy::follow(lane.inspected.container.freezer.clone()).await,
-                false => Err(ON_DISK.to_owned()),
-            };
-            if replace_first {
-                lane.sender.set_limit(limit);
-            }
+            let following = precopy::follow(lane.inspected.container.freezer.clone()).await;
+            lane.sender.set_limit(limit);
             let engine = match &following {
                 Ok(followed) => {
                     self.report.notes.extend(followed.fallbacks().into_iter().map(|why| lane.inspected.says(why)));
@@ -76,7 +65,9 @@ impl SourceDriver {
             };
             // What is said of the pod is what is so of the container whose memory comes by the worst way.
             self.report.engine = self.report.engine.max(Some(engine));
-            lane.precopy = replace_first.then(|| PreCopy::new(following.ok(), lane.trees.clone(), lane.round));
+            let precopy = PreCopy::new(following.ok(), lane.trees.clone(), lane.round);
+            // Elsewhere the processes are rebuilt before the commit, which then needs no disk.
+            lane.precopy = Some(if replace_first { precopy } else { precopy.lasting() });
         }
         self.lanes = lanes;
         if self.lanes.len() > 1 && self.lanes.iter().any(|lane| lane.criu.is_outside_ipc()) {
@@ -85,10 +76,6 @@ impl SourceDriver {
             return self.fail(permanent(FailureReason::NotDumpable, message)).await;
         }
         self.reach(SourceAt::Connected, SourceStep::PreCopying);
-        if !replace_first {
-            // Without a round before the freeze, it has converged as soon as it is connected.
-            self.reach(SourceAt::Connected, SourceStep::Converged);
-        }
     }
 
     /// Waits for news of the object, or from the target. Meanwhile memory and files are copied. A container that is slowed down
@@ -262,10 +249,10 @@ impl SourceDriver {
     }
 
     /// What is expected of the freeze to come, to learn from what it will have been. Of several containers one can't be told from
-    /// the other afterwards, so that nothing is learned.
+    /// the other afterwards, so that nothing is learned, nor where a pod has to go and another to come within the freeze.
     pub(super) fn expected(&self) -> Option<(Size, f64)> {
         let [lane] = self.lanes.as_slice() else { return None };
-        let precopy = lane.precopy.as_ref().filter(|precopy| precopy.follows_memory())?;
+        let precopy = lane.precopy.as_ref().filter(|precopy| precopy.follows_memory() && !precopy.lasts())?;
         let size = precopy.size(lane.inspected.memory_bytes);
         Some((size, self.report.convergence.as_ref()?.sent_per_second))
     }
@@ -280,6 +267,23 @@ impl SourceDriver {
         }
     }
 
+    /// A round right before the cut, so that little is left for it.
+    ///
+    /// # Errors
+    /// As [`SourceDriver::last_rounds`].
+    pub(super) async fn round_before_the_cut(&mut self, attempt: u32, news: &mut News) -> Result<(), Failure> {
+        let mut watching = Watching::new(news, attempt);
+        self.finish_rounds(&mut watching).await?;
+        self.each_precopy(PreCopy::hurry);
+        a_round_each(self.lanes.iter_mut(), &mut watching).await
+    }
+
+    /// Waits for the rounds that are on their way.
+    async fn finish_rounds(&mut self, watching: &mut Watching<'_>) -> Result<(), Failure> {
+        let is_sending = |lane: &&mut Connected| lane.precopy.as_ref().is_some_and(PreCopy::is_sending);
+        a_round_each(self.lanes.iter_mut().filter(is_sending), watching).await
+    }
+
     /// The last rounds before the freeze, at least one of each container, side by side: none of them is done before all are. Returns
     /// what has followed their memory, where something has.
     ///
@@ -290,22 +294,18 @@ impl SourceDriver {
         attempt: u32,
         news: &mut News,
     ) -> Result<Vec<Option<Followed>>, Failure> {
-        if self.lanes.iter().any(|lane| lane.precopy.is_none()) {
-            return Ok(self.lanes.iter().map(|_| None).collect());
-        }
         let (go, mut watching) = (Instant::now(), Watching::new(news, attempt));
         // Containers' `create`s wait, and the application is about to stand still for what is sent from here on.
         self.lanes.iter().for_each(|lane| lane.sender.set_limit(None));
         // What is being sent was looked at before the go.
-        let is_sending = |lane: &&mut Connected| lane.precopy.as_ref().is_some_and(PreCopy::is_sending);
-        at_the_go(self.lanes.iter_mut().filter(is_sending), &mut watching).await?;
+        self.finish_rounds(&mut watching).await?;
         tokio::select! {
             () = calm() => {}
             failure = watching.called_off() => return Err(failure),
         }
         self.each_precopy(PreCopy::at_the_go);
         loop {
-            at_the_go(self.lanes.iter_mut(), &mut watching).await?;
+            a_round_each(self.lanes.iter_mut(), &mut watching).await?;
             let left = self.pace.left_at_the_go(go, Instant::now());
             let decisions = self.decide(Stage::AtTheGo, left);
             match together::decision(&decisions) {
@@ -331,21 +331,17 @@ impl SourceDriver {
     }
 }
 
-/// One more round of one container; without rounds, what the target says that ends the attempt.
+/// One more round of one container, or what the target says that ends the attempt.
 async fn round(lane: &mut Connected) -> Result<RoundSeen, Failure> {
     let Connected { inspected, sender, receiver, precopy, .. } = lane;
     match precopy {
         Some(precopy) => precopy.next(sender, receiver).await.map_err(|failure| inspected.fails(failure)),
-        None => Err(match receiver.next().await {
-            Ok(Incoming::Message(FromTarget::Failed { failure })) => failure,
-            Ok(other) => retryable(FailureReason::TransferFailed, format!("the target said {other:?} too early")),
-            Err(error) => retryable(FailureReason::TransferFailed, chain(&error)),
-        }),
+        None => Err(retryable(FailureReason::TransferFailed, "the rounds of this attempt have ended")),
     }
 }
 
 /// A round of each of these containers, unless the attempt is called off.
-async fn at_the_go(lanes: impl Iterator<Item = &mut Connected>, watching: &mut Watching<'_>) -> Result<(), Failure> {
+async fn a_round_each(lanes: impl Iterator<Item = &mut Connected>, watching: &mut Watching<'_>) -> Result<(), Failure> {
     tokio::select! {
         rounds = try_join_all(lanes.map(round)) => rounds.map(drop),
         failure = watching.called_off() => Err(failure),

@@ -227,6 +227,9 @@ impl SourceDriver {
             let message = "the restore of several containers can't be rehearsed".to_owned();
             return self.fail(permanent(FailureReason::NotMovable, message)).await;
         }
+        if let Err(failure) = self.round_before_the_cut(attempt, news).await {
+            return self.fail(failure).await;
+        }
         self.plan_lift();
         if let Err(failure) = self.write_down(attempt).await {
             return self.fail(failure).await;

@@ -44,8 +44,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 /// application is left alone in between.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How long the target may take at the go to put the files of a round in place. What the freeze sends would take as long, while
-/// the application stands still.
+/// How long the target may take at the go to put the files of a round in place, or all of it onto its disk. What the freeze sends
+/// would take as long, while the application stands still.
 const PLACING_LIMIT: Duration = Duration::from_secs(20);
 
 /// Rounds of one attempt.
@@ -57,6 +57,8 @@ pub struct PreCopy {
     resting: bool,
     /// The freeze comes as soon as the rounds allow it.
     at_the_go: bool,
+    /// What crosses is to lie on the target's disk before the freeze; see [`PreCopy::lasting`].
+    lasts: bool,
     /// Number of the next round.
     round: u32,
     /// Rounds that the target has.
@@ -77,13 +79,14 @@ pub struct PreCopy {
 /// A process of the container may have ended, or been replaced: only the state says who has the trackers.
 #[derive(Debug)]
 enum State {
-    /// The next round is due then.
-    Due { followed: Option<Followed>, at: Instant },
+    /// The next round is due then; without a time, not before the go.
+    Due { followed: Option<Followed>, at: Option<Instant> },
     /// A task sends it. The target's answer may be here before the task's end is.
     Sending { task: JoinHandle<Result<Sent, Failure>>, begun: Instant, answer: Option<Answer> },
     /// The target has to say that it has it.
     Landing { sent: Sent, begun: Instant, answer: Option<Answer> },
-    /// The target has it. At the go it also has to put the files in place: what is not by then is put there in the freeze.
+    /// The target has it. At the go it also has to put the files in place, or all of it onto its disk: what is not by then is put there
+    /// in the freeze.
     Placing { followed: Option<Followed>, seen: RoundSeen, landed: Instant },
     /// It failed: the connection is of no use any more.
     Failed,
@@ -108,12 +111,13 @@ impl PreCopy {
     /// Of memory that is `followed`, if it is, and of files; round `round` is the first.
     pub fn new(followed: Option<Followed>, trees: Trees, round: u32) -> Self {
         let processes = followed.as_ref().map_or(0, Followed::processes);
-        let state = State::Due { followed, at: Instant::now() };
+        let state = State::Due { followed, at: Some(Instant::now()) };
         Self {
             state,
             trees,
             resting: false,
             at_the_go: false,
+            lasts: false,
             round,
             seen: Vec::new(),
             looked: None,
@@ -123,6 +127,14 @@ impl PreCopy {
             compared: 0,
             answers: Answers::default(),
         }
+    }
+
+    /// The same of what is committed as it lies on the target's disk: a round has landed once it is there. So rounds are no faster than
+    /// that disk, and what is predicted of the freeze counts it.
+    #[must_use]
+    pub fn lasting(mut self) -> Self {
+        self.lasts = true;
+        self
     }
 
     /// Goes on until another round has landed. Dropping the future loses nothing.
@@ -139,7 +151,7 @@ impl PreCopy {
                 State::Due { at, .. } => {
                     let at = *at;
                     tokio::select! {
-                        () = sleep_until(at) => self.send(sender),
+                        () = due(at) => self.send(sender),
                         said = self.answers.verified(receiver) => {
                             let message = format!("the target said {said:?} too early");
                             return Err(said.err().unwrap_or_else(|| retryable(FailureReason::TransferFailed, message)));
@@ -190,9 +202,12 @@ impl PreCopy {
                 }
                 State::Placing { landed, .. } => {
                     let landed = *landed;
+                    let placed = self.answers.placed(receiver, self.round);
                     let placing = if self.at_the_go {
-                        let placed = timeout_at(landed + PLACING_LIMIT, self.answers.placed(receiver, self.round));
-                        placed.await.unwrap_or_else(|_| Err(not_placed()))?;
+                        timeout_at(landed + PLACING_LIMIT, placed).await.unwrap_or_else(|_| Err(not_placed()))?;
+                        Some(landed.elapsed())
+                    } else if self.lasts {
+                        placed.await?;
                         Some(landed.elapsed())
                     } else {
                         None
@@ -204,7 +219,7 @@ impl PreCopy {
                     let seen = RoundSeen { placing, ..seen };
                     self.seen.push(seen);
                     self.round += 1;
-                    self.state = State::Due { followed, at: Instant::now() };
+                    self.state = State::Due { followed, at: Some(Instant::now()) };
                     return Ok(seen);
                 }
                 State::Failed => {
@@ -218,7 +233,7 @@ impl PreCopy {
     pub fn rest(&mut self) {
         self.resting = true;
         if let State::Due { at, .. } = &mut self.state {
-            *at = Instant::now() + PAUSE;
+            *at = Some(Instant::now() + PAUSE);
         }
     }
 
@@ -226,8 +241,24 @@ impl PreCopy {
     pub fn hurry(&mut self) {
         self.resting = false;
         if let State::Due { at, .. } = &mut self.state {
-            *at = Instant::now();
+            *at = Some(Instant::now());
         }
+    }
+
+    /// Hands over what follows the processes, for a cut that is round `round`. No round is on its way.
+    pub fn lend(&mut self) -> (Option<Followed>, u32) {
+        match &mut self.state {
+            State::Due { followed, .. } => (followed.take(), self.round),
+            State::Sending { .. } | State::Landing { .. } | State::Placing { .. } | State::Failed => (None, self.round),
+        }
+    }
+
+    /// The cut has landed, and what `followed` the processes goes on. Nothing is sent before the go, because the target restores the
+    /// cut from what it has. The container has all of its cpu time again.
+    pub fn give_back(&mut self, followed: Option<Followed>) {
+        self.round += 1;
+        self.cpu_percent = 100;
+        self.state = State::Due { followed, at: None };
     }
 
     /// Whether a round is on its way.
@@ -244,6 +275,11 @@ impl PreCopy {
     /// How large the container is, which has `resident` bytes.
     pub fn size(&self, resident: u64) -> Size {
         Size { resident, processes: self.processes, compared: self.compared }
+    }
+
+    /// Whether what crosses lies on the target's disk before the freeze.
+    pub fn lasts(&self) -> bool {
+        self.lasts
     }
 
     /// Whether memory is followed, and not files alone.
@@ -411,9 +447,17 @@ pub async fn send_pages(
     Ok(())
 }
 
+/// Until the next round is due.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn not_placed() -> Failure {
     let limit = PLACING_LIMIT.as_secs();
-    let message = format!("the target has not put the files of the last round in place within {limit} s");
+    let message = format!("the target has not put the last round where it belongs within {limit} s");
     retryable(FailureReason::NotConverging, message)
 }
 
@@ -481,5 +525,43 @@ mod tests {
         early.expect_err("only an earlier round is in place");
         target.say(&FromTarget::Placed { round: 2 }).await.expect("say");
         answers.placed(&mut heard, 2).await.expect("in place");
+    }
+
+    /// Long enough for what comes at once to have come.
+    const MOMENT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn a_round_that_lasts_ends_on_the_disk_and_nothing_is_sent_from_a_cut_until_the_go() {
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let (sender, mut receiver) = link::open::<_, FromSource, FromTarget>(here);
+        let (target, mut from_source) = link::open::<_, FromTarget, FromSource>(there);
+        let mut begun = async |verified| loop {
+            match from_source.next().await.expect("a message") {
+                Incoming::Message(FromSource::RoundBegin { round, .. }) => break round,
+                Incoming::Message(FromSource::RoundEnd { digest }) if verified => {
+                    target.say(&FromTarget::Verified { round: 1, digest }).await.expect("say");
+                    break 1;
+                }
+                _ => {}
+            }
+        };
+        let mut rounds = PreCopy::new(None, Trees::new(Vec::new(), Vec::new()), 1).lasting();
+        let (early, _) = tokio::join!(tokio::time::timeout(MOMENT, rounds.next(&sender, &mut receiver)), begun(true));
+        early.expect_err("it is not on the disk yet");
+        target.say(&FromTarget::Placed { round: 1 }).await.expect("say");
+        let seen = rounds.next(&sender, &mut receiver).await.expect("a round");
+        assert!(seen.placing.is_some(), "the disk is part of what is predicted");
+
+        let (followed, cut) = rounds.lend();
+        assert_eq!((followed.is_none(), cut), (true, 2));
+        rounds.give_back(None);
+        let early = tokio::time::timeout(MOMENT, rounds.next(&sender, &mut receiver)).await;
+        early.expect_err("the target restores the cut");
+        rounds.at_the_go();
+        let round = tokio::select! {
+            round = begun(false) => round,
+            round = rounds.next(&sender, &mut receiver) => panic!("{round:?}"),
+        };
+        assert_eq!(round, 3);
     }
 }

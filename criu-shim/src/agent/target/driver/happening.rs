@@ -1,6 +1,6 @@
 //! What happens to a target: the source comes and sends, a shim asks, a relay speaks.
 
-use super::integrity::not_received;
+use super::integrity::{is_the_only_one, not_received};
 use super::receiving::Receiving;
 use super::{TargetDriver, WORD_LIMIT};
 use crate::agent::failure::retryable;
@@ -38,6 +38,12 @@ impl TargetDriver {
                     self.were_placed(lane, number, result).await;
                 }
             }
+            Event::Synced { attempt, container, round, result } if attempt == self.local.attempt => {
+                if let Some(lane) = self.lane_of(&container) {
+                    self.was_synced(lane, round, result).await;
+                }
+            }
+            Event::Synced { .. } => {}
             Event::Held { token } => {
                 if let Some(lane) = self.lane_of_token(&token) {
                     self.held(lane).await;
@@ -186,7 +192,9 @@ impl TargetDriver {
                     RoundKind::Early => {
                         self.lanes[lane].early = true;
                         self.lanes[lane].placing.landed(round.number);
-                        if self.lanes[lane].local.waiting {
+                        if is_the_only_one(strategy) {
+                            self.bring_to_disk(lane, round.number);
+                        } else if self.lanes[lane].local.waiting {
                             self.place_what_landed(lane);
                         }
                     }

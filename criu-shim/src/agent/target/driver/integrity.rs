@@ -4,9 +4,10 @@ use super::TargetDriver;
 use crate::agent::failure::retryable;
 use crate::agent::host::NodeRoot;
 use crate::agent::install::payload;
+use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::IMAGES;
 use crate::agent::transfer::receive::{Landing, ReceiveError, Round, RoundKind};
-use crate::agent::transfer::stored;
+use crate::agent::transfer::stored::{self, Pages};
 use crate::causes::chain;
 use crate::local::INSTALL_ROOT;
 use crate::supervised::program::{self, Program};
@@ -16,24 +17,25 @@ use tideover_crds::{Failure, FailureReason, Strategy};
 impl TargetDriver {
     /// Sees to it that a round that has landed can be relied on, as far as that is not seen to later.
     pub(super) async fn settle(&self, lane: usize, round: &Round, strategy: Option<Strategy>) -> Result<(), Failure> {
-        let (directory, only) = (self.lane_directory(lane), is_the_only_one(strategy, round.kind));
-        let node = self.context.node.clone();
+        let (directory, only) = (self.lane_directory(lane), is_the_only_one(strategy));
+        let (node, kind, brought) = (self.context.node.clone(), round.kind, round.manifest.clone());
         // The images that go early are small, nothing is frozen yet, and runc reads them before CRIU is released. Archives are
-        // compared while they are put in place.
-        let look = only || round.kind == RoundKind::Early;
-        if !look {
+        // compared while they are put in place, but for those of which there may be no others by then.
+        if !only && kind != RoundKind::Early {
             // The freeze does not wait for a thread that has nothing to do.
             return Ok(());
         }
         let settling = tokio::task::spawn_blocking(move || {
-            if only {
-                Landing::sync(&directory).map_err(|error| not_received(&error))?;
+            match (only, kind) {
+                (false, _) => verify_images(&directory)?,
+                (true, RoundKind::Early | RoundKind::Rehearsal) => verify_round(&directory, &brought)?,
+                // What came before is on the disk by now, and was compared.
+                (true, RoundKind::Last) => {
+                    Landing::sync(&directory).map_err(|error| not_received(&error))?;
+                    verify_round(&directory, &brought)?;
+                }
             }
-            if only {
-                verify(&directory)
-            } else {
-                verify_images(&directory).and_then(|()| have_program(&directory, &node))
-            }
+            if kind == RoundKind::Early { have_program(&directory, &node) } else { Ok(()) }
         });
         settling.await.unwrap_or_else(|error| Err(retryable(FailureReason::TransferFailed, chain(&error))))
     }
@@ -64,9 +66,17 @@ pub(in crate::agent) fn have_program(directory: &Path, node: &NodeRoot) -> Resul
     }
 }
 
-/// The same of everything that lies there.
-fn verify(directory: &Path) -> Result<(), Failure> {
-    stored::verify(directory).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
+/// The same of images, and of the files that one round has brought.
+fn verify_round(directory: &Path, brought: &Manifest) -> Result<(), Failure> {
+    stored::verify_round(directory, brought).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
+}
+
+/// The same of memory that is to outlast the commit. Blocking.
+///
+/// # Errors
+/// As [`verify_images`].
+pub(super) fn verify_memory(directory: &Path, pages: Pages) -> Result<(), Failure> {
+    stored::verify_memory(directory, pages).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
 }
 
 /// The failure to report where a round could not be taken.
@@ -75,11 +85,11 @@ pub(super) fn not_received(error: &ReceiveError) -> Failure {
     retryable(reason, chain(error))
 }
 
-/// Whether a round is about to be all that there is of the application: where the commit is made on it alone. It must be on
+/// Whether what lands is about to be all that there is of the application: where the commit is made on it alone. It must be on
 /// the disk by then, and right. With ReplaceFirst the processes are rebuilt before the commit: the freeze does not wait for
 /// the disk, and what is there is looked at once, just before CRIU reads it.
-fn is_the_only_one(strategy: Option<Strategy>, kind: RoundKind) -> bool {
-    kind == RoundKind::Last && strategy != Some(Strategy::ReplaceFirst)
+pub(super) fn is_the_only_one(strategy: Option<Strategy>) -> bool {
+    strategy != Some(Strategy::ReplaceFirst)
 }
 
 #[cfg(test)]
@@ -88,11 +98,9 @@ mod tests {
 
     #[test]
     fn only_a_state_that_will_be_the_only_one_waits_for_the_disk() {
-        assert!(is_the_only_one(Some(Strategy::DeleteFirst), RoundKind::Last));
-        assert!(is_the_only_one(None, RoundKind::Last));
-        assert!(!is_the_only_one(Some(Strategy::DeleteFirst), RoundKind::Early));
-        assert!(!is_the_only_one(Some(Strategy::DeleteFirst), RoundKind::Rehearsal));
-        assert!(!is_the_only_one(Some(Strategy::ReplaceFirst), RoundKind::Last));
+        assert!(is_the_only_one(Some(Strategy::DeleteFirst)));
+        assert!(is_the_only_one(None), "what is not known counts as that");
+        assert!(!is_the_only_one(Some(Strategy::ReplaceFirst)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::placing::Placing;
 use super::receiving::Receiving;
+use super::syncing::Syncing;
 use crate::agent::duty::LaneLocal;
 use crate::agent::journal::{LaneEntry, RestoreEntry};
 use crate::agent::transfer::link::LinkSender;
@@ -43,11 +44,15 @@ pub(super) struct Lane {
     pub(super) limits: CpuLimits,
     /// Files that are put in place for that restore.
     pub(super) placing: Placing,
+    /// What has landed, on its way onto the disk.
+    pub(super) syncing: Syncing,
     /// What had landed is in place, in a container that waits.
     pub(super) in_place: bool,
     /// CRIU was not given its request, and why is reported: that this restore ends is no news.
     pub(super) refused: bool,
     pub(super) released: Option<Instant>,
+    /// It was found in the journal: what lies on the disk has been through the end of an agent, or of the node.
+    pub(super) adopted: bool,
 }
 
 impl Lane {

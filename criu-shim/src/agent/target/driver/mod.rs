@@ -11,6 +11,7 @@ mod receiving;
 mod rehearsal;
 mod reply;
 mod restore;
+mod syncing;
 mod verdict;
 
 pub(in crate::agent) use integrity::have_program;
@@ -24,6 +25,7 @@ use crate::agent::duty::{LaneLocal, TargetDuty, TargetLocal, target_duty, verdic
 use crate::agent::failure::{permanent, retryable};
 use crate::agent::journal::{Entry, LaneEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
+use crate::agent::target::driver::integrity::is_the_only_one;
 use crate::agent::target::driver::lane::Lane;
 use crate::agent::target::driver::rehearsal::Rehearsal;
 use crate::agent::target::event::Event;
@@ -102,6 +104,7 @@ impl TargetDriver {
             let mut lane = Lane::new(&container);
             let has_ran = has_ran_mark(&self.directory().join(&container).join(WORK));
             lane.local = reply::adopted(resumed, has_ran);
+            lane.adopted = true;
             lane.early = true;
             lane.limits = CpuLimits::adopt(&cpu, self.context.node.root());
             if lane.local.resumed {
@@ -321,8 +324,9 @@ impl TargetDriver {
         if let Err(failure) = self.write_journal().await {
             return self.fail(failure).await;
         }
+        let lasts = is_the_only_one(migration.status.as_ref().and_then(|status| status.strategy));
         for lane in 0..self.lanes.len() {
-            match self.land_in(self.lane_directory(lane)).await {
+            match self.land_in(self.lane_directory(lane), lasts).await {
                 Ok(landing) => self.lanes[lane].landing = Some(landing),
                 Err(failure) => return self.fail(failure).await,
             }
@@ -330,12 +334,13 @@ impl TargetDriver {
         self.reach(TargetStep::Listening);
     }
 
-    async fn land_in(&self, directory: PathBuf) -> Result<Landing, Failure> {
+    async fn land_in(&self, directory: PathBuf, lasts: bool) -> Result<Landing, Failure> {
         let failed = |error: &dyn std::error::Error| retryable(FailureReason::TransferFailed, chain(error));
         // How much comes is said by the source. Where there is no room for anything, it need not come.
         let share = self.context.room.promise(LEAST).map_err(|error| failed(&error))?;
         let created = tokio::task::spawn_blocking(move || Landing::create(&directory, share)).await;
-        created.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+        let landing = created.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+        Ok(if lasts { landing.lasting() } else { landing })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The rehearsal on its target: an early cut is restored, held before it runs, and destroyed.
 //!
-//! It is kept apart from the restore that counts: images, token and relay are its own, it is in no journal entry, and there is
+//! It is kept apart from the restore that counts: images, token and relay are its own, memory and files are what had landed with the
+//! cut, and nothing else lands before it is over. It is in no journal entry, and there is
 //! no word here that would let its processes run. A relay that comes back to an agent which does not know its token is told to
 //! abandon, so a restart of the agent ends a rehearsal too.
 
@@ -8,6 +9,7 @@ use super::{TargetDriver, WORD_LIMIT};
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::target::driver::integrity::verify_images;
+use crate::agent::target::driver::memory::to_come;
 use crate::agent::target::driver::restore::{new_token, release_options, system_v};
 use crate::agent::target::driver::verdict::criu_failed;
 use crate::agent::target::event::Event;
@@ -149,6 +151,7 @@ impl Rehearsal {
             | Event::Round { .. }
             | Event::Create { .. }
             | Event::Rehearse { .. }
+            | Event::Synced { .. }
             | Event::Placed { .. } => return false,
         };
         self.token() == Some(token)
@@ -265,17 +268,18 @@ impl TargetDriver {
 
     async fn release_rehearsal(&mut self, migration: Option<&Migration>) {
         let (Some(restore), Some(migration)) = (self.rehearsal.restore.clone(), migration) else { return };
-        let (context, directory) = (self.context.clone(), self.rehearsal_directory());
+        let (context, directory, files) =
+            (self.context.clone(), self.rehearsal_directory(), self.rehearsed_directory());
         let placed = tokio::task::spawn_blocking(move || {
             verify_images(&directory)?;
             let (mut placed, gone) = (Placed::default(), AtomicBool::new(false));
-            stage::place_files(&context, &directory, &restore, Trees::All, &mut placed, &gone)?;
-            system_v(&directory.join(IMAGES))
+            stage::place_files(&context, &files, &restore, Trees::All, &mut placed, &gone)?;
+            Ok((to_come(&directory)?, system_v(&directory.join(IMAGES))?))
         });
         match placed.await.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error)))) {
-            Ok(system_v) => {
+            Ok((pages, system_v)) => {
                 if let Some(relay) = &self.rehearsal.relay {
-                    relay.release(ReleaseOptions { system_v, ..release_options(migration) }).await;
+                    relay.release(ReleaseOptions { pages, system_v, ..release_options(migration) }).await;
                 }
             }
             Err(failure) => self.fail(failure).await,
@@ -308,9 +312,14 @@ impl TargetDriver {
     }
 
     fn rehearsal_directory(&self) -> PathBuf {
-        // Only a pod of one container is rehearsed.
+        self.rehearsed_directory().join(REHEARSAL)
+    }
+
+    /// Of the container that is rehearsed.
+    fn rehearsed_directory(&self) -> PathBuf {
+        // Only a pod of one container is.
         let container = self.lanes.first().map(|lane| lane.container.as_str()).unwrap_or_default();
-        self.directory().join(container).join(REHEARSAL)
+        self.directory().join(container)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The restore: answering the shim, taking the relay, looking at the images, putting files in place, letting CRIU begin.
 
 use super::TargetDriver;
-use super::integrity::verify_images;
+use super::integrity::{verify_images, verify_memory};
 use super::lane::Lane;
 use super::memory;
 use super::reply::{Known, Reply, reply};
@@ -12,6 +12,7 @@ use crate::agent::source::freeze::millis;
 use crate::agent::target::stage;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
+use crate::agent::transfer::stored::Pages;
 use crate::causes::chain;
 use crate::criu::system_v;
 use crate::local::{Create, RelayStage, ReleaseOptions, SystemV, ToRelay, ToShim, has_ran_mark};
@@ -141,8 +142,8 @@ impl TargetDriver {
         if stage == RelayStage::Requested {
             // Before the go where the pod is replaced first.
             self.lift_limits(lane, criu).await;
+            self.prepare_pages(lane).await;
             if !self.lanes[lane].local.staged {
-                self.prepare_pages(lane).await;
                 // It waits once what has landed is in place. runc has made its mount points by now.
                 self.place_what_landed(lane);
             }
@@ -179,7 +180,8 @@ impl TargetDriver {
         let trees = self.trees();
         for lane in 0..self.lanes.len() {
             let (context, directory) = (self.context.clone(), self.lane_directory(lane));
-            let Lane { local, restore, placing: of_lane, .. } = &mut self.lanes[lane];
+            let Lane { local, restore, placing: of_lane, adopted, .. } = &mut self.lanes[lane];
+            let pages = if *adopted { Pages::All } else { Pages::OfImages };
             let Some(restore) = restore.clone().filter(|_| local.waiting && !local.released && !local.resumed) else {
                 continue;
             };
@@ -191,6 +193,7 @@ impl TargetDriver {
                 tokio::task::spawn_blocking(move || {
                     // At every try: what counts is what CRIU is about to read, and after a commit it may have lain there for long.
                     verify_images(&directory)?;
+                    verify_memory(&directory, pages)?;
                     let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
                     stage::place_files(&context, &directory, &restore, trees, &mut archives, &AtomicBool::new(false))?;
                     Ok((memory::to_come(&directory)?, system_v(&directory.join(IMAGES))?))

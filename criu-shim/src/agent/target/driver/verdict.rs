@@ -56,12 +56,28 @@ impl TargetDriver {
 
     pub(super) async fn resume_decided(&mut self, attempt: u32) {
         match self.context.ownership(&self.key).right_to_run(attempt).await {
-            Ok(Some(proof)) if proof.node() == self.context.settings.node_name => self.resume(proof).await,
+            Ok(Some(proof)) if proof.node() == self.context.settings.node_name => {
+                self.give_up_unserved().await;
+                self.resume(proof).await;
+            }
             // The watch is behind: it will show what became of it.
             Ok(_) => tokio::time::sleep(AGAIN).await,
             Err(error) => {
                 warn!(migration = self.key.name, error = %chain(&error), "whether to resume is unknown");
                 tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// What is held and lacks somebody who brings its memory is given up, to be restored again: the state stays.
+    async fn give_up_unserved(&mut self) {
+        for lane in 0..self.lanes.len() {
+            if self.lanes[lane].local.held
+                && let Err(failure) = is_served(&self.lane_directory(lane)).await
+            {
+                warn!(migration = self.key.name, message = failure.message, "a restore is given up for another try");
+                self.lanes[lane].local.held = false;
+                self.tell_relay(lane, ToRelay::Abandon).await;
             }
         }
     }
