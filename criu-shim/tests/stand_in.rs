@@ -182,6 +182,21 @@ fn create_returns_while_the_restore_waits_and_the_stand_in_ends_as_the_container
 }
 
 #[test]
+fn an_agent_that_takes_the_images_away_before_runc_has_ended_ends_nobody() {
+    let Some(node) = Node::new("until test -e end; do sleep 0.01; done; exit 7") else { return };
+    assert!(node.create().success());
+    for name in ["work", "images"] {
+        std::fs::remove_dir_all(node.at(name)).expect("removed");
+    }
+    node.let_go();
+    let (stand_in, container) = (node.stand_in(), node.container());
+    assert_eq!(node.told(), 0);
+    assert!(exists(container) && !node.calls().contains("delete"), "{}", node.calls());
+    write(node.at("bin/end"), "").expect("the word");
+    assert_eq!(waitpid(stand_in, None).expect("its end"), WaitStatus::Exited(stand_in, 7));
+}
+
+#[test]
 fn it_is_small_and_holds_nothing_of_the_container() {
     let Some(node) = Node::new("until test -e end; do sleep 0.01; done") else { return };
     assert!(node.create().success());

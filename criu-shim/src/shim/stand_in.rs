@@ -42,6 +42,8 @@ const HEARD: [Signal; 7] =
     [Signal::SIGCHLD, IN_PLACE, STARTED, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 /// How long a stand-in that was told to end may take: a CRIU at work is not killed, but made to give up.
 const END_LIMIT: Duration = Duration::from_secs(30);
+/// The file in the container's bundle in which runc leaves the pid of its first process.
+const PID_FILE: &str = "restored.pid";
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -196,7 +198,7 @@ fn heard(stage: Stage, signal: Signal) -> Act {
 /// The stand-in's life. Returns its exit code.
 fn stand(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore, tell: OwnedFd) -> i32 {
     let (markers, log) = (Markers::of_node(), create.log.clone());
-    let begun = Place::take(markers.clone(), create, &restore.work_dir)
+    let begun = Place::take(markers.clone(), create, bundle)
         .and_then(|place| place.restore(runtime, create, bundle, &restore).map(|runc| (place, runc)));
     let (mut place, runc) = match begun {
         Ok(begun) => begun,
@@ -220,7 +222,14 @@ fn stand(runtime: &Runtime, create: &Create, bundle: &Path, restore: Restore, te
             Ok(Next::Ended(process, status)) if stage == (Stage::Restoring { runc: process }) => {
                 let Some(restore) = restore.take() else { continue };
                 let code = exit_code(status);
-                match (code == 0).then(|| place.container(&restore.work_dir)).transpose() {
+                // Before anybody learns that there is a container: it may end, and another one be asked for, before there is an agent
+                // again that could be told.
+                if code == 0
+                    && let Err(error) = mark_ran(&restore.work_dir)
+                {
+                    say(log.as_deref(), "mark that the container has run", &error);
+                }
+                match (code == 0).then(|| place.container()).transpose() {
                     Ok(Some(container)) => {
                         restore.report(0);
                         stage = Stage::Standing { container };
@@ -281,7 +290,7 @@ struct Place {
 }
 
 impl Place {
-    fn take(markers: Markers, create: &Create, work: &Path) -> Result<Self, Error> {
+    fn take(markers: Markers, create: &Create, bundle: &Path) -> Result<Self, Error> {
         let heard = SigSet::from_iter(HEARD);
         heard.thread_block()?;
         let signals = SignalFd::with_flags(&heard, nix::sys::signalfd::SfdFlags::SFD_CLOEXEC)?;
@@ -293,7 +302,8 @@ impl Place {
         let stand_in = stand_in.ok_or_else(|| Error::other("this process is not in /proc"))?;
         // Before the restore: once the processes run there is no way back, and without the mark `start` would fail.
         markers.set(&create.id, &Mark { stand_in: Some(stand_in), container: None })?;
-        let (id, pid_file) = (create.id.clone(), work.join("container.pid"));
+        // Not where the images are: an agent that has heard that the processes run takes those away before runc has ended.
+        let (id, pid_file) = (create.id.clone(), bundle.join(PID_FILE));
         Ok(Self { signals, markers, id, stand_in, ended: HashMap::new(), pid_file, reaping: false })
     }
 
@@ -346,10 +356,7 @@ impl Place {
     }
 
     /// The restore has let the processes run: the first of them, which is noted for all who take this one for it.
-    fn container(&self, work: &Path) -> Result<Pid, Error> {
-        // Before anybody learns that there is a container: it may end, and another one be asked for, before there is an agent
-        // again that could be told.
-        mark_ran(work)?;
+    fn container(&self) -> Result<Pid, Error> {
         let pid: i32 = std::fs::read_to_string(&self.pid_file)?.trim().parse().map_err(Error::other)?;
         let mark = Mark { stand_in: Some(self.stand_in), container: ProcessId::now(pid) };
         self.markers.set(&self.id, &mark)?;
