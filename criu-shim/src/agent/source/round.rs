@@ -134,8 +134,8 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Dumps, and sends what is `going` while CRIU works. Whatever the connection does, CRIU is waited for: it may not be left alone
-    /// with the pod.
+    /// Dumps, and sends what is `going` while CRIU works. Whatever the connection does, CRIU is waited for: it may not be left
+    /// alone with the pod.
     pub(super) async fn dump(
         &mut self,
         begun: impl Future<Output = Result<RoundSender, SendError>>,
