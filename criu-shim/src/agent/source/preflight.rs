@@ -189,7 +189,7 @@ mod tests {
         let stopped = Finding::Stopped { pid: 1 };
         let retried = |findings: &[Finding]| not_dumpable(findings).map(|failure| failure.retryable);
         assert_eq!(retried(&[]), None);
-        assert_eq!(retried(&[outside.clone()]), Some(true));
+        assert_eq!(retried(std::slice::from_ref(&outside)), Some(true));
         assert_eq!(retried(&[outside, stopped]), Some(false));
     }
 
