@@ -91,11 +91,8 @@ fn wanted(smaps: &[u8]) -> Vec<u8> {
     lines.filter(is_wanted).flatten().copied().collect()
 }
 
-/// The library's own code.
 #[cfg(test)]
-#[allow(dead_code, reason = "the library needs all of it, a test of the format does not")]
-#[path = "../../dump-preload/src/list.rs"]
-mod list;
+use super::withheld::list;
 
 /// The library's own code.
 #[cfg(test)]

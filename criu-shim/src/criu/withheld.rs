@@ -128,7 +128,7 @@ impl Withheld {
 #[cfg(test)]
 #[allow(dead_code, reason = "the library needs all of it, a test of the format does not")]
 #[path = "../../dump-preload/src/list.rs"]
-mod list;
+pub(super) mod list;
 
 #[cfg(test)]
 mod tests {

@@ -91,10 +91,14 @@ fn of_case(case: &Case, seen: &Seen) -> Result<Vec<Figure>> {
         let of = |value: fn(&Around) -> f64| around.iter().map(value).collect::<Vec<_>>();
         sheet.add("throughput_ratio", "1", &of(|around| around.during.rate / around.before.rate))?;
         sheet.add("throughput_after_ratio", "1", &of(|around| around.after.rate / around.before.rate))?;
-        let times: [(&str, fn(&Around) -> Pace); 3] =
-            [("before", |around| around.before), ("during", |around| around.during), ("after", |around| around.after)];
-        for (time, pace) in times {
-            let of = |value: fn(&Pace) -> f64| around.iter().map(|around| value(&pace(around))).collect::<Vec<_>>();
+        let paces = |time: fn(&Around) -> Pace| around.iter().map(time).collect::<Vec<_>>();
+        let times = [
+            ("before", paces(|around| around.before)),
+            ("during", paces(|around| around.during)),
+            ("after", paces(|around| around.after)),
+        ];
+        for (time, paces) in times {
+            let of = |value: fn(&Pace) -> f64| paces.iter().map(value).collect::<Vec<_>>();
             sheet.add(&format!("rate_{time}"), "1/s", &of(|pace| pace.rate))?;
             // Other programs don't tell how long anybody waited.
             if matches!(case.program, Program::Store { .. }) {

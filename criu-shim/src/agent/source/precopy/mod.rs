@@ -546,10 +546,14 @@ mod tests {
             }
         };
         let mut rounds = PreCopy::new(None, Trees::new(Vec::new(), Vec::new()), 1).lasting();
-        let (early, _) = tokio::join!(tokio::time::timeout(MOMENT, rounds.next(&sender, &mut receiver)), begun(true));
-        early.expect_err("it is not on the disk yet");
+        let mut next = Box::pin(rounds.next(&sender, &mut receiver));
+        tokio::select! {
+            seen = &mut next => panic!("{seen:?}"),
+            _ = begun(true) => {}
+        }
+        tokio::time::timeout(MOMENT, &mut next).await.expect_err("it is not on the disk yet");
         target.say(&FromTarget::Placed { round: 1 }).await.expect("say");
-        let seen = rounds.next(&sender, &mut receiver).await.expect("a round");
+        let seen = next.await.expect("a round");
         assert!(seen.placing.is_some(), "the disk is part of what is predicted");
 
         let (followed, cut) = rounds.lend();
