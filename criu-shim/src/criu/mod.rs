@@ -43,5 +43,5 @@ pub use place::{Place, own_cgroups};
 pub use process::ProcessId;
 pub use program::CriuProgram;
 pub(crate) use spawn::NO_BREAKPOINTS;
-pub use swrk::{Asked, BegunDump, DumpReport, RunningDump, Waited, WarmCriu};
+pub use swrk::{BegunDump, DumpReport, RunningDump, Waited, WarmCriu};
 pub use withheld::{MOST as MOST_WITHHELD, ObjectId, ProcessRange, Withheld, fitting};

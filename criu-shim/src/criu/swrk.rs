@@ -180,7 +180,7 @@ impl WarmCriu {
 
 /// What CRIU was asked for.
 #[derive(Debug)]
-pub struct Asked {
+struct Asked {
     request: DumpRequest,
     options: Options,
     // CRIU opens them through /proc/<this process>/fd.
@@ -194,20 +194,6 @@ impl Asked {
         let work = open_directory(&request.work_dir)?;
         let options = options(&request, &images, &work)?;
         Ok(Self { request, options, images, work })
-    }
-
-    /// Makes sure that it is what would be asked for now that the container is frozen. Blocking.
-    ///
-    /// # Errors
-    /// [`CriuError::Changed`] where its mounts are others, and where it can't be looked.
-    pub fn still_holds(&self) -> Result<(), CriuError> {
-        let now = options(&self.request, &self.images, &self.work)?;
-        if now == self.options { Ok(()) } else { Err(CriuError::Changed) }
-    }
-
-    /// What it was made from.
-    pub fn request(&self) -> &DumpRequest {
-        &self.request
     }
 }
 
@@ -231,6 +217,16 @@ impl BegunDump {
     /// What was asked for.
     pub fn request(&self) -> &DumpRequest {
         &self.asked.request
+    }
+
+    /// Makes sure that it is what would be asked for now that the container is frozen: before the word, because CRIU mounts something
+    /// in the container while it dumps. Blocking.
+    ///
+    /// # Errors
+    /// [`CriuError::Changed`] where its mounts are others, and where it can't be looked.
+    pub fn still_holds(&self) -> Result<(), CriuError> {
+        let Asked { request, options: asked, images, work } = &self.asked;
+        if options(request, images, work)? == *asked { Ok(()) } else { Err(CriuError::Changed) }
     }
 
     /// Whether it has the System V objects of the container's IPC namespace ([`Place::outside_ipc`]).
@@ -264,17 +260,17 @@ impl BegunDump {
     /// Gives the word: the tasks are frozen, and of the shared memory of theirs `objects`, at most [`super::MOST_WITHHELD`], are left
     /// out. Only a CRIU with the preload for it ([`CriuProgram::withholding`]) does so, and then they must be accounted for before a
     /// restore ([`super::shared::fill_in`]). Returns at once;
-    /// [`RunningDump::wait`] tells how it went. What was asked for may not hold any more: see [`Asked::still_holds`].
+    /// [`RunningDump::wait`] tells how it went. [`BegunDump::still_holds`] comes first.
     ///
     /// # Errors
     /// Any [`CriuError`] but [`CriuError::Dump`]: CRIU has not touched the tasks.
-    pub fn go(self, objects: &[ObjectId]) -> Result<(RunningDump, Asked), CriuError> {
+    pub fn go(self, objects: &[ObjectId]) -> Result<RunningDump, CriuError> {
         let Self { swrk, asked, .. } = self;
         swrk.withheld.set_objects(objects).map_err(CriuError::Withhold)?;
         let begin = Instant::now();
         swrk.ask(&go_on())?;
         let log = asked.request.work_dir.join(LOG_FILE);
-        Ok((RunningDump { swrk, log, begin, notifications: Vec::new() }, asked))
+        Ok(RunningDump { swrk, log, begin, notifications: Vec::new() })
     }
 }
 

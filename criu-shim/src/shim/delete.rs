@@ -50,11 +50,8 @@ pub(super) fn delete(runtime: &Runtime, id: &str, arguments: &[OsString]) -> Res
     if stand_in::stands_alone(&mark) {
         stand_in::see_it_end(&mark).map_err(DeleteError::StandIn)?;
     }
-    let arguments = match mark.container {
-        // containerd has seen the end of the stand-in. What it stood for may be alive where that was killed.
-        Some(_) => &forced(arguments),
-        None => arguments,
-    };
+    // containerd has seen the end of the stand-in. What it stood for may be alive where that was killed, be it in the restore.
+    let arguments = if mark.stand_in.is_some() { &forced(arguments) } else { arguments };
     markers.clear(id).map_err(DeleteError::Marker)?;
     Place::of(Path::new(PLACES), id).end().map_err(DeleteError::Place)?;
     if !Path::new(INSTALL_ROOT).join(UNINSTALLED).exists() {

@@ -34,9 +34,9 @@ pub fn preload() -> PathBuf {
 
 /// Dumps all but the `withheld` shared memory, and returns how long that took, milliseconds.
 pub fn dump(criu: BegunDump, withheld: &[ObjectId]) -> f64 {
-    let (mut running, asked) = criu.go(withheld).unwrap();
-    let request = asked.request();
-    asked.still_holds().unwrap();
+    let request = criu.request().clone();
+    criu.still_holds().unwrap();
+    let mut running = criu.go(withheld).unwrap();
     match running.wait(LIMIT) {
         Ok(Waited::Done(report)) => report.millis,
         other => panic!("{other:?}; {}", fs::read_to_string(request.work_dir.join("dump.log")).unwrap_or_default()),

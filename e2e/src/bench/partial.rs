@@ -36,6 +36,7 @@ impl Partial {
     pub fn resume(path: &Path, commit: &str, machine: &[(String, String)]) -> Result<Self> {
         let found: Self = figures::load(path).context("there is no run to go on with")?;
         ensure!(found.commit == commit, "that run was of {}, and this is {commit}: measure anew", found.commit);
+        ensure!(!commit.ends_with('+'), "what is not committed may have changed since: measure anew");
         ensure!(found.machine == machine, "that run was on another machine, or with other programs: measure anew");
         Ok(found)
     }

@@ -123,7 +123,9 @@ impl Sandbox {
     /// # Errors
     /// When something is left.
     pub fn clear(&self) -> Result<()> {
-        self.run(&["delete", "deployments,services,pods,migrations", "--all", "--now", WAIT[0], WAIT[1]])?;
+        // Its pods first: a ReplicaSet that is still there makes another one for each that goes.
+        self.run(&["delete", "deployments", "--all", "--cascade=foreground", WAIT[0], WAIT[1]])?;
+        self.run(&["delete", "services,pods,migrations", "--all", "--now", WAIT[0], WAIT[1]])?;
         Ok(())
     }
 

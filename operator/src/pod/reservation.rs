@@ -98,7 +98,16 @@ fn effective(from: &PodSpec) -> ResourceRequirements {
     }
     let all = from.containers.iter().filter_map(|container| container.resources.clone());
     let all = all.fold(beside, |all, one| each(all, one, quantity::sum));
-    each(most, all, quantity::larger)
+    let mut asked = each(most, all, quantity::larger);
+    // Where one container has a limit and another only a request, the sum of limits may be below that of requests, which the API server
+    // refuses. A pause container needs no limit.
+    if let (Some(requests), Some(limits)) = (&asked.requests, &mut asked.limits) {
+        let fits = |name: &String, limit: &Quantity| {
+            requests.get(name).is_none_or(|request| quantity::larger(request.clone(), limit.clone()) == *limit)
+        };
+        limits.retain(|name, limit| fits(name, limit));
+    }
+    asked
 }
 
 /// Every request and limit of either; `both` makes one of two.
@@ -196,6 +205,19 @@ mod tests {
         };
         assert_eq!(asked("500m"), "1350m", "they run beside each other");
         assert_eq!(asked("2"), "2100m", "the init container runs beside the sidecar");
+    }
+
+    #[test]
+    fn a_limit_that_not_every_container_has_does_not_make_the_sum_invalid() {
+        let sidecar =
+            json!({ "requests": { "cpu": "100m", "memory": "64Mi" }, "limits": { "cpu": "200m", "memory": "64Mi" } });
+        let app = json!({ "requests": { "cpu": "1", "memory": "1Gi" }, "limits": { "memory": "1Gi" } });
+        let pod =
+            made(json!({ "containers": [{ "name": "a", "resources": app }, { "name": "b", "resources": sidecar }] }));
+        let resources = pod.spec.expect("a spec").containers[0].resources.clone().expect("resources");
+        assert_eq!(resources.requests.expect("requests")["cpu"].0, "1100m");
+        let limits: Vec<_> = resources.limits.expect("limits").into_keys().collect();
+        assert_eq!(limits, ["memory"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::agent::host::{self, NodeRoot};
 use crate::agent::install::config::{self, ConfigError};
 use crate::agent::install::containerd::{Containerd, ContainerdError};
 use crate::agent::install::payload::{self, PayloadError, ProgramsInUse};
-use crate::local::INSTALL_ROOT;
+use crate::local::{INSTALL_ROOT, RESTORED};
 use crate::supervised::program::PROGRAMS;
 use crate::supervised::{PLACES, PlaceError};
 use std::fs::OpenOptions;
@@ -175,11 +175,12 @@ pub fn uninstall(node: &NodeRoot) -> Result<(), InstallError> {
         Err(error) => return Err(error.into()),
     }
     for path in STATE {
-        empty(node, Path::new(path))?;
+        // The shim, where it stays, must know which processes stand for which container.
+        empty(node, Path::new(path), in_use.then_some(Path::new(RESTORED)))?;
     }
     if !in_use {
-        empty(node, Path::new(PLACES))?;
-        return empty(node, Path::new(INSTALL_ROOT));
+        empty(node, Path::new(PLACES), None)?;
+        return empty(node, Path::new(INSTALL_ROOT), None);
     }
     info!("containers still run under the shim: it stays until the last of them is gone");
     write_whole(&node.path(Path::new(INSTALL_ROOT)).join(UNINSTALLED), "")
@@ -207,8 +208,10 @@ pub fn remove_if_last(deleted: &str) -> Result<(), InstallError> {
     let node = NodeRoot::at(Path::new("/"));
     let root = Path::new(INSTALL_ROOT);
     if root.join(UNINSTALLED).exists() && containers_under_shim(&node, Some(deleted)) == 0 {
-        empty(&node, Path::new(PLACES))?;
-        empty(&node, root)
+        for path in STATE.into_iter().chain([PLACES]) {
+            empty(&node, Path::new(path), None)?;
+        }
+        empty(&node, root, None)
     } else {
         Ok(())
     }
@@ -222,8 +225,10 @@ fn containers_under_shim(node: &NodeRoot, deleted: Option<&str>) -> usize {
     options.filter(|options| options.windows(SHIM.len()).any(|window| window == SHIM.as_bytes())).count()
 }
 
-/// Removes what is in a directory of the node, and the directory itself where the node has nothing mounted there.
-fn empty(node: &NodeRoot, path: &Path) -> Result<(), InstallError> {
+/// Removes what is in a directory of the node, and the directory itself where the node has nothing mounted there; all but what is
+/// to be kept.
+fn empty(node: &NodeRoot, path: &Path, keep: Option<&Path>) -> Result<(), InstallError> {
+    let keep = keep.map(|keep| node.path(keep)).filter(|keep| keep.exists());
     let directory = node.path(path);
     let entries = match directory.read_dir() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -231,7 +236,12 @@ fn empty(node: &NodeRoot, path: &Path) -> Result<(), InstallError> {
     };
     for entry in entries {
         let entry = entry.map_err(|source| InstallError::Read { path: directory.clone(), source })?;
-        payload::remove_tree(&entry.path())?;
+        if keep.as_ref() != Some(&entry.path()) {
+            payload::remove_tree(&entry.path())?;
+        }
+    }
+    if keep.is_some_and(|keep| keep.starts_with(&directory)) {
+        return Ok(());
     }
     // The kernel would detach the node's mount, because it is none in the agent's own mount namespace.
     if host::is_mount_point(path) { Ok(()) } else { Ok(payload::remove_tree(&directory)?) }

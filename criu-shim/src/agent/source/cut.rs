@@ -7,7 +7,7 @@
 use crate::agent::context::{Context, News};
 use crate::agent::failure::retryable;
 use crate::agent::source::connect::{self, Connected, EARLY, PodTrees};
-use crate::agent::source::cpu::SourceCpu;
+use crate::agent::source::cpu::{self, SourceCpu};
 use crate::agent::source::frozen::FrozenContainer;
 use crate::agent::source::precopy::{self, PreCopy};
 use crate::agent::source::round::{self, Going, Line, Undumped};
@@ -92,16 +92,17 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     sender.renew_no_more();
     sender.set_limit(None);
     let (link, proof) = CutLink::take(sender);
-    let mut watching = Watching::within(news, attempt, PAUSE_LIMIT);
-    let mut line = Line { receiver: &mut receiver, watching: &mut watching };
     let begun = match round::begin(criu, request).await {
         Ok(begun) => begun,
         Err(failure) => {
             link.give_up(&failure).await;
             precopy::let_go(vec![(followed, trees)]).await;
+            cpu::restored(cpu.limits).await;
             return Cut { paused: Duration::ZERO, connected: Err(failure) };
         }
     };
+    let mut watching = Watching::within(news, attempt, PAUSE_LIMIT);
+    let mut line = Line { receiver: &mut receiver, watching: &mut watching };
     let since = Instant::now();
     let container = FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits };
     let (pod, froze) = round::freeze(vec![container]).await;

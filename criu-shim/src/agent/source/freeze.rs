@@ -117,7 +117,11 @@ pub async fn freeze(
         containers.push(FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits });
         leaving.push(Leaving { inspected, images, round, due, trees, followed, sender, receiver, news, dumped, hung });
     }
-    let begun: Result<Vec<_>, Failure> = join_all(asking).await.into_iter().collect();
+    let mut watching = Watching::new(news, attempt);
+    let begun: Result<Vec<_>, Failure> = tokio::select! {
+        all = join_all(asking) => all.into_iter().collect(),
+        failure = watching.called_off() => Err(failure),
+    };
     let since = Instant::now();
     let (pod, froze) = match begun {
         Ok(begun) => {

@@ -155,8 +155,7 @@ impl Line<'_> {
         let dumping = tokio::task::spawn_blocking(move || {
             let _ending = ending;
             // It ends at the latest with who was to say it: nothing is left out then.
-            let objects = may_begin.recv().unwrap_or_default();
-            dump(criu, &objects, &copied)
+            dump(criu, || may_begin.recv().unwrap_or_default(), &copied)
         });
         // A dump that has failed meanwhile waits for neither.
         let LastLook { written, withheld, copied, shared } = precopy::last_look(followed, move |withheld| {
@@ -248,16 +247,21 @@ fn read_mappings(mappings: &Mappings, freezer: &Freezer) {
 /// Dumps, mends what CRIU writes wrongly, and accounts for the memory that it left out. Returns how long it took. Blocking.
 ///
 /// What was left out comes by `copied`, while CRIU works.
-fn dump(criu: BegunDump, objects: &[ObjectId], copied: &mpsc::Receiver<Vec<Copied>>) -> Result<Duration, Undumped> {
+fn dump(
+    criu: BegunDump,
+    objects: impl FnOnce() -> Vec<ObjectId>,
+    copied: &mpsc::Receiver<Vec<Copied>>,
+) -> Result<Duration, Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let outside_ipc = criu.is_outside_ipc();
-    let (mut running, asked) = criu.go(objects).map_err(|error| failed(&error))?;
-    let request = asked.request();
+    let request = criu.request().clone();
+    // Beside the look at shared memory.
+    criu.still_holds().map_err(|error| failed(&error))?;
+    let mut running = criu.go(&objects()).map_err(|error| failed(&error))?;
     // Beside CRIU, which must be waited for whatever this says, and which waits for whoever takes its notifications.
-    let (waited, looked) = std::thread::scope(|scope| {
-        let look = || (asked.still_holds(), preflight::inspect_frozen(request.pid, outside_ipc));
-        let looking = scope.spawn(look);
+    let (waited, left_behind) = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| preflight::inspect_frozen(request.pid, outside_ipc));
         (running.wait(DUMP_LIMIT), looking.join())
     });
     match waited.map_err(|error| failed(&error))? {
@@ -270,9 +274,7 @@ fn dump(criu: BegunDump, objects: &[ObjectId], copied: &mpsc::Receiver<Vec<Copie
             });
         }
     }
-    let (asked_holds, left_behind) =
-        looked.map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))?;
-    asked_holds.map_err(|error| failed(&error))?;
+    let left_behind = left_behind.map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))?;
     let left_behind = left_behind.map_err(|error| failed(&error))?;
     if let Some(failure) = not_dumpable(&left_behind) {
         return Err(failure.into());

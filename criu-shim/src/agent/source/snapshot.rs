@@ -152,8 +152,19 @@ async fn freeze<G: Send>(
     if followed.is_some() {
         request.options.memory = Memory::ButWithheld;
     }
-    let begun = round::begin(criu, request).await?;
-    write_down(context, &uid, entry).await?;
+    let beginning = async {
+        let begun = round::begin(criu, request).await?;
+        write_down(context, &uid, entry).await.map(|()| begun)
+    };
+    let begun = match beginning.await {
+        Ok(begun) => begun,
+        Err(failure) => {
+            // Before anybody else may follow them.
+            precopy::let_go(vec![(followed, trees)]).await;
+            drop(untouched);
+            return Err(failure);
+        }
+    };
     let mut watching = Watching::within(&mut news, attempt, PAUSE_LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
     let (at, since) = (std::time::SystemTime::now(), Instant::now());

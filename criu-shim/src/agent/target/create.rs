@@ -118,6 +118,10 @@ pub fn start(create: &Create, migration: &Migration, node: &str) -> Start {
         }
         Verdict::Aborted => Start::Refuse(format!("the Migration {name} was rolled back: the pod runs on its source")),
         _ if status.phase.is_terminal() => Start::Refuse(format!("the Migration {name} is over")),
+        // Its processes may be among those that move. Nothing starts cold beside them on a guess.
+        _ if status.containers.is_empty() => Start::Refuse(format!(
+            "the Migration {name} does not say which containers move: an operator of before made it"
+        )),
         // An init container: its processes ended long ago on the source, and kubelet wants to see it end here before it
         // creates the one that moves.
         _ if !status.containers.contains(&create.container_name) => Start::Cold,
@@ -173,6 +177,8 @@ mod tests {
         let aborted =
             migration().attempt(1).phase(Phase::RollingBack).owner("a", 1).replacement("new").containers(&["app"]);
         assert!(matches!(start(&init, &aborted.build(), "b"), Start::Refuse(_)), "nothing of it is wanted any more");
+        let unsaid = migration().attempt(1).phase(Phase::Committing).owner("b", 1).replacement("new").containers(&[]);
+        assert!(matches!(start(&stamped("new"), &unsaid.build(), "b"), Start::Refuse(_)), "never cold on a guess");
     }
 
     #[test]

@@ -322,7 +322,7 @@ impl SourceDriver {
         }
         let mut all = Vec::new();
         for lane in &mut self.lanes {
-            let Some(precopy) = lane.precopy.take() else { continue };
+            let Some(precopy) = lane.precopy.take() else { return Err(no_rounds()) };
             let (followed, round) = precopy.finish()?;
             lane.round = round;
             all.push(followed);
@@ -336,8 +336,12 @@ async fn round(lane: &mut Connected) -> Result<RoundSeen, Failure> {
     let Connected { inspected, sender, receiver, precopy, .. } = lane;
     match precopy {
         Some(precopy) => precopy.next(sender, receiver).await.map_err(|failure| inspected.fails(failure)),
-        None => Err(retryable(FailureReason::TransferFailed, "the rounds of this attempt have ended")),
+        None => Err(no_rounds()),
     }
+}
+
+fn no_rounds() -> Failure {
+    retryable(FailureReason::TransferFailed, "the rounds of this attempt have ended")
 }
 
 /// A round of each of these containers, unless the attempt is called off.

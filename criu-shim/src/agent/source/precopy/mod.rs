@@ -535,9 +535,9 @@ mod tests {
         let (here, there) = tokio::io::duplex(1 << 16);
         let (sender, mut receiver) = link::open::<_, FromSource, FromTarget>(here);
         let (target, mut from_source) = link::open::<_, FromTarget, FromSource>(there);
-        let mut begun = async |verified| loop {
+        let mut begun = async |verified: bool| loop {
             match from_source.next().await.expect("a message") {
-                Incoming::Message(FromSource::RoundBegin { round, .. }) => break round,
+                Incoming::Message(FromSource::RoundBegin { round, .. }) if !verified => break round,
                 Incoming::Message(FromSource::RoundEnd { digest }) if verified => {
                     target.say(&FromTarget::Verified { round: 1, digest }).await.expect("say");
                     break 1;

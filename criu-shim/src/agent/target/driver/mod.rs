@@ -22,7 +22,7 @@ pub(in crate::agent) use verdict::criu_failed;
 
 use crate::agent::context::{Context, Key, News};
 use crate::agent::duty::{LaneLocal, TargetDuty, TargetLocal, target_duty, verdict_of};
-use crate::agent::failure::{permanent, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::journal::{Entry, LaneEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
 use crate::agent::target::driver::integrity::is_the_only_one;
@@ -315,7 +315,7 @@ impl TargetDriver {
         self.committed = false;
         if self.lanes.is_empty() {
             let message = "the Migration names no container that moves".to_owned();
-            return self.fail(permanent(FailureReason::NotMovable, message)).await;
+            return self.fail(retryable(FailureReason::NotMovable, message)).await;
         }
         match self.context.facts().await {
             Ok(facts) => self.report.host = Some(facts),

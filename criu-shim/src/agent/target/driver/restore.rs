@@ -58,7 +58,11 @@ impl TargetDriver {
                 Ok(()) => self.restore_answer(lane),
                 Err(failure) => {
                     let reason = failure.message.clone();
-                    self.fail(failure).await;
+                    // After the commit each container goes for itself.
+                    match self.committed_here() {
+                        true => self.not_restored(lane, failure, None).await,
+                        false => self.fail(failure).await,
+                    }
                     ToShim::Refuse { reason }
                 }
             },

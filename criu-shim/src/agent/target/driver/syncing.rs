@@ -9,6 +9,7 @@ use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::Landing;
 use crate::causes::chain;
 use tideover_crds::{Failure, FailureReason};
+use tracing::warn;
 
 /// What of one container is brought to the disk.
 #[derive(Debug, Default)]
@@ -44,8 +45,17 @@ impl TargetDriver {
 
     /// What had landed up to round `round` is on the disk.
     pub(super) async fn was_synced(&mut self, lane: usize, round: u32, result: Result<(), Failure>) {
-        if let Err(failure) = result {
-            return self.fail(failure).await;
+        match result {
+            // The last round has synced all of it again.
+            Err(failure) if self.committed_here() => {
+                return warn!(
+                    migration = self.key.name,
+                    message = failure.message,
+                    "a round before the last was not synced"
+                );
+            }
+            Err(failure) => return self.fail(failure).await,
+            Ok(()) => {}
         }
         self.tell_source_of(lane, FromTarget::Placed { round }).await;
         if let Some(next) = self.lanes[lane].syncing.ended() {
