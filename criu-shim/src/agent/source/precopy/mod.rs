@@ -2,10 +2,11 @@
 //!
 //! [`followed`] knows what was written, [`reader`] reads it, [`sent`] knows what of it the target has and [`alike`] what is like
 //! something that it has, [`shared`] does all of this for shared memory and [`tree`] for files, [`converge`] decides whether
-//! another round helps, within what [`pace`] leaves it. This drives them: a round is sent by a task of its own, so that
+//! another round helps, within what [`pace`] leaves it, and [`answers`] hears what the target says. This drives them: a round is sent by a task of its own, so that
 //! whoever waits for it can be called away and come back.
 
 mod alike;
+mod answers;
 pub mod converge;
 pub mod estimate;
 mod followed;
@@ -25,7 +26,7 @@ pub use tree::Trees;
 
 use crate::agent::beside::Size;
 use crate::agent::failure::retryable;
-use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
+use crate::agent::transfer::link::{LinkReceiver, LinkSender};
 use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send::{self, RoundSender, SendError};
@@ -33,6 +34,7 @@ use crate::causes::chain;
 use crate::criu::ObjectId;
 use crate::freezer::Freezer;
 use crate::memory::ReadError;
+use answers::{Answer, Answers};
 use converge::{Progress, RoundSeen, Stage};
 use reader::PageReader;
 use std::time::Duration;
@@ -103,9 +105,6 @@ struct Sent {
     /// How long the limit on the connection held data back.
     held_back: Duration,
 }
-
-/// What the target says of a round: its number, and the digest over what has landed.
-type Answer = (u32, String);
 
 impl PreCopy {
     /// Of memory that is `followed`, if it is, and of files; round `round` is the first.
@@ -461,71 +460,10 @@ fn not_placed() -> Failure {
     retryable(FailureReason::NotConverging, message)
 }
 
-/// What the target says of rounds. When something is in place it says whenever that is, between any two other words.
-#[derive(Debug, Default)]
-struct Answers {
-    /// The last round of which all files are in place.
-    placed: Option<u32>,
-}
-
-impl Answers {
-    /// The target's answer to a round. Dropping the future loses nothing.
-    async fn verified(&mut self, receiver: &mut LinkReceiver<FromTarget>) -> Result<Answer, Failure> {
-        loop {
-            match said(receiver).await? {
-                FromTarget::Verified { round, digest } => return Ok((round, digest)),
-                FromTarget::Placed { round } => self.placed = Some(round),
-                other => return Err(unexpected(&other)),
-            }
-        }
-    }
-
-    /// Waits until the files of rounds up to `round` are in place.
-    async fn placed(&mut self, receiver: &mut LinkReceiver<FromTarget>, round: u32) -> Result<(), Failure> {
-        while self.placed.is_none_or(|placed| placed < round) {
-            match said(receiver).await? {
-                FromTarget::Placed { round } => self.placed = Some(round),
-                other => return Err(unexpected(&other)),
-            }
-        }
-        Ok(())
-    }
-}
-
-async fn said(receiver: &mut LinkReceiver<FromTarget>) -> Result<FromTarget, Failure> {
-    match receiver.next().await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))? {
-        Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
-        Incoming::Message(message) => Ok(message),
-        Incoming::Data(_) | Incoming::Packed(_) => {
-            Err(retryable(FailureReason::TransferFailed, "the target sent data"))
-        }
-    }
-}
-
-fn unexpected(said: &FromTarget) -> Failure {
-    retryable(FailureReason::TransferFailed, format!("the target answered {said:?}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::transfer::link;
-
-    #[tokio::test]
-    async fn files_that_are_in_place_are_heard_of_between_other_words_and_waited_for_by_their_round() {
-        let (here, there) = tokio::io::duplex(1 << 16);
-        let (_source, mut heard) = link::open::<_, FromSource, FromTarget>(here);
-        let (target, _heard) = link::open::<_, FromTarget, FromSource>(there);
-        let mut answers = Answers::default();
-        target.say(&FromTarget::Placed { round: 1 }).await.expect("say");
-        target.say(&FromTarget::Verified { round: 2, digest: "d".into() }).await.expect("say");
-        assert_eq!(answers.verified(&mut heard).await.expect("verified"), (2, "d".to_owned()));
-        answers.placed(&mut heard, 1).await.expect("heard before");
-        let early = tokio::time::timeout(Duration::from_millis(20), answers.placed(&mut heard, 2)).await;
-        early.expect_err("only an earlier round is in place");
-        target.say(&FromTarget::Placed { round: 2 }).await.expect("say");
-        answers.placed(&mut heard, 2).await.expect("in place");
-    }
+    use crate::agent::transfer::link::{self, Incoming};
 
     /// Long enough for what comes at once to have come.
     const MOMENT: Duration = Duration::from_millis(50);
