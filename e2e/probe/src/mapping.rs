@@ -16,8 +16,8 @@ pub(crate) fn shared(words: usize) -> io::Result<&'static [AtomicU64]> {
 }
 
 /// `count` private mappings of a page each, that the kernel can't merge: every other one may not be written. Each has its
-/// page.
-pub(crate) fn many(count: usize) -> io::Result<()> {
+/// page. Returns where the first one begins; the others follow it.
+pub(crate) fn many(count: usize) -> io::Result<usize> {
     let start = map(count * PAGE, libc::MAP_PRIVATE)?;
     for number in 0..count {
         // SAFETY: inside the mapping, whose memory nobody else knows of.
@@ -29,7 +29,7 @@ pub(crate) fn many(count: usize) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(start as usize)
 }
 
 /// Makes a mapping of its own of every [`PIECE`] bytes of `memory`, by advice in which neighbours differ.
@@ -54,29 +54,34 @@ fn map(length: usize, sharing: libc::c_int) -> io::Result<*mut u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     #[test]
     fn scattered_memory_is_in_short_mappings() {
         let memory = shared((8 << 20) / 8).expect("memory");
         scatter(memory).expect("advice");
-        let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
         let middle = memory.as_ptr() as usize + (4 << 20);
-        let lengths = maps.lines().filter_map(|line| {
-            let (start, end) = line.split(' ').next()?.split_once('-')?;
-            let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-            (start <= middle && middle < end).then_some(end - start)
-        });
-        assert_eq!(lengths.collect::<Vec<_>>(), [PIECE]);
+        assert_eq!(lengths(middle..middle + 1), [PIECE]);
     }
 
     #[test]
     fn each_of_many_mappings_is_one_to_the_kernel() {
-        let count = || std::fs::read_to_string("/proc/self/maps").expect("maps").lines().count();
-        let before = count();
-        many(200).expect("mappings");
-        let more = count() - before;
-        // The first may have joined a neighbour, and other tests map memory too.
-        assert!((199..240).contains(&more), "{more} more mappings");
+        let start = many(200).expect("mappings");
+        // The first and the last may have joined a neighbour.
+        assert_eq!(lengths(start + PAGE..start + 199 * PAGE), [PAGE; 198]);
+    }
+
+    /// Bytes of each of this process' mappings that has a part of `range`, by address. Other tests map memory meanwhile, so that
+    /// nothing can be said of all mappings together.
+    fn lengths(range: Range<usize>) -> Vec<usize> {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+        let lengths = maps.lines().filter_map(|line| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+            (start < range.end && range.start < end).then_some(end - start)
+        });
+        lengths.collect()
     }
 }
