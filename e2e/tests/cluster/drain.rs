@@ -44,6 +44,8 @@ fn a_drain_moves_a_store_under_load_and_loses_nothing() -> Result<()> {
     let log = String::from_utf8_lossy(&log);
     ensure!(log.matches("Server initialized").count() == 1, "the log moved and shows one start: {log}");
     migration::succeeded(&sandbox, &store.pod.name, LIMIT)?;
+    let managed = sandbox.run(&["get", "migrations", "-o", "jsonpath={.items[*].metadata.managedFields}"])?;
+    ensure!(managed.trim().is_empty(), "the API server keeps who set which field of the Migration: {managed}");
     sandbox.passed()
 }
 
