@@ -255,12 +255,17 @@ impl AddressSpace {
 
 /// The mappings of process `pid` by its `maps` or `smaps`.
 pub(super) fn mappings(pid: i32, file: &str) -> Result<Vec<Vma>, TrackError> {
+    let text = mappings_text(pid, file)?;
+    vma::parse(&String::from_utf8_lossy(&text)).map_err(|line| TrackError::Unexpected {
+        path: PathBuf::from(format!("/proc/{pid}/{file}")),
+        content: line.to_owned(),
+    })
+}
+
+/// The text of `maps` or `smaps` of process `pid`.
+pub(super) fn mappings_text(pid: i32, file: &str) -> Result<Vec<u8>, TrackError> {
     let path = PathBuf::from(format!("/proc/{pid}/{file}"));
-    let text = match std::fs::read(&path) {
-        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-        Err(source) => return Err(read_error(pid, path, source)),
-    };
-    vma::parse(&text).map_err(|line| TrackError::Unexpected { path, content: line.to_owned() })
+    std::fs::read(&path).map_err(|source| read_error(pid, path, source))
 }
 
 pub(super) fn read_error(pid: i32, path: PathBuf, source: std::io::Error) -> TrackError {
