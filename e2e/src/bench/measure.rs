@@ -88,10 +88,12 @@ impl Turns<'_> {
             let migration = format!("move-{number}");
             let works = self.case.program.works();
             let at = (app, migration.as_str());
+            self.rest();
             let moved = moved::watch(self.cluster, self.sandbox, self.collector, at, works, &mut self.spent)?;
             eprint!("{name}, {number}/{runs}: {:.1} ms, {}", moved.gap, moved.told.engine);
             seen.moves.push(moved);
             if let Some(bare) = bare.filter(|_| self.case.bare_follows(number)) {
+                self.rest();
                 let gap = bare.moved()?;
                 self.spent.on("bare runc");
                 eprint!(", bare runc {gap:.1} ms");
@@ -100,5 +102,11 @@ impl Turns<'_> {
             eprintln!();
         }
         Ok(seen)
+    }
+
+    /// Has the disks take what was written before: memory that was moved, and images of bare runc. What comes next would wait for it.
+    fn rest(&mut self) {
+        rustix::fs::sync();
+        self.spent.on("disks");
     }
 }
