@@ -43,17 +43,18 @@ impl Cgroups {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("tideover-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let found = hierarchies(&read_to_string("/proc/1/mountinfo").expect("the mounts"));
-        let mounts: Vec<_> = found.into_iter().map(|hierarchy| hierarchy.mount_point).collect();
-        let cgroups = Self { name, mounts };
-        for (mount, own) in cgroups.mounts.iter().zip(cgroups.own()) {
+        let mut cgroups = Self { name, mounts: Vec::new() };
+        for hierarchy in found {
+            let own = hierarchy.mount_point.join(&cgroups.name);
             std::fs::create_dir(&own).expect("a cgroup");
-            // A v1 cpuset has none of its own, and is asked for them.
-            for file in ["cpuset.cpus", "cpuset.mems"]
-                .into_iter()
-                .filter(|file| own.join("tasks").exists() && own.join(file).exists())
-            {
-                write(own.join(file), read_to_string(mount.join(file)).expect("a cpuset").trim()).expect("a cpuset");
+            if hierarchy.controllers.iter().any(|controller| controller == "cpuset") {
+                // It has none of its own yet, and is asked for them.
+                for file in ["cpuset.cpus", "cpuset.mems"] {
+                    let of_root = read_to_string(hierarchy.mount_point.join(file)).expect("a cpuset");
+                    write(own.join(file), of_root.trim()).expect("a cpuset");
+                }
             }
+            cgroups.mounts.push(hierarchy.mount_point);
         }
         cgroups
     }
