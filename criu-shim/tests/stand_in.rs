@@ -1,7 +1,6 @@
 //! The process that stands in a container's place, with a runtime that is a script and an agent that is this test. It needs root,
 //! because the shim gets a `/run` of its own.
 
-use criu_shim::freezer::hierarchies;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -13,7 +12,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -32,69 +30,9 @@ sh ./container &
 printf %s $! > "$2"
 "#;
 
-/// A cgroup in each hierarchy of this machine, which the shim sees as the root of that: what it makes in there goes with the test.
-struct Cgroups {
-    name: String,
-    mounts: Vec<PathBuf>,
-}
-
-impl Cgroups {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("tideover-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let found = hierarchies(&read_to_string("/proc/1/mountinfo").expect("the mounts"));
-        let mut cgroups = Self { name, mounts: Vec::new() };
-        for hierarchy in found {
-            let own = hierarchy.mount_point.join(&cgroups.name);
-            std::fs::create_dir(&own).expect("a cgroup");
-            if hierarchy.controllers.iter().any(|controller| controller == "cpuset") {
-                // It has none of its own yet, and is asked for them.
-                for file in ["cpuset.cpus", "cpuset.mems"] {
-                    let of_root = read_to_string(hierarchy.mount_point.join(file)).expect("a cpuset");
-                    write(own.join(file), of_root.trim()).expect("a cpuset");
-                }
-            }
-            cgroups.mounts.push(hierarchy.mount_point);
-        }
-        cgroups
-    }
-
-    fn own(&self) -> impl Iterator<Item = PathBuf> {
-        self.mounts.iter().map(|mount| mount.join(&self.name))
-    }
-
-    /// Tideover's, as the shim has made them.
-    fn tideovers(&self) -> impl Iterator<Item = PathBuf> {
-        self.own().map(|own| own.join("tideover"))
-    }
-
-    /// For a shell whose mounts are its own.
-    fn to_root(&self) -> String {
-        let binds = self.own().zip(&self.mounts);
-        binds.map(|(own, mount)| format!("mount --bind {} {} && ", own.display(), mount.display())).collect()
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        for directory in self.tideovers().chain(self.own()).filter(|directory| directory.exists()) {
-            // Whoever was in it may be about to end.
-            let begun = Instant::now();
-            while let Err(error) = std::fs::remove_dir(&directory) {
-                if begun.elapsed() > LIMIT {
-                    eprintln!("{directory:?} is left: {error}");
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-    }
-}
-
 /// A node with a runtime, an agent and one container that is to be restored.
 struct Node {
     directory: tempfile::TempDir,
-    cgroups: Cgroups,
     /// Exit codes that the agent was told.
     told: Receiver<i64>,
 }
@@ -125,20 +63,20 @@ impl Node {
         }});
         write(at("bundle/config.json"), config.to_string()).expect("the bundle");
         let told = agent(&at("run/agent.sock"), &at("images"), &at("work"));
-        Some(Self { directory, cgroups: Cgroups::new(), told })
+        Some(Self { directory, told })
     }
 
     fn at(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// Runs the shim with a `/run` in which this node's is `/run/tideover`, and with this node's cgroups.
+    /// Runs the shim with a `/run` in which this node's is `/run/tideover`.
     fn shim(&self, arguments: &[&str]) -> ExitStatus {
-        let run = "mount -t tmpfs tmpfs /run && mkdir /run/tideover && mount --bind \"$0\" /run/tideover";
-        let script = format!("{}{run} && exec \"$@\"", self.cgroups.to_root());
+        let script =
+            "mount -t tmpfs tmpfs /run && mkdir /run/tideover && mount --bind \"$0\" /run/tideover && exec \"$@\"";
         let path = format!("{}:{}", self.at("bin").display(), std::env::var("PATH").unwrap_or_default());
         Command::new("unshare")
-            .args(["--mount", "sh", "-c", &script])
+            .args(["--mount", "sh", "-c", script])
             .arg(self.at("run"))
             .arg(env!("CARGO_BIN_EXE_criu-shim"))
             .args(["--log".as_ref(), self.at("log").as_os_str()])
@@ -232,7 +170,6 @@ fn create_returns_while_the_restore_waits_and_the_stand_in_ends_as_the_container
         assert!(exists(stand_in) && node.mark().is_some_and(|mark| mark["container"].is_null()));
         assert!(node.shim(&["start", "c1"]).success());
         assert!(!node.calls().contains("start"), "there is nothing to start");
-        assert!(node.cgroups.tideovers().all(|cgroup| cgroup.is_dir()), "it is in a cgroup of this machine");
         node.let_go();
         let ended = waitpid(stand_in, None).expect("its end");
         match expected {
