@@ -53,6 +53,9 @@ pub const CREATED_FOR_CORDON: &str = "tideover.dev/created-for-cordon";
 /// Label of the ReplicaSet controller by which it tells its pods apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
+/// Labels of the Job controller by which it tells its pods apart: that of now, and that of Jobs from before Kubernetes 1.27.
+pub const JOB_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller-uid"];
+
 /// Signer name on the CertificateSigningRequests of agents.
 pub const AGENT_SIGNER: &str = "tideover.dev/agent";
 

@@ -304,4 +304,23 @@ pub enum FailureReason {
     StateLost,
     /// Another Migration is moving this pod.
     AlreadyMoving,
+    /// One that came with a newer version than the reader's; the message says what it is. Nobody reports it by itself.
+    #[serde(other)]
+    Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_reason_of_a_newer_agent_is_read_and_written_as_another_one() {
+        let newer = json!({ "reason": "FluxCapacitor", "message": "no", "retryable": true });
+        let read: Failure = serde_json::from_value(newer).expect("a failure");
+        assert_eq!(read.reason, FailureReason::Other);
+        let again = serde_json::to_value(&read).expect("JSON");
+        let known = serde_json::to_value(schemars::schema_for!(FailureReason)).expect("JSON").to_string();
+        assert!(known.contains(r#""const":"Other""#) && again["reason"] == "Other", "{known}");
+    }
 }

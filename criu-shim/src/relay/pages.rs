@@ -4,10 +4,10 @@
 //! is restored. It outlives the relay.
 
 use crate::local::{BUNDLE_ENV, INSTALL_ROOT, PagesAt, TOKEN_ENV};
-use crate::pages::daemon::{STATUS, Status};
+use crate::pages::daemon::Status;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -36,7 +36,7 @@ pub(super) enum PagesError {
     },
     #[error("tie the page daemon to this restore")]
     Tie(#[source] std::io::Error),
-    #[error("read the page daemon's status")]
+    #[error("read or remove the page daemon's status")]
     Status(#[source] std::io::Error),
     #[error("the page daemon failed: {0}")]
     Failed(String),
@@ -60,10 +60,7 @@ impl PageDaemon {
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
         let log: File = log.map_err(|source| PagesError::Log { path, source })?;
         // What a daemon of an earlier try has said is not about this one.
-        match std::fs::remove_file(at.work.join(STATUS)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(PagesError::Status(error)),
-            _ => {}
-        }
+        Status::forget(&at.work).map_err(PagesError::Status)?;
         let mut command = Command::new(&program);
         command.arg("--store").arg(&at.store).arg("--work").arg(&at.work);
         // By these the agent knows what belongs to a restore that is under way.

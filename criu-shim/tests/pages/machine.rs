@@ -2,7 +2,7 @@
 
 use super::application::{BASE, Content};
 use super::scenarios::{ROLE, Scenario, WORK};
-use criu_shim::pages::daemon::{STATUS, Status};
+use criu_shim::pages::daemon::Status;
 use criu_shim::pages::store::StoreWriter;
 use criu_shim::pages::{PAGE, PageRange};
 use std::fs::File;
@@ -117,7 +117,7 @@ impl Machine {
     /// A daemon that listens for as long as its standard input is open, and knows whom it serves.
     pub fn daemon(&self, pids: &[i32]) -> Process {
         // What a former daemon said must not be taken for this one's word.
-        std::fs::remove_file(self.directory.path().join(STATUS)).ok();
+        Status::forget(self.directory.path()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_criu-pages"));
         command.arg("--store").arg(self.directory.path()).arg("--work").arg(self.directory.path());
         let mut child = Process(command.stdin(Stdio::piped()).spawn().unwrap());

@@ -58,6 +58,9 @@ pub(crate) struct Args {
     /// File that makes the program hang, ticks and all, as soon as it is there. It is removed first: the next run does not.
     #[arg(long)]
     hang: Option<std::path::PathBuf>,
+    /// File that ends the program, with success, as soon as it is there.
+    #[arg(long)]
+    end: Option<std::path::PathBuf>,
 }
 
 const PAGE: usize = 4096;
@@ -115,6 +118,9 @@ pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) ->
         std::thread::sleep(Duration::from_millis(args.every));
         if args.hang.as_ref().is_some_and(|file| std::fs::remove_file(file).is_ok()) {
             hang();
+        }
+        if args.end.as_ref().is_some_and(|file| file.exists()) {
+            return Ok(());
         }
         let realtime = now(libc::CLOCK_REALTIME);
         longest = longest.max(realtime - previous);

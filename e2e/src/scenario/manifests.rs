@@ -311,6 +311,80 @@ spec:
     }
 }
 
+/// Where a ticker with files has them.
+const FILES: &str = "/data";
+
+impl Ticker {
+    /// As the only pod of a StatefulSet `name`, with files; see [`Ticker::with_files`].
+    pub fn stateful_set(self, name: &str) -> String {
+        format!(
+            "\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{clusterIP: None, selector: {{app: {name}}}}}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: {name}}}
+spec:
+  replicas: 1
+  serviceName: {name}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+{}---
+",
+            self.with_files(6)
+        )
+    }
+
+    /// As the pod of a Job `name` that takes no failure, with files. It ends, with success, when the file `end` is in its volume.
+    pub fn job(self, name: &str) -> String {
+        format!(
+            "\
+apiVersion: batch/v1
+kind: Job
+metadata: {{name: {name}}}
+spec:
+  backoffLimit: 0
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      restartPolicy: Never
+{}---
+",
+            self.with_files(6)
+        )
+    }
+
+    /// Looks at its memory all the time, and ends itself where any of it is not what it should be. In the volume `data` are its log
+    /// `ticks`; its `count`, which it reads again at each tick, and ends itself where that went back; and `seed`, which is another at
+    /// each start of a pod.
+    fn with_files(self, indent: usize) -> String {
+        let log = format!("--log={FILES}/ticks");
+        let mut words = self.words();
+        words.retain(|word| !word.starts_with("--log="));
+        let counts = [format!("--ours={FILES}/count"), format!("--theirs={FILES}/count")];
+        words.extend([log, format!("--end={FILES}/end")].into_iter().chain(counts));
+        let more = format!(
+            "    volumeMounts: [{{name: data, mountPath: {FILES}}}]
+initContainers:
+  - name: seed
+    image: lab/busybox:1
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'head -c 4194304 /dev/urandom > {FILES}/seed']
+    volumeMounts: [{{name: data, mountPath: {FILES}}}]
+securityContext: {{fsGroup: 1000}}
+volumes: [{{name: data, emptyDir: {{}}}}]
+"
+        );
+        let more: String = more.lines().map(|line| format!("{:indent$}{line}\n", "")).collect();
+        with_checked_pages(&pod_spec(indent, self.mib, &words), 64) + &more
+    }
+}
+
 /// The probe with `args`, which holds `mib` MiB, as a Deployment `name` of one replica.
 pub fn probe_deployment(name: &str, mib: usize, args: &[String]) -> String {
     format!(
@@ -384,6 +458,17 @@ mod tests {
         let init = two.find("initContainers:").expect("a sidecar");
         assert!(two[init..].contains("restartPolicy: Always}\n      containers:\n"), "{two}");
         assert!(!several("a", &[member("app", "app", false)]).contains("initContainers"));
+    }
+
+    #[test]
+    fn a_ticker_with_files_has_its_log_where_they_are() {
+        let ticker = Ticker { mib: 1, collector: SocketAddr::from(([10, 0, 0, 1], 1)) };
+        for manifest in [ticker.stateful_set("a"), ticker.job("a")] {
+            assert!(manifest.contains("'--log=/data/ticks'") && !manifest.contains("/tmp/ticks"), "{manifest}");
+            for document in manifest.split("---\n").filter(|document| !document.is_empty()) {
+                serde_yaml::from_str::<serde_yaml::Value>(document).expect("YAML");
+            }
+        }
     }
 
     #[test]

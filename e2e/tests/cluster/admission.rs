@@ -1,7 +1,60 @@
 //! What the API server refuses.
 
-use anyhow::{Result, ensure};
-use e2e::scenario::{Cluster, Sandbox};
+use anyhow::{Context, Result, ensure};
+use e2e::scenario::cluster::NAMESPACE;
+use e2e::scenario::{Cluster, LIMIT, Sandbox, migration, until};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use serde_json::{Value, json};
+use tokio::runtime;
+
+/// The API server, as the agent of one node meets it.
+struct Agent {
+    runtime: runtime::Runtime,
+    migrations: Api<DynamicObject>,
+}
+
+impl Agent {
+    /// With a token like that of the agent's pod on `node`.
+    fn of_node(cluster: &Cluster, sandbox: &Sandbox, node: &str) -> Result<Self> {
+        let selector = ["--namespace", NAMESPACE, "--selector=app.kubernetes.io/component=agent"];
+        let pods = cluster.kube().get(&[&["pods"][..], &selector].concat())?.context("no agents")?;
+        let here = |pod: &&Value| pod["spec"]["nodeName"] == node;
+        let pod = pods["items"].as_array().into_iter().flatten().find(here).context("no agent on the node")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (account, name) = (text(&pod["spec"]["serviceAccountName"]), text(&pod["metadata"]["name"]));
+        let uid = text(&pod["metadata"]["uid"]);
+        let token = cluster.kube().run(&[
+            "--namespace",
+            NAMESPACE,
+            "create",
+            "token",
+            &account,
+            "--bound-object-kind=Pod",
+            &format!("--bound-object-name={name}"),
+            &format!("--bound-object-uid={uid}"),
+        ])?;
+        let mut kubeconfig = Kubeconfig::read_from(cluster.lab().kubeconfig()).context("read the kubeconfig")?;
+        for user in &mut kubeconfig.auth_infos {
+            user.auth_info = Some(AuthInfo { token: Some(token.trim().into()), ..AuthInfo::default() });
+        }
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+        let client = runtime.block_on(async {
+            let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+            Ok::<_, anyhow::Error>(kube::Client::try_from(config)?)
+        })?;
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("tideover.dev", "v1alpha1", "Migration"));
+        let migrations = Api::namespaced_with(client, sandbox.namespace(), &kind);
+        Ok(Self { runtime, migrations })
+    }
+
+    /// Merges `status` into that of a Migration. An agent may not read one beforehand, as kubectl does.
+    fn write(&self, migration: &str, status: &Value) -> Result<(), kube::Error> {
+        let (patch, params) = (Patch::Merge(json!({ "status": status })), PatchParams::default());
+        self.runtime.block_on(self.migrations.patch_status(migration, &params, &patch)).map(drop)
+    }
+}
 
 fn refused(sandbox: &Sandbox, manifest: &str, sentence: &str) -> Result<()> {
     match sandbox.create(manifest) {
@@ -80,5 +133,37 @@ spec: {containers: [{name: probe, image: 'lab/probe:1', imagePullPolicy: IfNotPr
     let said = sandbox.run(&["annotate", "pod", "forged", "tideover.dev/claimed-by=me"]);
     ensure!(said.is_err_and(|error| format!("{error:#}").contains("tideover.dev/")), "the annotation was accepted");
     sandbox.run(&["annotate", "pod", "forged", "example.org/mine=1"])?;
+    sandbox.passed()
+}
+
+#[test]
+fn an_agent_writes_its_own_report_and_not_which_containers_move() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::beside(cluster.kube(), "agent-token")?;
+    let workers = cluster.workers();
+    let (source, target) = workers.first().zip(workers.get(1)).context("two nodes")?;
+    sandbox.create(&migration::manifest("move", "nobody"))?;
+    until("the move of nobody to end", LIMIT, || {
+        Ok(sandbox.get(&["migration", "move"])?.filter(migration::has_ended))
+    })?;
+    // As it would be in the middle of a move, but for the phase, so that nobody acts on it.
+    let status = json!({ "attempt": 1, "owner": { "node": source, "attempt": 0 }, "targetNode": target,
+        "sourcePod": { "name": "nobody", "uid": "u", "node": source }, "containers": ["app", "beside"] });
+    let patch = json!({ "status": status }).to_string();
+    sandbox.run(&["patch", "migration", "move", "--subresource=status", "--type=merge", "--patch", &patch])?;
+
+    let agent = Agent::of_node(cluster, &sandbox, source)?;
+    agent.write("move", &json!({ "source": { "attempt": 1, "step": "Ready" } })).context("its own report")?;
+    for containers in [json!(["app"]), json!(["app", "other"]), json!([]), Value::Null] {
+        let refused = agent.write("move", &json!({ "containers": containers }));
+        let said = refused.err().with_context(|| format!("{containers} was accepted"))?.to_string();
+        ensure!(said.contains("phase, attempt, pods and target are the operator's to write"), "{said}");
+    }
+    let said = agent.write("move", &json!({ "target": { "attempt": 1, "step": "Resumed" } }));
+    let said = said.err().context("the source's agent has written the target's report")?.to_string();
+    ensure!(said.contains("only the target's agent writes status.target"), "{said}");
+    let after = sandbox.get(&["migration", "move"])?.context("the Migration")?["status"].clone();
+    ensure!(after["containers"] == json!(["app", "beside"]), "the containers are {}", after["containers"]);
+    ensure!(after["source"]["step"] == "Ready", "the report is {}", after["source"]);
     sandbox.passed()
 }

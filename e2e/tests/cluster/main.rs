@@ -25,6 +25,7 @@ mod restart;
 mod restart_causes;
 mod restart_moves;
 mod rolled_back;
+mod same_name;
 mod several;
 mod triggers;
 mod unprotected;

@@ -187,6 +187,22 @@ fn a_sidecar_and_two_containers_under_supervision_go_on_at_one_cut() -> Result<(
 }
 
 #[test]
+fn a_limit_for_each_container_that_all_of_them_exceed_together_is_not_in_the_way() -> Result<()> {
+    let several = Several::start("several-limit", "", 24, &TWO, as_it_is)?;
+    // Each asks for 40 MiB. The pod is from before, so that its containers have got no limits by it.
+    several.sandbox.apply(
+        "\
+apiVersion: v1
+kind: LimitRange
+metadata: {name: each}
+spec: {limits: [{type: Container, max: {memory: 72Mi}}]}
+",
+    )?;
+    several.moves_by_drain()?;
+    several.leaves_nothing()
+}
+
+#[test]
 fn a_restore_that_fails_for_one_container_is_taken_back_for_all() -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::new(cluster.kube(), "several-back")?;

@@ -53,6 +53,12 @@ pub fn sum(a: Quantity, b: Quantity) -> Quantity {
     }
 }
 
+/// How much more `a` is than `b`, if it is. One that can't be read is not.
+pub fn beyond(a: &Quantity, b: &Quantity) -> Option<Quantity> {
+    let more = nanos(a)?.checked_sub(nanos(b)?)?;
+    (more > 0).then(|| written(more))
+}
+
 /// In the largest decimal unit, of one, a thousandth and a thousand-millionth, in which it is whole.
 fn written(nanos: i128) -> Quantity {
     const UNITS: [(i128, &str); 2] = [(1_000_000_000, ""), (1_000_000, "m")];
@@ -87,6 +93,19 @@ mod tests {
             ("1", "lots", "1"),
         ] {
             assert_eq!(sum(q(a), q(b)), q(both), "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn what_is_more_is_known_and_nothing_of_what_is_not() {
+        for (a, b, more) in [
+            ("1", "250m", Some("750m")),
+            ("1Gi", "1Mi", Some("1072693248")),
+            ("1", "1000m", None),
+            ("1", "2", None),
+            ("1", "lots", None),
+        ] {
+            assert_eq!(beyond(&q(a), &q(b)), more.map(q), "{a} and {b}");
         }
     }
 

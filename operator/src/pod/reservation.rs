@@ -3,7 +3,7 @@
 //! It runs nothing of the application and carries none of its labels, so that no Service, ReplicaSet or
 //! PodDisruptionBudget ever takes it for one of theirs.
 
-use super::containers::is_sidecar;
+use super::containers::{is_sidecar, moving};
 use super::{manifest, pin, quantity};
 use crate::transition::ReservationWish;
 use k8s_openapi::api::core::v1::{
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use tideover_crds::names;
 
 /// Requests or limits, by resource.
-type Quantities = Option<BTreeMap<String, Quantity>>;
+type Quantities = BTreeMap<String, Quantity>;
 
 /// The id that is nobody on most systems.
 const NOBODY: i64 = 65_534;
@@ -28,7 +28,7 @@ const LABEL_VALUE_MAX: usize = 63;
 pub fn reservation(source: &Pod, wish: &ReservationWish, owner: OwnerReference, pause_image: &str) -> Pod {
     let from = manifest::free_spec(source);
     let mut spec = PodSpec {
-        containers: vec![pause(&from, pause_image)],
+        containers: pauses(&from, pause_image),
         resources: from.resources.clone(),
         node_selector: from.node_selector,
         affinity: from.affinity.map(without_label_keys),
@@ -68,12 +68,23 @@ pub fn reservation(source: &Pod, wish: &ReservationWish, owner: OwnerReference, 
     }
 }
 
-fn pause(from: &PodSpec, image: &str) -> Container {
+/// One for each container that runs as long as the pod does, each asking for what that asks for: a LimitRange bounds what a container
+/// may ask for, and would refuse one that asks for what all of them do.
+fn pauses(from: &PodSpec, image: &str) -> Vec<Container> {
+    let mut asked: Vec<Asked> = moving(from).map(Asked::by).collect();
+    let for_setup = for_setup(from, asked.iter().cloned().fold(Asked::default(), |all, one| all.and(one)));
+    if let Some(first) = asked.first_mut() {
+        first.take_on(for_setup);
+    }
+    asked.into_iter().enumerate().map(|(number, asked)| pause(number, asked, image)).collect()
+}
+
+fn pause(number: usize, asked: Asked, image: &str) -> Container {
     Container {
-        name: "pause".to_owned(),
+        name: format!("pause-{number}"),
         image: Some(image.to_owned()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
-        resources: Some(effective(from)),
+        resources: Some(asked.into()),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
@@ -84,50 +95,98 @@ fn pause(from: &PodSpec, image: &str) -> Container {
     }
 }
 
-/// What kube-scheduler counts: of each resource what all containers ask for together, or what an init container asks for beside the
-/// sidecars that are there before it, where that is more. Source: KEP-753, `podRequests` of `component-helpers/resource`.
-fn effective(from: &PodSpec) -> ResourceRequirements {
-    let (mut beside, mut most) = (ResourceRequirements::default(), ResourceRequirements::default());
+/// What kube-scheduler counts beyond `all` that the containers ask for together: of each resource, what an init container asks for
+/// beside the sidecars that are there before it, where that is more. Source: KEP-753, `podRequests` of `component-helpers/resource`.
+fn for_setup(from: &PodSpec, all: Asked) -> Asked {
+    let (mut beside, mut most) = (Asked::default(), Asked::default());
     for init in from.init_containers.iter().flatten() {
-        let asked = init.resources.clone().unwrap_or_default();
         if is_sidecar(init) {
-            beside = each(beside, asked, quantity::sum);
+            beside = beside.and(Asked::by(init));
         } else {
-            most = each(most, each(beside.clone(), asked, quantity::sum), quantity::larger);
+            most = most.or(beside.clone().and(Asked::by(init)));
         }
     }
-    let all = from.containers.iter().filter_map(|container| container.resources.clone());
-    let all = all.fold(beside, |all, one| each(all, one, quantity::sum));
-    let mut asked = each(most, all, quantity::larger);
-    // Where one container has a limit and another only a request, the sum of limits may be below that of requests, which the API server
-    // refuses. A pause container needs no limit.
-    if let (Some(requests), Some(limits)) = (&asked.requests, &mut asked.limits) {
-        let fits = |name: &String, limit: &Quantity| {
-            requests.get(name).is_none_or(|request| quantity::larger(request.clone(), limit.clone()) == *limit)
-        };
-        limits.retain(|name, limit| fits(name, limit));
-    }
-    asked
+    most.beyond(&all)
 }
 
-/// Every request and limit of either; `both` makes one of two.
-fn each(
-    a: ResourceRequirements,
-    b: ResourceRequirements,
-    both: impl Fn(Quantity, Quantity) -> Quantity,
-) -> ResourceRequirements {
-    let join = |a: Quantities, b: Quantities| -> Quantities {
-        let mut joined = a.unwrap_or_default();
-        for (name, quantity) in b.into_iter().flatten() {
-            let quantity = match joined.remove(&name) {
-                Some(known) => both(known, quantity),
-                None => quantity,
-            };
-            joined.insert(name, quantity);
+/// What a container, or several of them, ask for.
+#[derive(Clone, Debug, Default)]
+struct Asked {
+    requests: Quantities,
+    limits: Quantities,
+}
+
+impl Asked {
+    fn by(container: &Container) -> Self {
+        let asked = container.resources.clone().unwrap_or_default();
+        Self { requests: asked.requests.unwrap_or_default(), limits: asked.limits.unwrap_or_default() }
+    }
+
+    /// Both together.
+    fn and(self, other: Self) -> Self {
+        self.joined(other, quantity::sum)
+    }
+
+    /// The larger of each.
+    fn or(self, other: Self) -> Self {
+        self.joined(other, quantity::larger)
+    }
+
+    fn joined(self, other: Self, both: impl Fn(Quantity, Quantity) -> Quantity) -> Self {
+        Self {
+            requests: joined(self.requests, other.requests, &both),
+            limits: joined(self.limits, other.limits, &both),
         }
-        (!joined.is_empty()).then_some(joined)
+    }
+
+    /// What of each is more than `other` has.
+    fn beyond(self, other: &Self) -> Self {
+        Self { requests: beyond(self.requests, &other.requests), limits: beyond(self.limits, &other.limits) }
+    }
+
+    /// Asks for `more` as well, which is what an init container asks for and all containers together do not. So one of these asks for
+    /// no more than that init container then, which has passed the same LimitRange.
+    fn take_on(&mut self, more: Self) {
+        let bounds = |name: &String| self.limits.contains_key(name) || !self.requests.contains_key(name);
+        let limits = more.limits.into_iter().filter(|(name, _)| bounds(name)).collect();
+        self.limits = joined(std::mem::take(&mut self.limits), limits, quantity::sum);
+        self.requests = joined(std::mem::take(&mut self.requests), more.requests, quantity::sum);
+        for (name, limit) in &mut self.limits {
+            if let Some(request) = self.requests.get(name) {
+                *limit = quantity::larger(limit.clone(), request.clone());
+            }
+        }
+    }
+}
+
+impl From<Asked> for ResourceRequirements {
+    fn from(Asked { requests, limits }: Asked) -> Self {
+        let given = |quantities: Quantities| (!quantities.is_empty()).then_some(quantities);
+        Self { requests: given(requests), limits: given(limits), claims: None }
+    }
+}
+
+/// Every quantity of either; `both` makes one of two.
+fn joined(mut a: Quantities, b: Quantities, both: impl Fn(Quantity, Quantity) -> Quantity) -> Quantities {
+    for (name, quantity) in b {
+        let quantity = match a.remove(&name) {
+            Some(known) => both(known, quantity),
+            None => quantity,
+        };
+        a.insert(name, quantity);
+    }
+    a
+}
+
+fn beyond(most: Quantities, all: &Quantities) -> Quantities {
+    let more = |(name, most): (String, Quantity)| {
+        let more = match all.get(&name) {
+            Some(all) => quantity::beyond(&most, all)?,
+            None => most,
+        };
+        Some((name, more))
     };
-    ResourceRequirements { requests: join(a.requests, b.requests), limits: join(a.limits, b.limits), claims: None }
+    most.into_iter().filter_map(more).collect()
 }
 
 /// The API server has turned `matchLabelKeys` into selectors by the source's own labels already; the reservation does
@@ -176,48 +235,70 @@ mod tests {
         reservation(&serde_json::from_value(source).expect("a pod"), &wish(), owner, "pause")
     }
 
-    #[test]
-    fn it_asks_for_the_most_that_one_container_asks_for() {
-        let requests = |cpu: &str| json!({ "requests": { "cpu": cpu, "memory": "64Mi" } });
-        let pod = made(json!({
-            "containers": [{ "name": "c", "resources": requests("250m") }],
-            "initContainers": [{ "name": "i", "resources": requests("1") }],
-        }));
-        let requests = pod.spec.expect("a spec").containers[0].resources.clone().expect("resources").requests;
-        let requests: Vec<_> =
-            requests.expect("requests").into_iter().map(|(name, quantity)| (name, quantity.0)).collect();
-        assert_eq!(requests, [("cpu".to_owned(), "1".to_owned()), ("memory".to_owned(), "64Mi".to_owned())]);
+    /// What each of its containers asks for of a resource.
+    fn asked(
+        pod: &Pod,
+        of: impl Fn(ResourceRequirements) -> Option<Quantities>,
+        resource: &str,
+    ) -> Vec<Option<String>> {
+        let containers = &pod.spec.as_ref().expect("a spec").containers;
+        let each = containers.iter().map(|container| of(container.resources.clone().unwrap_or_default()));
+        each.map(|quantities| Some(quantities?.get(resource)?.0.clone())).collect()
+    }
+
+    fn requests(pod: &Pod, resource: &str) -> Vec<String> {
+        asked(pod, |resources| resources.requests, resource).into_iter().map(Option::unwrap_or_default).collect()
+    }
+
+    fn limits(pod: &Pod, resource: &str) -> Vec<Option<String>> {
+        asked(pod, |resources| resources.limits, resource)
     }
 
     #[test]
-    fn it_asks_for_what_containers_and_sidecars_ask_for_together() {
-        let resources = |cpu: &str| json!({ "requests": { "cpu": cpu } });
-        let asked = |setup: &str| {
-            let pod = made(json!({
+    fn it_asks_for_the_most_that_one_container_asks_for() {
+        let resources = |cpu: &str| json!({ "requests": { "cpu": cpu, "memory": "64Mi" } });
+        let pod = made(json!({
+            "containers": [{ "name": "c", "resources": resources("250m") }],
+            "initContainers": [{ "name": "i", "resources": resources("1") }],
+        }));
+        assert_eq!(requests(&pod, "cpu"), ["1"]);
+        assert_eq!(requests(&pod, "memory"), ["64Mi"]);
+    }
+
+    #[test]
+    fn it_asks_for_what_containers_and_sidecars_ask_for_and_in_no_container_for_more_than_one_of_them() {
+        let resources = |cpu: &str| json!({ "requests": { "cpu": cpu }, "limits": { "cpu": cpu } });
+        let of = |setup: &str| {
+            made(json!({
                 "containers": [{ "name": "a", "resources": resources("250m") }, { "name": "b", "resources": resources("1") }],
                 "initContainers": [
                     { "name": "s", "restartPolicy": "Always", "resources": resources("100m") },
                     { "name": "i", "resources": resources(setup) },
                 ],
-            }));
-            let requests = pod.spec.expect("a spec").containers[0].resources.clone().expect("resources").requests;
-            requests.expect("requests")["cpu"].0.clone()
+            }))
         };
-        assert_eq!(asked("500m"), "1350m", "they run beside each other");
-        assert_eq!(asked("2"), "2100m", "the init container runs beside the sidecar");
+        assert_eq!(requests(&of("500m"), "cpu"), ["100m", "250m", "1"], "they run beside each other");
+        // The init container runs beside the sidecar: 2.1 in all.
+        let pod = of("2");
+        assert_eq!(requests(&pod, "cpu"), ["850m", "250m", "1"]);
+        assert_eq!(limits(&pod, "cpu").into_iter().flatten().collect::<Vec<_>>(), ["850m", "250m", "1"]);
     }
 
     #[test]
-    fn a_limit_that_not_every_container_has_does_not_make_the_sum_invalid() {
-        let sidecar =
-            json!({ "requests": { "cpu": "100m", "memory": "64Mi" }, "limits": { "cpu": "200m", "memory": "64Mi" } });
-        let app = json!({ "requests": { "cpu": "1", "memory": "1Gi" }, "limits": { "memory": "1Gi" } });
-        let pod =
-            made(json!({ "containers": [{ "name": "a", "resources": app }, { "name": "b", "resources": sidecar }] }));
-        let resources = pod.spec.expect("a spec").containers[0].resources.clone().expect("resources");
-        assert_eq!(resources.requests.expect("requests")["cpu"].0, "1100m");
-        let limits: Vec<_> = resources.limits.expect("limits").into_keys().collect();
-        assert_eq!(limits, ["memory"]);
+    fn a_container_that_takes_on_more_keeps_a_limit_that_is_none_too_small_and_gets_none() {
+        let pod = |limits: serde_json::Value| {
+            made(json!({
+                "containers": [{ "name": "a", "resources": { "requests": { "cpu": "1" }, "limits": limits } }],
+                "initContainers": [{ "name": "i", "resources": { "requests": { "cpu": "3", "hugepages-2Mi": "4Mi" },
+                                                                 "limits": { "hugepages-2Mi": "4Mi" } } }],
+            }))
+        };
+        let bounded = pod(json!({ "cpu": "2" }));
+        assert_eq!((requests(&bounded, "cpu"), limits(&bounded, "cpu")), (vec!["3".into()], vec![Some("3".into())]));
+        let free = pod(json!({}));
+        assert_eq!((requests(&free, "cpu"), limits(&free, "cpu")), (vec!["3".into()], vec![None]));
+        // Of these the API server takes no request without a limit.
+        assert_eq!(limits(&free, "hugepages-2Mi"), [Some("4Mi".into())]);
     }
 
     #[test]

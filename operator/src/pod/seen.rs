@@ -35,8 +35,15 @@ pub fn source_seen(pod: &Pod, claims: &ClaimModes, claim: Claim) -> SourceSeen {
         controller: controller(pod).map(|owner| Controller { kind: owner.kind.clone(), uid: owner.uid.clone() }),
         template_hash: label(names::POD_TEMPLATE_HASH),
         original_template_hash: annotation(pod, names::ORIGINAL_TEMPLATE_HASH).map(str::to_owned),
+        in_job: in_job(pod),
         manifest: manifest::again(pod),
     }
+}
+
+fn in_job(pod: &Pod) -> bool {
+    let labels = pod.metadata.labels.as_ref();
+    let has_label = names::JOB_LABELS.iter().any(|name| labels.is_some_and(|labels| labels.contains_key(*name)));
+    controller(pod).is_some_and(|owner| owner.kind == "Job") && has_label
 }
 
 fn moving_names(pod: &Pod) -> Vec<String> {
@@ -143,6 +150,21 @@ mod tests {
         };
         assert_eq!(state("first"), RunState::TurnedAway);
         assert_eq!(state("c"), RunState::Ended);
+    }
+
+    #[test]
+    fn a_pod_is_in_its_job_until_that_has_no_label_to_know_it_by() {
+        let seen = |kind: &str, labels: serde_json::Value| {
+            let owner = json!({ "apiVersion": "batch/v1", "kind": kind, "name": "o", "uid": "ou", "controller": true });
+            let meta = json!({ "name": "p", "labels": labels, "ownerReferences": [owner] });
+            let pod = serde_json::from_value(json!({ "metadata": meta })).expect("a pod");
+            source_seen(&pod, &ClaimModes::new(), Claim::Free).in_job
+        };
+        for label in names::JOB_LABELS {
+            assert!(seen("Job", json!({ label: "ou", "app": "x" })), "{label}");
+            assert!(!seen("StatefulSet", json!({ label: "ou" })), "{label}");
+        }
+        assert!(!seen("Job", json!({ "app": "x" })));
     }
 
     #[test]

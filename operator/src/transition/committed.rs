@@ -115,6 +115,10 @@ pub(super) fn resumed(step: &Step<'_>) -> bool {
 
 pub(super) fn delete_source(step: &mut Step<'_>) {
     if let Some(source) = step.source() {
+        if source.in_job {
+            let (name, uid) = (source.pod.name.clone(), source.pod.uid.clone());
+            step.act(Action::TakeOutOfJob { name, uid });
+        }
         step.delete(PodRole::Source, &source.pod, 0);
     }
 }

@@ -77,6 +77,13 @@ pub enum Action {
         /// Value of the label before.
         hash: String,
     },
+    /// Have the source's Job let go of it: a pod of its own that is deleted counts as one that has failed.
+    TakeOutOfJob {
+        /// Name of the source.
+        name: String,
+        /// Its UID.
+        uid: String,
+    },
     /// Create the replacement of a pod that has no controller, pinned to the target and stamped.
     CreateReplacement {
         /// The object as it was kept.

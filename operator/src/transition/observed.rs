@@ -94,6 +94,8 @@ pub struct SourceSeen {
     pub template_hash: Option<String>,
     /// Value that the label had before the pod was taken out of its ReplicaSet.
     pub original_template_hash: Option<String>,
+    /// It has the labels by which its Job knows it.
+    pub in_job: bool,
     /// The object without what the API server adds, fit to be created again.
     pub manifest: serde_json::Value,
 }

@@ -28,4 +28,4 @@ pub use error::DaemonError;
 pub use link::SOCKET;
 pub use run::main;
 pub use serve::Settings;
-pub use status::{STATUS, Status};
+pub use status::Status;

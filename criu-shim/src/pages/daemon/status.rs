@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 /// Name of the status file in the work directory.
-pub const STATUS: &str = "pages.status";
+const STATUS: &str = "pages.status";
 
 /// What the status file says: one line of text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,17 @@ impl Status {
         std::fs::rename(&aside, &path)
     }
 
+    /// Takes away what a daemon of an earlier try in `work` has said: it says nothing of the next one.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn forget(work: &Path) -> io::Result<()> {
+        match std::fs::remove_file(work.join(STATUS)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn parse(line: &str) -> Option<Self> {
         match line {
             "listening" => Some(Self::Listening),
@@ -84,6 +95,15 @@ mod tests {
         }
         Status::Failed("two\nlines".to_owned()).write(work.path()).unwrap();
         assert_eq!(Status::read(work.path()).unwrap(), Some(Status::Failed("two lines".to_owned())));
+    }
+
+    #[test]
+    fn what_was_said_of_an_earlier_restore_is_forgotten() {
+        let work = tempfile::tempdir().unwrap();
+        Status::forget(work.path()).unwrap();
+        Status::Complete.write(work.path()).unwrap();
+        Status::forget(work.path()).unwrap();
+        assert_eq!(Status::read(work.path()).unwrap(), None);
     }
 
     #[test]

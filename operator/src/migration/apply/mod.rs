@@ -6,6 +6,7 @@ mod claim;
 mod delete;
 mod edit;
 mod finalizer;
+mod job;
 mod owner;
 mod replacement;
 mod replica_set;
@@ -81,6 +82,7 @@ pub(super) async fn apply(context: &Context, migration: &Migration, action: &Act
         Action::PutBackIntoReplicaSet { name, uid, hash } => {
             replica_set::put_back(&pods(context, migration), name, uid, hash).await
         }
+        Action::TakeOutOfJob { name, uid } => job::take_out(&pods(context, migration), name, uid).await,
         Action::CreateReplacement { manifest, node } => {
             replacement::create(&pods(context, migration), migration, manifest, node).await
         }
@@ -102,6 +104,7 @@ pub(super) fn describe(action: &Action) -> String {
         Action::DeletePod { role, name, .. } => format!("deleting the {role:?} {name}"),
         Action::TakeOutOfReplicaSet { name, .. } => format!("taking {name} out of its ReplicaSet"),
         Action::PutBackIntoReplicaSet { name, .. } => format!("putting {name} back into its ReplicaSet"),
+        Action::TakeOutOfJob { name, .. } => format!("taking {name} out of its Job"),
         Action::CreateReplacement { node, .. } => format!("creating the replacement on {node}"),
         Action::CreateCold { .. } => "creating the pod once more".to_owned(),
         Action::Abort { attempt, .. } => format!("aborting attempt {attempt}"),

@@ -60,6 +60,20 @@ fn a_stateful_sets_replacement_is_left_to_its_controller() {
 }
 
 #[test]
+fn a_jobs_pod_leaves_its_job_before_it_is_deleted_and_not_before_the_commit() {
+    let staged = Scene::new().at(Phase::Transferring).bare().target(TargetStep::Staged);
+    let staged = staged.with(|scene| {
+        scene.status().pod_manifest = None;
+        scene.source().in_job = true;
+    });
+    staged.decide().does(&[]);
+    let scene = staged.committed().with(|scene| scene.observed.replacements.clear());
+    scene.decide().phase(Phase::Committing).does(&["take pu out of its Job", "delete pu in 0 s"]);
+    let scene = scene.with(|scene| scene.source().in_job = false);
+    scene.decide().does(&["delete pu in 0 s"]);
+}
+
+#[test]
 fn a_replacement_that_kubelet_turned_away_is_made_again() {
     let scene = Scene::new().at(Phase::Committing).bare().committed().source_gone();
     let scene = scene.with(|scene| scene.observed.replacements[0].state = RunState::TurnedAway);

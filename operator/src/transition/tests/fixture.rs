@@ -69,6 +69,7 @@ impl Scene {
             controller: Some(Controller { kind: "ReplicaSet".into(), uid: "ru".into() }),
             template_hash: Some("hash".into()),
             original_template_hash: None,
+            in_job: false,
             manifest: json!({ "metadata": { "name": "p" } }),
         };
         let observed = Observed {
@@ -336,6 +337,7 @@ fn word(action: &Action) -> Option<String> {
         Action::DeletePod { uid, grace_seconds, .. } => format!("delete {uid} in {grace_seconds} s"),
         Action::TakeOutOfReplicaSet { uid, hash, .. } => format!("take out {uid} of {hash}"),
         Action::PutBackIntoReplicaSet { uid, hash, .. } => format!("put back {uid} into {hash}"),
+        Action::TakeOutOfJob { uid, .. } => format!("take {uid} out of its Job"),
         Action::CreateReplacement { node, .. } => format!("replace on {node}"),
         Action::CreateCold { .. } => "make it again, cold".into(),
         Action::Abort { seen, node, attempt } => format!("abort {attempt} for {node} at {}", seen.attempt),

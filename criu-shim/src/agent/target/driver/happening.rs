@@ -1,6 +1,6 @@
 //! What happens to a target: the source comes and sends, a shim asks, a relay speaks.
 
-use super::integrity::{is_the_only_one, not_received};
+use super::integrity::{is_the_only_one, not_received, strategy_of};
 use super::receiving::Receiving;
 use super::{TargetDriver, WORD_LIMIT};
 use crate::agent::failure::retryable;
@@ -179,20 +179,22 @@ impl TargetDriver {
     }
 
     async fn landed(&mut self, lane: usize, round: Result<Round, ReceiveError>, migration: Option<&Migration>) {
-        let strategy = migration.and_then(|migration| migration.status.as_ref()?.strategy);
-        let settled = match round {
-            Ok(round) => self.settle(lane, &round, strategy).await.map(|()| round),
-            Err(error) => Err(not_received(&error)),
+        let settled = match (round, strategy_of(migration)) {
+            (Ok(round), Ok(strategy)) => {
+                self.settle(lane, &round, strategy).await.map(|()| (round, is_the_only_one(strategy)))
+            }
+            (Ok(_), Err(failure)) => Err(failure),
+            (Err(error), _) => Err(not_received(&error)),
         };
         match settled {
-            Ok(round) => {
+            Ok((round, only)) => {
                 let digest = round.manifest.digest();
                 self.tell_source_of(lane, FromTarget::Verified { round: round.number, digest }).await;
                 match round.kind {
                     RoundKind::Early => {
                         self.lanes[lane].early = true;
                         self.lanes[lane].placing.landed(round.number);
-                        if is_the_only_one(strategy) {
+                        if only {
                             self.bring_to_disk(lane, round.number);
                         } else if self.lanes[lane].local.waiting {
                             self.place_what_landed(lane);

@@ -12,11 +12,11 @@ use crate::causes::chain;
 use crate::local::INSTALL_ROOT;
 use crate::supervised::program::{self, Program};
 use std::path::Path;
-use tideover_crds::{Failure, FailureReason, Strategy};
+use tideover_crds::{Failure, FailureReason, Migration, Strategy};
 
 impl TargetDriver {
     /// Sees to it that a round that has landed can be relied on, as far as that is not seen to later.
-    pub(super) async fn settle(&self, lane: usize, round: &Round, strategy: Option<Strategy>) -> Result<(), Failure> {
+    pub(super) async fn settle(&self, lane: usize, round: &Round, strategy: Strategy) -> Result<(), Failure> {
         let (directory, only) = (self.lane_directory(lane), is_the_only_one(strategy));
         let (node, kind, brought) = (self.context.node.clone(), round.kind, round.manifest.clone());
         // The images that go early are small, nothing is frozen yet, and runc reads them before CRIU is released. Archives are
@@ -85,22 +85,42 @@ pub(super) fn not_received(error: &ReceiveError) -> Failure {
     retryable(reason, chain(error))
 }
 
+/// How the replacement of a move comes to be: by that it is known what has to be done with what lands.
+///
+/// # Errors
+/// With the failure to report, where the Migration is gone or does not say it. Neither way is right for both.
+pub(super) fn strategy_of(migration: Option<&Migration>) -> Result<Strategy, Failure> {
+    let status = migration.and_then(|migration| migration.status.as_ref());
+    status.and_then(|status| status.strategy).ok_or_else(|| {
+        let message = "the Migration does not say whether the pod is replaced or deleted first";
+        retryable(FailureReason::NotMovable, message)
+    })
+}
+
 /// Whether what lands is about to be all that there is of the application: where the commit is made on it alone. It must be on
 /// the disk by then, and right. With ReplaceFirst the processes are rebuilt before the commit: the freeze does not wait for
 /// the disk, and what is there is looked at once, just before CRIU reads it.
-pub(super) fn is_the_only_one(strategy: Option<Strategy>) -> bool {
-    strategy != Some(Strategy::ReplaceFirst)
+pub(super) fn is_the_only_one(strategy: Strategy) -> bool {
+    strategy == Strategy::DeleteFirst
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::fixture::migration;
 
     #[test]
-    fn only_a_state_that_will_be_the_only_one_waits_for_the_disk() {
-        assert!(is_the_only_one(Some(Strategy::DeleteFirst)));
-        assert!(is_the_only_one(None), "what is not known counts as that");
-        assert!(!is_the_only_one(Some(Strategy::ReplaceFirst)));
+    fn what_lands_for_a_move_of_no_known_strategy_is_refused() {
+        for strategy in [Strategy::ReplaceFirst, Strategy::DeleteFirst] {
+            assert_eq!(strategy_of(Some(&migration().strategy(strategy).build())).unwrap(), strategy);
+        }
+        let mut unsaid = migration().build();
+        unsaid.status.as_mut().unwrap().strategy = None;
+        for migration in [None, Some(&unsaid)] {
+            let refused = strategy_of(migration).unwrap_err();
+            assert_eq!(refused.reason, FailureReason::NotMovable);
+            assert!(refused.message.contains("does not say whether"), "{}", refused.message);
+        }
     }
 
     #[test]

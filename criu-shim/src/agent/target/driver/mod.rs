@@ -25,7 +25,7 @@ use crate::agent::duty::{LaneLocal, TargetDuty, TargetLocal, target_duty, verdic
 use crate::agent::failure::retryable;
 use crate::agent::journal::{Entry, LaneEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
-use crate::agent::target::driver::integrity::is_the_only_one;
+use crate::agent::target::driver::integrity::{is_the_only_one, strategy_of};
 use crate::agent::target::driver::lane::Lane;
 use crate::agent::target::driver::rehearsal::Rehearsal;
 use crate::agent::target::event::Event;
@@ -317,6 +317,10 @@ impl TargetDriver {
             let message = "the Migration names no container that moves".to_owned();
             return self.fail(retryable(FailureReason::NotMovable, message)).await;
         }
+        let lasts = match strategy_of(Some(migration)) {
+            Ok(strategy) => is_the_only_one(strategy),
+            Err(failure) => return self.fail(failure).await,
+        };
         match self.context.facts().await {
             Ok(facts) => self.report.host = Some(facts),
             Err(failure) => return self.fail(failure).await,
@@ -324,7 +328,6 @@ impl TargetDriver {
         if let Err(failure) = self.write_journal().await {
             return self.fail(failure).await;
         }
-        let lasts = is_the_only_one(migration.status.as_ref().and_then(|status| status.strategy));
         for lane in 0..self.lanes.len() {
             match self.land_in(self.lane_directory(lane), lasts).await {
                 Ok(landing) => self.lanes[lane].landing = Some(landing),

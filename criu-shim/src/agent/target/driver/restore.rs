@@ -16,6 +16,7 @@ use crate::agent::transfer::stored::Pages;
 use crate::causes::chain;
 use crate::criu::system_v;
 use crate::local::{Create, RelayStage, ReleaseOptions, SystemV, ToRelay, ToShim, has_ran_mark};
+use crate::pages::daemon::Status;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
@@ -84,9 +85,11 @@ impl TargetDriver {
 
     /// Writes down that a restore is about to begin: from here on CRIU may rebuild the processes, and this node may commit.
     async fn begin_restore(&mut self, lane: usize, create: Create) -> Result<(), Failure> {
-        let token = new_token().map_err(|error| {
-            retryable(FailureReason::RestoreFailed, format!("make a token for the restore: {error}"))
-        })?;
+        let failed = |what: &str, error| retryable(FailureReason::RestoreFailed, format!("{what}: {error}"));
+        let token = new_token().map_err(|error| failed("make a token for the restore", error))?;
+        // From here on until it has a daemon of its own, nobody may take the word of an earlier one's for its.
+        Status::forget(&self.lane_directory(lane).join(WORK))
+            .map_err(|error| failed("forget what the page daemon before has said", error))?;
         let restore =
             RestoreEntry { token, pod_uid: create.pod_uid, container_id: create.container_id, bundle: create.bundle };
         let lane_again = &mut self.lanes[lane];

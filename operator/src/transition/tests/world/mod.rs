@@ -86,6 +86,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(bare: bool) -> Self {
         let scene = if bare { Scene::new().bare() } else { Scene::new() };
+        // Of the two kinds of pods that are deleted first, the model's is both: what a Job would do too early is seen.
+        let scene = scene.with(|scene| scene.source().in_job = bare);
         let stored = serde_json::to_value(&scene.observed.migration).expect("JSON");
         Self {
             stored,

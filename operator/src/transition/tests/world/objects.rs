@@ -47,6 +47,12 @@ impl World {
                     source.original_template_hash = None;
                 }
             }
+            Action::TakeOutOfJob { uid, .. } => {
+                assert_eq!(status.verdict(), Verdict::Committed, "its Job makes another before the commit");
+                if let Some(source) = observed.source.as_mut().filter(|source| source.pod.uid == *uid) {
+                    source.in_job = false;
+                }
+            }
             Action::CreateReplacement { .. } => {
                 assert_eq!(status.verdict(), Verdict::Committed, "replaced before the commit");
                 // However late: the name of a pod that exists is taken.
