@@ -164,8 +164,10 @@ Max realtime timeout      unlimited            unlimited            us        \n
         set(4096);
         assert_eq!(shown(core), Some(4096));
         set(0);
+        assert_eq!(shown(core), Some(0), "the same one again");
+        set(8192);
         assert!(shown(core + 1).is_some());
-        assert_eq!(shown(core), Some(0));
+        assert_eq!(shown(core), Some(8192), "one before the last");
         set(4096);
         assert!(of_process(1, 0).is_some());
         assert_eq!(shown(core), Some(4096), "another process was asked about in between");
