@@ -2,19 +2,24 @@
 //!
 //! CRIU finds out by `lseek(SEEK_DATA)` which pages an object of shared memory has, and by `/proc/PID/pagemap` which a process
 //! has. For the objects and the ranges on a list this library answers that there are none; whoever made the list sees to their
-//! pages. And it gives CRIU the text of `/proc/PID/smaps` that the agent has read for it. Everything else goes to the kernel as
-//! it came.
+//! pages. And it gives CRIU the text of `/proc/PID/smaps` that the agent has read for it, and what follows from that for the links in
+//! `/proc/PID/map_files` ([`link`]). Everything else goes to the kernel as it came.
 //!
 //! The list is a memfd that CRIU inherits, its number in the environment variable [`VARIABLE`]; so are the texts, in [`MAPPINGS`]. They
 //! are mapped when the library is loaded; [`list`] and [`mappings`] have their formats. Without the variables, or without what they
 //! name, nothing is left out, and CRIU reads for itself.
 
+mod descriptor;
+mod link;
 mod list;
 mod mappings;
 mod pagemap;
 
+use descriptor::Last;
+use link::Link;
 use list::List;
 use mappings::Mappings;
+use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use std::sync::OnceLock;
 
@@ -25,6 +30,13 @@ const MAPPINGS: &CStr = c"TIDEOVER_MAPPINGS";
 
 static LIST: OnceLock<Option<List>> = OnceLock::new();
 static TEXTS: OnceLock<Option<Mappings>> = OnceLock::new();
+
+thread_local! {
+    static PAGEMAP: Last = const { Last::of(b"pagemap") };
+    static LINKS: Last = const { Last::of(b"map_files") };
+    /// Where in its text the last mapping was whose link was asked for.
+    static LINK_AT: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Run when the library is loaded, before CRIU can have closed what it inherited.
 #[cfg_attr(not(test), unsafe(link_section = ".init_array"))]
@@ -59,14 +71,65 @@ fn inherited(variable: &CStr) -> Option<c_int> {
 unsafe extern "C" fn openat64(directory: c_int, path: *const c_char, flags: c_int, mode: c_int) -> c_int {
     if let Some(Some(texts)) = TEXTS.get()
         && !path.is_null()
-        // SAFETY: the caller's promise.
-        && unsafe { CStr::from_ptr(path) } == c"smaps"
-        && let Some(text) = pagemap::process_directory(directory).and_then(|process| texts.open(process))
     {
-        return text;
+        // SAFETY: the caller's promise.
+        let path = unsafe { CStr::from_ptr(path) };
+        if path == c"smaps"
+            && let Some(text) = descriptor::process_directory(directory).and_then(|process| texts.open(process))
+        {
+            return text;
+        }
+        if link(directory, path) == Some(Link::None) {
+            return failed(libc::ENOENT);
+        }
     }
     // SAFETY: the caller's promise, handed on.
     unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, mode) as c_int }
+}
+
+/// newfstatat(2), under the name that a program with large file support uses: how CRIU asks for the links of mappings. Of a link that is
+/// known, its kind and permissions are answered, and zeroes beside.
+///
+/// # Safety
+/// As for the C library's: `path` must be a C string, and `stat` have room for a `struct stat`.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+unsafe extern "C" fn fstatat64(directory: c_int, path: *const c_char, stat: *mut libc::stat, flags: c_int) -> c_int {
+    if flags == libc::AT_SYMLINK_NOFOLLOW && !path.is_null() && !stat.is_null() {
+        // SAFETY: the caller's promise.
+        match link(directory, unsafe { CStr::from_ptr(path) }) {
+            Some(Link::None) => return failed(libc::ENOENT),
+            Some(Link::Readable) => {
+                // SAFETY: the caller's promise; a `struct stat` may be all zeroes.
+                unsafe {
+                    stat.write_bytes(0, 1);
+                    (*stat).st_mode = libc::S_IFLNK | libc::S_IRUSR;
+                }
+                return 0;
+            }
+            None => {}
+        }
+    }
+    // SAFETY: the caller's promise, handed on.
+    unsafe { libc::syscall(libc::SYS_newfstatat, directory, path, stat, flags) as c_int }
+}
+
+/// What is known of the link `name` in `directory`, which may be any.
+fn link(directory: c_int, name: &CStr) -> Option<Link> {
+    let texts = TEXTS.get()?.as_ref()?;
+    if !link::is_range(name.to_bytes()) {
+        return None;
+    }
+    let process = LINKS.with(|links| links.process(directory))?;
+    let (link, at) = link::find(texts.text(process)?, name.to_bytes(), LINK_AT.get())?;
+    LINK_AT.set(at);
+    Some(link)
+}
+
+/// The answer "no", for this reason.
+fn failed(errno: c_int) -> c_int {
+    // SAFETY: the C library gives each thread an errno to write to.
+    unsafe { *libc::__errno_location() = errno };
+    -1
 }
 
 /// lseek(2), under the name that a program with large file support uses. On 64 bit it is the same.
@@ -77,9 +140,7 @@ unsafe extern "C" fn openat64(directory: c_int, path: *const c_char, flags: c_in
 unsafe extern "C" fn lseek64(descriptor: c_int, offset: i64, whence: c_int) -> i64 {
     if whence == libc::SEEK_DATA && is_withheld(descriptor) {
         // "No data from here on". Source: lseek(2).
-        // SAFETY: the C library gives each thread an errno to write to.
-        unsafe { *libc::__errno_location() = libc::ENXIO };
-        return -1;
+        return failed(libc::ENXIO).into();
     }
     // SAFETY: three numbers; the kernel checks each.
     unsafe { libc::syscall(libc::SYS_lseek, descriptor, offset, whence) }
@@ -136,21 +197,13 @@ unsafe extern "C" fn pread64(descriptor: c_int, buffer: *mut c_void, length: usi
 /// What is withheld of the process whose pagemap `descriptor` is; none where it is something else.
 fn withheld_of(descriptor: c_int) -> Option<list::Ranges> {
     let list = LIST.get()?.as_ref().filter(|list| list.withholds_memory())?;
-    let ranges = list.memory(pagemap::process(descriptor)?);
+    let ranges = list.memory(PAGEMAP.with(|pagemap| pagemap.process(descriptor))?);
     (!ranges.is_empty()).then_some(ranges)
 }
 
 fn is_withheld(descriptor: c_int) -> bool {
     let Some(Some(list)) = LIST.get() else { return false };
-    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `stat` may be written, and is read only where the kernel has written it.
-    let stat = unsafe {
-        if libc::fstat(descriptor, stat.as_mut_ptr()) != 0 {
-            return false;
-        }
-        stat.assume_init()
-    };
-    list.has(stat.st_dev, stat.st_ino)
+    descriptor::identity(descriptor).is_some_and(|(device, inode)| list.has(device, inode))
 }
 
 #[cfg(test)]

@@ -50,7 +50,8 @@ impl Mappings {
         copy(text.or_else(|| self.text(process))?)
     }
 
-    fn text(&self, process: u64) -> Option<&[u8]> {
+    /// The text of `process`, where it is here.
+    pub(crate) fn text(&self, process: u64) -> Option<&[u8]> {
         let count = usize::try_from(self.words[1].load(Ordering::Acquire)).ok()?.min(MOST_ENTRIES);
         let entries = &self.words[ENTRIES_AT..ENTRIES_AT + 3 * count];
         let entry = entries.chunks_exact(3).find(|entry| entry[0].load(Ordering::Relaxed) == process)?;

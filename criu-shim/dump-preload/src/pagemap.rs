@@ -2,7 +2,6 @@
 
 use crate::list::Ranges;
 use std::ffi::{c_int, c_long, c_ulong};
-use std::io::Write;
 
 /// `PAGEMAP_SCAN`: `_IOWR('f', 16, struct pm_scan_arg)`. Source: `include/uapi/linux/fs.h`.
 pub(crate) const SCAN: c_ulong = 3 << 30 | (size_of::<Scan>() as c_ulong) << 16 | (b'f' as c_ulong) << 8 | 16;
@@ -32,34 +31,6 @@ pub(crate) struct Scan {
 
 /// Bytes of a `struct page_region`, of which `vec` has room for `vec_len`.
 const REGION: u64 = 24;
-
-/// The process whose pagemap `descriptor` is.
-pub(crate) fn process(descriptor: c_int) -> Option<u64> {
-    path_of(descriptor, |path| {
-        let mut parts = path.rsplit(|byte| *byte == b'/');
-        (parts.next()? == b"pagemap").then(|| number(parts.next()?)).flatten()
-    })
-}
-
-/// The process whose directory in `/proc` `descriptor` is.
-pub(crate) fn process_directory(descriptor: c_int) -> Option<u64> {
-    path_of(descriptor, |path| {
-        let mut parts = path.rsplit(|byte| *byte == b'/');
-        number(parts.next()?).filter(|_| parts.next() == Some(b"proc"))
-    })
-}
-
-fn path_of<T>(descriptor: c_int, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
-    let (mut path, mut name) = ([0_u8; 64], [0_u8; 128]);
-    write!(&mut path[..63], "/proc/self/fd/{descriptor}").ok()?;
-    // SAFETY: a C string, and a buffer of the length that is named.
-    let length = unsafe { libc::readlink(path.as_ptr().cast(), name.as_mut_ptr().cast(), name.len()) };
-    read(name.get(..usize::try_from(length).ok()?)?)
-}
-
-fn number(part: &[u8]) -> Option<u64> {
-    std::str::from_utf8(part).ok()?.parse().ok()
-}
 
 /// Answers `scan` by asking `kernel` for the parts that are not withheld. As the ioctl(2): the number of regions, and
 /// `walk_end`; or -1.

@@ -108,8 +108,30 @@ fn what_is_on_the_list_is_not_there_and_everything_else_is() {
     let (rest, _) = scanned(&pagemap, page(end), 16 - end, 16);
     assert_eq!([first, rest.iter().map(|page| page + end).collect()].concat(), left);
     let (whole, blank) = (std::fs::File::open("/proc/self/maps").unwrap(), AtomicU64::new(0));
-    assert_eq!(pagemap::process(whole.as_raw_fd()), None);
+    assert_eq!(PAGEMAP.with(|last| last.process(whole.as_raw_fd())), None);
     assert!(list::Ranges::of(Box::leak(Box::new([blank, AtomicU64::new(4), AtomicU64::new(8)]))).after(8).is_none());
+}
+
+/// What kind of file `name` in `directory` is, and its permissions.
+fn linked(directory: &std::fs::File, name: &CStr) -> Option<u32> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    let (directory, flags) = (directory.as_raw_fd(), libc::AT_SYMLINK_NOFOLLOW);
+    // SAFETY: a C string, and room for the answer, which is read only where there is one.
+    unsafe { (fstatat64(directory, name.as_ptr(), stat.as_mut_ptr(), flags) == 0).then(|| stat.assume_init().st_mode) }
+}
+
+#[test]
+fn a_descriptor_is_asked_about_again_once_it_is_another_file() {
+    let (last, own) = (Last::of(b"pagemap"), u64::from(std::process::id()));
+    let (pagemap, maps) =
+        (std::fs::File::open("/proc/self/pagemap").unwrap(), std::fs::File::open("/proc/self/maps").unwrap());
+    let above = u64::from(std::os::unix::process::parent_id());
+    let first = std::fs::File::open(format!("/proc/{above}/pagemap")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(last.process(pagemap.as_raw_fd()), Some(own));
+        assert_eq!(last.process(maps.as_raw_fd()), None);
+        assert_eq!(last.process(first.as_raw_fd()), Some(above));
+    }
 }
 
 /// What is read from `name` in `directory`.
@@ -129,13 +151,30 @@ fn opened(directory: &std::fs::File, name: &CStr) -> String {
 fn what_was_read_of_a_process_is_given_for_its_mappings_alone() {
     let texts = memfd();
     texts.set_len(64 << 20).unwrap();
-    let (own, text, at) = (u64::from(std::process::id()), "as it was read", 1 << 20);
+    let directory = std::fs::File::open("/proc/self/map_files").unwrap();
+    let links = || std::fs::read_dir("/proc/self/map_files").unwrap().map(|link| link.unwrap().file_name());
+    let name = CString::new(links().next().unwrap().into_encoded_bytes()).unwrap();
+    assert_eq!(linked(&directory, &name).map(|mode| mode & libc::S_IFMT), Some(libc::S_IFLNK), "the kernel's answer");
+    // Not what the kernel would say.
+    let (none, file) = (c"10000000-10001000", c"10001000-10002000");
+    assert_eq!((linked(&directory, none), linked(&directory, file)), (None, None));
+    let (own, at) = (u64::from(std::process::id()), 1 << 20);
+    let text =
+        "as it was read\n10000000-10001000 rw-p 00000000 00:00 0 \n10001000-10002000 r--p 00000000 00:ab 7   /file\n";
     texts.write_all_at(text.as_bytes(), at).unwrap();
     put(&texts, 2, &[own, at, text.len() as u64]);
     put(&texts, 0, &[2, 1]);
     TEXTS.get_or_init(|| Mappings::mapped(std::os::fd::IntoRawFd::into_raw_fd(texts)));
 
-    let directory = std::fs::File::open(format!("/proc/{own}")).unwrap();
+    assert_eq!(linked(&directory, file), Some(libc::S_IFLNK | libc::S_IRUSR));
+    assert_eq!(linked(&directory, none), None);
+    assert_eq!(linked(&directory, &name).map(|mode| mode & libc::S_IFMT), Some(libc::S_IFLNK), "it is not in the text");
+    let other = std::fs::File::open("/proc/self").unwrap();
+    assert_eq!(linked(&other, file), None, "no directory of links");
+    let process = std::fs::File::open(format!("/proc/{own}")).unwrap();
+    assert_eq!(linked(&process, c"exe").map(|mode| mode & libc::S_IFMT), Some(libc::S_IFLNK));
+
+    let directory = process;
     assert_eq!(opened(&directory, c"smaps"), text);
     assert!(opened(&directory, c"maps").contains("[stack]"));
     let above = std::fs::File::open(format!("/proc/{}", std::os::unix::process::parent_id())).unwrap();

@@ -5,7 +5,7 @@
 //! `prlimit64` and `syscall`: a *read* that the kernel refused is answered from there. Everything else goes to the kernel
 //! as it came, and its answer is given back as it is: nothing is ever set, and no refusal to set is hidden.
 //!
-//! It allocates nothing, keeps no state and calls nothing that it stands in front of.
+//! It allocates nothing, keeps of what it has answered the limits of one process ([`limits`]), and calls nothing that it stands in front of.
 
 mod kernel;
 mod limits;

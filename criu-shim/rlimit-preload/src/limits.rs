@@ -1,5 +1,6 @@
 //! `/proc/PID/limits`, read without allocating.
 
+use std::cell::RefCell;
 use std::ffi::c_int;
 
 /// Names of the limits, by number. Source: linux `fs/proc/base.c` (`lnames`), `asm-generic/resource.h`.
@@ -35,11 +36,33 @@ pub(crate) struct Limit {
     pub(crate) maximum: u64,
 }
 
+/// What the kernel shows everybody of the limits of one process.
+struct Shown {
+    pid: c_int,
+    /// The limit that was asked for last.
+    resource: usize,
+    length: usize,
+    file: [u8; MAX_FILE],
+}
+
+thread_local! {
+    static SHOWN: RefCell<Shown> = const { RefCell::new(Shown { pid: 0, resource: 0, length: 0, file: [0; MAX_FILE] }) };
+}
+
 /// What the kernel shows everybody of a limit of process `pid`.
+///
+/// Whoever goes through the limits of a process, from the first to the last, is answered from one look: another one costs as much as
+/// all of its lines, and CRIU asks for sixteen.
 pub(crate) fn of_process(pid: c_int, resource: usize) -> Option<Limit> {
-    let mut file = [0; MAX_FILE];
-    let length = read(&path(pid)?, &mut file)?;
-    find(&file[..length], resource)
+    SHOWN.with_borrow_mut(|shown| {
+        if shown.pid != pid || resource <= shown.resource {
+            shown.pid = 0;
+            shown.length = read(&path(pid)?, &mut shown.file)?;
+            shown.pid = pid;
+        }
+        shown.resource = resource;
+        find(&shown.file[..shown.length], resource)
+    })
 }
 
 /// `/proc/PID/limits`, ending in a zero byte.
@@ -122,6 +145,32 @@ Max realtime timeout      unlimited            unlimited            us        \n
         ] {
             assert_eq!(find(FILE, resource as usize), Some(Limit { current, maximum }));
         }
+    }
+
+    #[test]
+    fn whoever_goes_through_the_limits_again_sees_them_as_they_are() {
+        let own = std::process::id() as c_int;
+        let set = |current| {
+            let limit = libc::rlimit { rlim_cur: current, rlim_max: libc::RLIM_INFINITY };
+            let mut before = limit;
+            // SAFETY: one is read and the other written; nothing here depends on how large a core file may be.
+            unsafe {
+                assert_eq!(libc::getrlimit(libc::RLIMIT_CORE, &mut before), 0);
+                assert_eq!(libc::setrlimit(libc::RLIMIT_CORE, &libc::rlimit { rlim_max: before.rlim_max, ..limit }), 0);
+            }
+        };
+        let core = libc::RLIMIT_CORE as usize;
+        let shown = |resource| of_process(own, resource).map(|limit| limit.current);
+        set(4096);
+        assert_eq!(shown(core), Some(4096));
+        set(0);
+        assert_eq!(shown(core), Some(0), "the same one again");
+        set(8192);
+        assert!(shown(core + 1).is_some());
+        assert_eq!(shown(core), Some(8192), "one before the last");
+        set(4096);
+        assert!(of_process(1, 0).is_some());
+        assert_eq!(shown(core), Some(4096), "another process was asked about in between");
     }
 
     #[test]
