@@ -194,8 +194,9 @@ fn transfer(figures: &Figures<'_>) -> String {
     }
     format!(
         "\
-256 MiB that can't be compressed, between the network namespaces of two nodes: `plain` through the TLS connection of two agents and
-nothing more, `memory` as the pages of a process, `image` as a file. Least / median / most of n turns; the ratio is that of one turn.
+256 MiB that can't be compressed, between the network namespaces of two nodes: `plain` from memory through the TLS connection of two
+agents into a file and nothing more, `memory` as the pages of a process, `image` as a file; `dropped` is `plain` without the file.
+Least / median / most of n turns; the ratio is that of one turn.
 
 {}",
         table(&["case", "n", "MiB/s", "processor, ms", "over plain"], &rows)

@@ -7,12 +7,14 @@
 //!
 //! | | on the source | on the target |
 //! |---|---|---|
-//! | `plain` | nothing: what is written is in memory | nothing: what is read is dropped |
+//! | `dropped` | nothing: what is written is in memory | nothing: what is read is dropped |
+//! | `plain` | nothing: what is written is in memory | writes to a file |
 //! | `memory` | reads the pages from the process, looks for zeros and for pages that others share, XXH3, frames | takes the frames, XXH3, the pages' places, writes to the page store |
 //! | `image` | reads the file, BLAKE3, frames | takes the frames, writes to a file |
 //!
-//! So a ratio of 1 would mean that all of this is free, and what is not is paid for with the same processors that encrypt: the less of
-//! them there are, the lower it is.
+//! Ratios are those to `plain`, which leaves the same bytes in the same place and does nothing else; `dropped` says what of it is the
+//! connection's. So a ratio of 1 would mean that all the rest is free, and what is not is paid for with the same processors that encrypt:
+//! the less of them there are, the lower it is.
 
 use clap::Parser;
 use criu_shim::agent::identity::Tls;
@@ -30,7 +32,7 @@ use rustls::pki_types::ServerName;
 use serde::Serialize;
 use std::error::Error;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -75,16 +77,18 @@ struct Cli {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
+    Dropped,
     Plain,
     Memory,
     Image,
 }
 
 impl Variant {
-    const ALL: [Self; 3] = [Self::Plain, Self::Memory, Self::Image];
+    const ALL: [Self; 4] = [Self::Plain, Self::Memory, Self::Image, Self::Dropped];
 
     fn name(self) -> &'static str {
         match self {
+            Self::Dropped => "dropped",
             Self::Plain => "plain",
             Self::Memory => "memory",
             Self::Image => "image",
@@ -140,9 +144,9 @@ fn main() -> Outcome<()> {
         address,
     };
     std::fs::write(bench.directory.join("image"), &*bench.content)?;
-    let mut rates: [Vec<f64>; 3] = Default::default();
-    let mut ratios: [Vec<f64>; 3] = Default::default();
-    let mut processor: [Vec<f64>; 3] = Default::default();
+    let mut rates: [Vec<f64>; Variant::ALL.len()] = Default::default();
+    let mut ratios: [Vec<f64>; Variant::ALL.len()] = Default::default();
+    let mut processor: [Vec<f64>; Variant::ALL.len()] = Default::default();
     // The first time around, memory and caches are cold.
     for repetition in 0..=runs {
         let mut plain = 0.0;
@@ -167,7 +171,7 @@ fn main() -> Outcome<()> {
         let case = || format!("{}-{}", BYTES >> 20, variant.name());
         figures.push(Figure::of(case(), "transfer_rate", "MiB/s", &rates[index]));
         figures.push(Figure::of(case(), "transfer_processor", "ms", &processor[index]));
-        if variant != Variant::Plain {
+        if matches!(variant, Variant::Memory | Variant::Image) {
             figures.push(Figure::of(case(), "transfer_ratio", "1", &ratios[index]));
         }
     }
@@ -201,7 +205,12 @@ impl Bench {
         }))??;
         let target = self.target.block_on(accepting)??;
         match variant {
-            Variant::Plain => self.plain(source, target),
+            Variant::Dropped => self.plain(source, target, None),
+            Variant::Plain => {
+                let directory = self.directory.join(ATTEMPT);
+                std::fs::create_dir(&directory)?;
+                self.plain(source, target, Some(File::create_new(directory.join("plain"))?))
+            }
             Variant::Memory | Variant::Image => self.ours(variant, source, target),
         }
     }
@@ -214,14 +223,22 @@ impl Bench {
         }
     }
 
-    fn plain(&self, mut source: wire::SourceStream, mut target: wire::TargetStream) -> Outcome<Duration> {
+    /// What is read goes into a file, or nowhere.
+    fn plain(
+        &self,
+        mut source: wire::SourceStream,
+        mut target: wire::TargetStream,
+        mut landing: Option<File>,
+    ) -> Outcome<Duration> {
         let taking = self.target.spawn(async move {
             let (mut piece, mut left) = (vec![0; PIECE], BYTES);
             while left > 0 {
-                left -= match target.read(&mut piece).await? {
-                    0 => return Err(ErrorKind::UnexpectedEof.into()),
-                    count => count,
-                };
+                let count = PIECE.min(left);
+                target.read_exact(&mut piece[..count]).await?;
+                if let Some(file) = &mut landing {
+                    file.write_all(&piece[..count])?;
+                }
+                left -= count;
             }
             target.write_all(&[1]).await?;
             target.shutdown().await

@@ -133,6 +133,7 @@ impl Task {
             // They are of a move.
             Event::Source(_)
             | Event::Again(_)
+            | Event::Archive { .. }
             | Event::Round { .. }
             | Event::Rehearse { .. }
             | Event::Synced { .. }

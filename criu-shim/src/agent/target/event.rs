@@ -1,5 +1,6 @@
 //! What happens to a target: things that the source, the shim and the relay do.
 
+use crate::agent::transfer::growing::Growing;
 use crate::agent::transfer::hello::GoOn;
 use crate::agent::transfer::link::{LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, Preamble};
@@ -17,6 +18,15 @@ pub enum Event {
     Source(Arrival),
     /// A source that has lost its connection has made another.
     Again(Box<Return>),
+    /// An archive of files of the last round begins to land.
+    Archive {
+        /// Attempt whose connection it comes by.
+        attempt: u32,
+        /// Name of the container whose connection that is.
+        container: String,
+        /// The archive.
+        archive: Growing,
+    },
     /// A round has landed, or receiving has failed.
     Round {
         /// Attempt whose connection it came by.

@@ -1,7 +1,7 @@
 //! Files that moved are put in place: into the new container's root file system and the new pod's volumes.
 //!
 //! Archives are unpacked in the order of their rounds, as soon as there is a place for them, so that little is left for the
-//! freeze. What is unpacked is compared with what was sent as it is read, so the bytes that are compared are those that are used;
+//! freeze; those of the last round while they land. What is unpacked is compared with what was sent as it is read, so the bytes that are compared are those that are used;
 //! one that differs fails the attempt, whose places then go with the replacement.
 
 use crate::agent::context::Context;
@@ -10,19 +10,20 @@ use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::files::unpack::unpack;
 use crate::agent::journal::RestoreEntry;
+use crate::agent::transfer::growing::Growing;
 use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::manifest::Landed;
 use crate::agent::transfer::message::FILES;
 use crate::agent::transfer::stored::{self, StoredError};
 use crate::causes::chain;
 use crate::criu::Bundle;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
-use std::io::{BufReader, Error, Read};
+use std::io::{BufReader, Error, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tideover_crds::{Failure, FailureReason};
 
 /// Bytes of an archive that are read and hashed at once.
@@ -84,56 +85,129 @@ pub fn place_files(
     placed: &mut Placed,
     gone: &AtomicBool,
 ) -> Result<(), Failure> {
-    place_with(directory, trees, placed, gone, |tree| place(context, restore, tree))
+    Placing::new(trees, gone, |tree| place(context, restore, tree)).all_of(directory, placed)
 }
 
-/// The same, with the places of trees as `place_of` says them.
-fn place_with(
+/// The same, and after it every archive of the last round that is `arriving`, while it does: as they come, and until none is left. Of
+/// one that is broken off nothing is kept, and it fails nothing here. Blocking.
+///
+/// # Errors
+/// As [`place_files`].
+pub fn place_arriving(
+    context: &Context,
     directory: &Path,
+    restore: &RestoreEntry,
     trees: Trees,
     placed: &mut Placed,
     gone: &AtomicBool,
-    place_of: impl Fn(&str) -> Result<(PathBuf, TreeKind), Failure>,
+    arriving: &Arriving,
 ) -> Result<(), Failure> {
-    let corrupted = |error: StoredError| retryable(FailureReason::Corrupted, chain(&error));
-    let mut spots: HashMap<String, (Spot, TreeKind)> = HashMap::new();
-    let goes_on = AtomicBool::new(false);
-    for (name, landed) in stored::archives(directory).map_err(corrupted)? {
-        let tree = tree_of(&name);
-        let gone = if tree == LAYER { gone } else { &goes_on };
-        if gone.load(Ordering::Relaxed) || (tree != LAYER && trees == Trees::LayerOnly) {
-            continue;
+    let mut placing = Placing::new(trees, gone, |tree| place(context, restore, tree));
+    placing.all_of(directory, placed)?;
+    placing.follow(arriving, placed)
+}
+
+/// Archives of the last round that land, of which nobody has begun to put any in place. Clones are of the same.
+#[derive(Clone, Debug, Default)]
+pub struct Arriving(Arc<Mutex<VecDeque<Growing>>>);
+
+impl Arriving {
+    /// One more.
+    pub fn add(&self, archive: Growing) {
+        self.queue().push_back(archive);
+    }
+
+    fn next(&self) -> Option<Growing> {
+        self.queue().pop_front()
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Growing>> {
+        // Nothing panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Archives on their way into place, with the places of trees as `place_of` says them.
+struct Placing<'a, F> {
+    trees: Trees,
+    /// The container is.
+    gone: &'a AtomicBool,
+    place_of: F,
+    spots: HashMap<String, (Spot, TreeKind)>,
+}
+
+impl<'a, F: Fn(&str) -> Result<(PathBuf, TreeKind), Failure>> Placing<'a, F> {
+    fn new(trees: Trees, gone: &'a AtomicBool, place_of: F) -> Self {
+        Self { trees, gone, place_of, spots: HashMap::new() }
+    }
+
+    /// Those that have landed in `directory`.
+    fn all_of(&mut self, directory: &Path, placed: &mut Placed) -> Result<(), Failure> {
+        let corrupted = |error: StoredError| retryable(FailureReason::Corrupted, chain(&error));
+        for (name, landed) in stored::archives(directory).map_err(corrupted)? {
+            let path = directory.join(FILES).join(&name);
+            self.one(name, &path, placed, || File::open(&path), || Some(landed.clone()))?;
         }
-        let (spot, kind) = match spots.get(tree) {
+        Ok(())
+    }
+
+    /// Those that land.
+    fn follow(&mut self, arriving: &Arriving, placed: &mut Placed) -> Result<(), Failure> {
+        while let Some(archive) = arriving.next() {
+            let name = archive.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            self.one(name, archive.path(), placed, || archive.open(), || archive.landed())?;
+        }
+        Ok(())
+    }
+
+    /// The one that is called `name`, unless it is in place, or belongs nowhere.
+    fn one<A: Read>(
+        &mut self,
+        name: String,
+        path: &Path,
+        placed: &mut Placed,
+        open: impl FnOnce() -> Result<A, Error>,
+        landed: impl FnOnce() -> Option<Landed>,
+    ) -> Result<(), Failure> {
+        let (tree, goes_on) = (tree_of(&name), AtomicBool::new(false));
+        let gone = if tree == LAYER { self.gone } else { &goes_on };
+        if gone.load(Ordering::Relaxed) || (tree != LAYER && self.trees == Trees::LayerOnly) {
+            return Ok(());
+        }
+        let (spot, kind) = match self.spots.get(tree) {
             Some(spot) => spot.clone(),
             None => {
-                let (root, kind) = place_of(tree)?;
+                let (root, kind) = (self.place_of)(tree)?;
                 let spot = (Spot::at(&root)?, kind);
-                spots.insert(tree.to_owned(), spot.clone());
+                self.spots.insert(tree.to_owned(), spot.clone());
                 spot
             }
         };
         let key = (spot, name);
         if placed.archives.contains(&key) {
-            continue;
+            return Ok(());
         }
-        let (Spot { root, .. }, name) = &key;
-        let put = put(&directory.join(FILES).join(name), &landed, &[&placed.off, gone], |archive| {
-            // What is replaced is not free yet, so that only the size of all of it is a bound.
-            unpack(root, kind, archive, all_bytes(root)).map_err(|error| {
-                retryable(FailureReason::RestoreFailed, format!("the tree {root:?}: {}", chain(&error)))
+        let root = &key.0.root;
+        let off: [&AtomicBool; 2] = [&placed.off, gone];
+        let put = open().map_err(|source| unreadable(path, source)).and_then(|archive| {
+            put(path, archive, &off, landed, |archive| {
+                // What is replaced is not free yet, so that only the size of all of it is a bound.
+                unpack(root, kind, archive, all_bytes(root)).map_err(|error| {
+                    retryable(FailureReason::RestoreFailed, format!("the tree {root:?}: {}", chain(&error)))
+                })
             })
         });
         match put {
-            Ok(()) => {
+            Ok(true) => {
                 placed.archives.insert(key);
             }
+            Ok(false) => {}
             // Its files are being taken down with it; the volumes stay.
             Err(_) if gone.load(Ordering::Relaxed) => {}
             Err(failure) => return Err(failure),
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Size of the file system that `path` is on, bytes.
@@ -141,45 +215,55 @@ fn all_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
-/// Has `unpack` read the archive at `path`, and sees to it that what it has read is what has `landed`.
-fn put(
+fn unreadable(path: &Path, source: Error) -> Failure {
+    retryable(FailureReason::Corrupted, chain(&StoredError::Read { path: path.to_owned(), source }))
+}
+
+/// Has `unpack` read the `archive` that lies at `path`, and sees to it that what it has read is what has `landed` by then. False where
+/// it was broken off.
+fn put<A: Read>(
     path: &Path,
-    landed: &Landed,
+    archive: A,
     off: &[&AtomicBool],
-    unpack: impl FnOnce(&mut BufReader<Hashing<'_>>) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let unreadable = |source| {
-        let error = StoredError::Read { path: path.to_owned(), source };
-        retryable(FailureReason::Corrupted, chain(&error))
-    };
-    let file = File::open(path).map_err(unreadable)?;
-    let hashing = Hashing { file, hasher: blake3::Hasher::new(), off };
+    landed: impl FnOnce() -> Option<Landed>,
+    unpack: impl FnOnce(&mut BufReader<Hashing<'_, A>>) -> Result<(), Failure>,
+) -> Result<bool, Failure> {
+    let hashing = Hashing { archive, hasher: blake3::Hasher::new(), off };
     let mut archive = BufReader::with_capacity(AT_ONCE, hashing);
     let unpacked = unpack(&mut archive);
     // Also where it could not be unpacked: that it is another one is the better reason then.
-    std::io::copy(&mut archive, &mut std::io::sink()).map_err(unreadable)?;
+    let read = std::io::copy(&mut archive, &mut std::io::sink());
+    let Some(landed) = landed() else { return Ok(false) };
+    read.map_err(|source| unreadable(path, source))?;
     if Digest::from(archive.into_inner().hasher.finalize()) != landed.digest {
         let file = format!("{FILES}/{}", path.file_name().unwrap_or_default().to_string_lossy());
         return Err(retryable(FailureReason::Corrupted, chain(&StoredError::Digest { file })));
     }
-    unpacked
+    unpacked.map(|()| true)
 }
 
-/// A file that is hashed as it is read.
-struct Hashing<'a> {
-    file: File,
+/// An archive that is hashed as it is read.
+struct Hashing<'a, A> {
+    archive: A,
     hasher: blake3::Hasher,
     off: &'a [&'a AtomicBool],
 }
 
-impl Read for Hashing<'_> {
+impl<A: Read> Read for Hashing<'_, A> {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
-        if self.off.iter().any(|off| off.load(Ordering::Relaxed)) {
-            return Err(Error::other("nobody wants it any more"));
+        loop {
+            if self.off.iter().any(|off| off.load(Ordering::Relaxed)) {
+                return Err(Error::other("nobody wants it any more"));
+            }
+            match self.archive.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => {
+                    let count = read?;
+                    self.hasher.update(&buffer[..count]);
+                    return Ok(count);
+                }
+            }
         }
-        let count = self.file.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        Ok(count)
     }
 }
 
@@ -213,22 +297,31 @@ mod tests {
     use super::*;
     use crate::agent::files::archive::{self, Attributes, Shape};
     use crate::agent::files::listing::TreePath;
-    use crate::agent::transfer::hashing::Digest;
+    use crate::agent::transfer::growing::Grower;
     use crate::agent::transfer::manifest::Manifest;
     use crate::agent::transfer::message::Part;
+    use std::time::{Duration, Instant};
 
     fn put_bytes(bytes: &[u8], landed: &[u8], off: bool) -> Result<Vec<u8>, Failure> {
         let archive = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(archive.path(), bytes).expect("write");
         let landed = Landed { bytes: landed.len() as u64, digest: blake3::hash(landed).into() };
         let mut used = Vec::new();
-        put(archive.path(), &landed, &[&AtomicBool::new(false), &AtomicBool::new(off)], |archive| {
-            archive
-                .take(3)
-                .read_to_end(&mut used)
-                .map(|_| ())
-                .map_err(|error| retryable(FailureReason::RestoreFailed, error.to_string()))
-        })?;
+        let (file, off) = (File::open(archive.path()).expect("open"), AtomicBool::new(off));
+        let put = put(
+            archive.path(),
+            file,
+            &[&AtomicBool::new(false), &off],
+            || Some(landed),
+            |archive| {
+                archive
+                    .take(3)
+                    .read_to_end(&mut used)
+                    .map(|_| ())
+                    .map_err(|error| retryable(FailureReason::RestoreFailed, error.to_string()))
+            },
+        )?;
+        assert!(put, "it was whole");
         Ok(used)
     }
 
@@ -260,6 +353,16 @@ mod tests {
         }
         stored::store(directory.path(), &manifest, Vec::new()).expect("store");
         directory
+    }
+
+    fn place_with(
+        directory: &Path,
+        trees: Trees,
+        placed: &mut Placed,
+        gone: &AtomicBool,
+        place_of: impl Fn(&str) -> Result<(PathBuf, TreeKind), Failure>,
+    ) -> Result<(), Failure> {
+        Placing::new(trees, gone, place_of).all_of(directory, placed)
     }
 
     #[test]
@@ -303,8 +406,106 @@ mod tests {
         assert!(pod.path().join("layer/file").exists() && !pod.path().join("volume/file").exists());
     }
 
+    /// An archive of a volume with one file, and the place that it is for.
+    struct Lands {
+        pod: tempfile::TempDir,
+        arriving: Arriving,
+        grower: Grower,
+        bytes: Vec<u8>,
+    }
+
+    impl Lands {
+        fn begin() -> Self {
+            let pod = tempfile::tempdir().expect("dir");
+            std::fs::create_dir(pod.path().join("volume")).expect("dir");
+            let mut bytes = Vec::new();
+            archive::begin(&mut bytes, TreeKind::Volume, false);
+            let path = TreePath::parse(b"file".to_vec()).expect("a path");
+            archive::node(&mut bytes, &path, false, &Shape::File { size: 0 }, &Attributes::default());
+            let (path, arriving) = (pod.path().join("0000000007-volume-data"), Arriving::default());
+            std::fs::write(&path, &bytes).expect("write");
+            let (grower, growing) = Growing::begin(path);
+            arriving.add(growing);
+            grower.has(bytes.len() as u64);
+            Self { pod, arriving, grower, bytes }
+        }
+
+        /// Puts it in place while `lands` has the rest come. Returns what came of it, and whether it counts as in place.
+        fn follow(self, lands: impl FnOnce(Grower, &Path, Vec<u8>)) -> (Result<(), Failure>, bool) {
+            self.follow_until(&Arc::default(), lands)
+        }
+
+        fn follow_until(
+            self,
+            off: &Arc<AtomicBool>,
+            lands: impl FnOnce(Grower, &Path, Vec<u8>),
+        ) -> (Result<(), Failure>, bool) {
+            let Self { pod, arriving, grower, bytes } = self;
+            let (volume, gone) = (pod.path().join("volume"), AtomicBool::new(false));
+            let mut placed = Placed { off: off.clone(), ..Placed::default() };
+            let followed = std::thread::scope(|scope| {
+                let following = scope.spawn(|| {
+                    let place_of = |_: &str| Ok((volume.clone(), TreeKind::Volume));
+                    Placing::new(Trees::All, &gone, place_of).follow(&arriving, &mut placed)
+                });
+                let begun = Instant::now();
+                while !volume.join("file").exists() {
+                    assert!(begun.elapsed() < Duration::from_secs(30), "it waits for all of the archive");
+                    std::thread::yield_now();
+                }
+                lands(grower, &pod.path().join("0000000007-volume-data"), bytes);
+                following.join().expect("no panic")
+            });
+            (followed, !placed.archives.is_empty())
+        }
+    }
+
+    fn ends(path: &Path, mut bytes: Vec<u8>) -> Vec<u8> {
+        archive::end(&mut bytes);
+        std::fs::write(path, &bytes).expect("write");
+        bytes
+    }
+
+    #[test]
+    fn an_archive_is_put_in_place_while_it_lands_and_counts_once_it_is_what_was_sent() {
+        let (followed, counts) = Lands::begin().follow(|grower, path, bytes| {
+            let bytes = ends(path, bytes);
+            grower.landed(Landed { bytes: bytes.len() as u64, digest: blake3::hash(&bytes).into() });
+        });
+        followed.expect("placed");
+        assert!(counts);
+    }
+
+    #[test]
+    fn an_archive_that_lands_and_is_not_as_it_was_sent_fails_the_attempt() {
+        let (followed, counts) = Lands::begin().follow(|grower, path, bytes| {
+            let bytes = ends(path, bytes);
+            grower.landed(Landed { bytes: bytes.len() as u64, digest: blake3::hash(b"another").into() });
+        });
+        assert_eq!(followed.expect_err("another one").reason, FailureReason::Corrupted);
+        assert!(!counts);
+    }
+
+    #[test]
+    fn an_archive_that_is_broken_off_is_not_in_place_and_fails_nothing() {
+        let (followed, counts) = Lands::begin().follow(|grower, _, _| drop(grower));
+        followed.expect("whoever has broken it off says why");
+        assert!(!counts);
+    }
+
     #[test]
     fn what_nobody_wants_any_more_is_not_put_in_place() {
         put_bytes(b"archive", b"archive", true).expect_err("called off");
+    }
+
+    #[test]
+    fn an_archive_that_nobody_wants_any_more_is_not_waited_for() {
+        let (mut lands, off) = (None, Arc::<AtomicBool>::default());
+        let (followed, counts) = Lands::begin().follow_until(&off, |grower, _, _| {
+            off.store(true, Ordering::Relaxed);
+            lands = Some(grower);
+        });
+        followed.expect("it is called off for a reason that others know");
+        assert!(lands.is_some() && !counts, "it never ended");
     }
 }

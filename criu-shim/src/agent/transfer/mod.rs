@@ -12,6 +12,7 @@ mod counts;
 pub mod digest;
 mod flow;
 pub mod frame;
+pub mod growing;
 pub mod hashing;
 pub mod hello;
 mod incoming;

@@ -5,6 +5,7 @@
 //! would cost more than what it could do meanwhile.
 
 use crate::agent::room::{NoRoom, Share};
+use crate::agent::transfer::growing::{Grower, Growing};
 use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
 use crate::agent::transfer::manifest::{Landed, Manifest};
@@ -21,6 +22,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use tokio::sync::mpsc;
 
 /// Why a round could not be taken.
 #[derive(Debug, Error)]
@@ -133,6 +135,8 @@ pub struct Landing {
     /// What has landed of the processes' memory.
     memory: Memory,
     unpacking: Unpacking,
+    /// Who is told of the last round's archives of files as soon as they begin to land.
+    follower: Option<mpsc::Sender<Growing>>,
 }
 
 impl Landing {
@@ -157,6 +161,7 @@ impl Landing {
             cut: 0,
             memory: Memory::default(),
             unpacking: Unpacking::default(),
+            follower: None,
         })
     }
 
@@ -207,7 +212,7 @@ impl Landing {
             match message(link, "a part").await? {
                 FromSource::FileBegin { part } => {
                     self.may_have(1, &manifest)?;
-                    let landed = self.part(link, &directories, &part).await?;
+                    let landed = self.part(link, &directories, kind, &part).await?;
                     self.add(kind, &mut manifest, part, landed)?;
                 }
                 FromSource::Together { parts } => {
@@ -266,6 +271,12 @@ impl Landing {
     #[must_use]
     pub fn lasting(self) -> Self {
         Self { memory: Memory::lasting(), ..self }
+    }
+
+    /// The same, where `follower` is told of each archive of files that the last round brings, before all of it is here.
+    #[must_use]
+    pub fn followed_by(self, follower: mpsc::Sender<Growing>) -> Self {
+        Self { follower: Some(follower), ..self }
     }
 
     /// Brings everything that has landed onto the disk: for a state that is about to be the only one. Blocking.
@@ -344,6 +355,7 @@ impl Landing {
         &mut self,
         link: &mut LinkReceiver<FromSource>,
         directories: &Directories,
+        kind: RoundKind,
         part: &Part,
     ) -> Result<Landed, ReceiveError> {
         let directory = directories.of(part);
@@ -351,7 +363,12 @@ impl Landing {
         let mut writing = match (part, part.place()?) {
             (Part::Memory { pid, .. }, _) => Writing::Memory(self.memory.begin(*pid, &memory)?),
             (Part::Shared { inode, .. }, _) => Writing::Memory(self.memory.begin_shared(*inode, &memory)?),
-            (_, Some((kind, name))) => Writing::file(directory.join(kind).join(name))?,
+            (_, Some((place, name))) => {
+                let path = directory.join(place).join(name);
+                let file = create(&path).map_err(|source| ReceiveError::Write { path: path.clone(), source })?;
+                let grower = self.grows(kind, part, &path).await;
+                Writing::File { path, file, written: 0, grower }
+            }
             (_, None) => {
                 return Err(ReceiveError::Unexpected { got: part.to_string(), expected: "a part that is kept" });
             }
@@ -373,28 +390,40 @@ impl Landing {
                 }
             }
         };
-        let (written, found) = match writing {
-            Writing::File { written, .. } => (written, None),
+        let (written, found, grower) = match writing {
+            Writing::File { written, grower, .. } => (written, None, grower),
             Writing::Memory(arriving) => {
                 let (written, digest) = self.memory.end(arriving)?;
-                (written, Some(digest))
+                (written, Some(digest), None)
             }
         };
         match Digest::parse(part, &digest) {
             Some(digest) if written == bytes && found.is_none_or(|found| found == digest) => {
-                Ok(Landed { bytes, digest })
+                let landed = Landed { bytes, digest };
+                grower.into_iter().for_each(|grower| grower.landed(landed.clone()));
+                Ok(landed)
             }
             _ => Err(ReceiveError::Corrupted { part: part.clone() }),
         }
+    }
+
+    /// What tells the follower how much of a part there is, if it is told of such a part at all.
+    async fn grows(&self, round: RoundKind, part: &Part, path: &Path) -> Option<Grower> {
+        let follower = self.follower.as_ref().filter(|_| round == RoundKind::Last && !is_of_cut(part))?;
+        let (grower, growing) = Growing::begin(path.to_owned());
+        // One that is gone has no use for it.
+        follower.send(growing).await.ok()?;
+        Some(grower)
     }
 
     /// Keeps the next bytes of a part.
     fn write(&mut self, writing: &mut Writing, chunk: &[u8]) -> Result<(), ReceiveError> {
         let covered = self.share.take(chunk.len() as u64)?;
         match writing {
-            Writing::File { path, file, written } => {
+            Writing::File { path, file, written, grower } => {
                 file.write_all(chunk).map_err(|source| ReceiveError::Write { path: path.clone(), source })?;
                 *written += chunk.len() as u64;
+                grower.iter().for_each(|grower| grower.has(*written));
             }
             Writing::Memory(arriving) => self.memory.take(arriving, chunk, &mut self.share)?,
         }
@@ -434,17 +463,10 @@ enum Writing {
         file: File,
         /// Bytes.
         written: u64,
+        /// Who reads it meanwhile hears of it by this.
+        grower: Option<Grower>,
     },
     Memory(Arriving),
-}
-
-impl Writing {
-    fn file(path: PathBuf) -> Result<Self, ReceiveError> {
-        match create(&path) {
-            Ok(file) => Ok(Self::File { path, file, written: 0 }),
-            Err(source) => Err(ReceiveError::Write { path, source }),
-        }
-    }
 }
 
 /// Makes the directories of an attempt or of its rehearsal (0700).

@@ -9,7 +9,7 @@ use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::packed::Packer;
 use crate::agent::transfer::send;
 use bytes::Bytes;
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 
 struct Wire {
     directory: tempfile::TempDir,
@@ -57,6 +57,34 @@ async fn what_is_sent_lands_with_the_same_digest() {
     assert_eq!(at("files/0000000001-volume-data"), b"tar");
     (0..=250).for_each(|number| assert_eq!(at(&format!("images/core-{number}.img")), vec![number; number.into()]));
     stored::verify(&wire.directory.path().join("1")).expect("all of it");
+}
+
+#[tokio::test]
+async fn who_follows_hears_of_the_archives_of_the_last_round_before_it_has_landed_and_of_nothing_else() {
+    let mut wire = wire(u64::MAX);
+    let (follower, mut followed) = mpsc::channel(8);
+    wire.landing = wire.landing.followed_by(follower);
+    for (number, last) in [(1, false), (2, true)] {
+        let sending = async {
+            let mut round = send::begin(&wire.source, number, last).await.expect("begin");
+            round.part(image(&format!("{number}.img")), Cursor::new(b"image")).await.expect("part");
+            round.part(Part::Layer { round: number }, Cursor::new(b"archive")).await.expect("part");
+            if !last {
+                round.end().await.expect("end");
+                return;
+            }
+            // It is heard of while its round is still open.
+            let growing = followed.recv().await.expect("an archive");
+            assert!(growing.path().ends_with("files/0000000002-layer"), "{growing:?}");
+            let mut bytes = Vec::new();
+            let read = tokio::task::spawn_blocking(move || growing.open()?.read_to_end(&mut bytes).map(|_| bytes));
+            assert_eq!(read.await.expect("no panic").expect("read"), b"archive");
+            round.end().await.expect("end");
+        };
+        let ((), landed) = tokio::join!(sending, wire.landing.round(&mut wire.target));
+        landed.expect("landed");
+    }
+    assert!(followed.try_recv().is_err(), "there was one");
 }
 
 async fn say(wire: &Wire, message: FromSource) {

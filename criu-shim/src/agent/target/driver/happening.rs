@@ -31,6 +31,12 @@ impl TargetDriver {
                 }
             }
             Event::Round { .. } => {}
+            Event::Archive { attempt, container, archive } if attempt == self.local.attempt => {
+                if let Some(lane) = self.lane_of(&container) {
+                    self.archive_lands(lane, archive);
+                }
+            }
+            Event::Archive { .. } => {}
             Event::Create { create, answer } => self.ask(create, answer).await,
             Event::Relay { token, stage, line, criu } => self.relay_came(&token, stage, line, criu).await,
             Event::Placed { container, number, result } => {
@@ -129,6 +135,7 @@ impl TargetDriver {
         }
         self.tell_source_of(lane, FromTarget::Accepted { codec }).await;
         let (events, mut receiver) = (self.own_events.clone(), arrival.receiver);
+        let mut landing = landing.followed_by(self.follower(attempt, &container));
         self.lanes[lane].receiving = Some(Receiving::begin(async move {
             loop {
                 let round = landing.round(&mut receiver).await;

@@ -1,24 +1,32 @@
 //! Files on their way into place before the freeze: from when the new container waits at the relay, each round as it lands. The
-//! source hears what is in place, and freezes when nothing but its last round is left to be put there.
+//! source hears what is in place, and freezes when nothing but its last round is left to be put there. Archives of that one are put
+//! there while they land, and the release waits for what is left.
 
 use super::TargetDriver;
 use super::lane::Lane;
 use crate::agent::duty::LaneLocal;
 use crate::agent::failure::retryable;
 use crate::agent::target::event::Event;
-use crate::agent::target::stage::{self, Placed, Trees};
+use crate::agent::target::stage::{self, Arriving, Placed, Trees};
+use crate::agent::transfer::growing::Growing;
 use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tideover_crds::{Failure, FailureReason, TargetStep};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+
+/// Archives that land and that the driver has not heard of yet, at most.
+const FOLLOWED: usize = 8;
 
 /// The work of one attempt. It outlives the containers of the replacement that kubelet gives up: what lies in the pod's volumes
 /// stays there, and only the layer is put in place for each anew.
 #[derive(Debug, Default)]
 pub(super) struct Placing {
     placed: Arc<Mutex<Placed>>,
+    /// Archives of the last round, from when they begin to land.
+    arriving: Arriving,
     off: Option<Arc<AtomicBool>>,
     /// The container that the task began with is no longer there.
     gone: Arc<AtomicBool>,
@@ -84,6 +92,32 @@ impl Placing {
 }
 
 impl TargetDriver {
+    /// Has the driver hear of the archives of a container that begin to land.
+    pub(super) fn follower(&self, attempt: u32, container: &str) -> mpsc::Sender<Growing> {
+        let (follower, mut archives) = mpsc::channel(FOLLOWED);
+        let (events, container) = (self.own_events.clone(), container.to_owned());
+        // It ends with where they land.
+        tokio::spawn(async move {
+            while let Some(archive) = archives.recv().await {
+                let container = container.clone();
+                if events.send(Event::Archive { attempt, container, archive }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        follower
+    }
+
+    /// An archive of the last round begins to land. It is put in place meanwhile where the container waits already: the source is frozen.
+    pub(super) fn archive_lands(&mut self, lane: usize, archive: Growing) {
+        let Lane { local, placing, .. } = &mut self.lanes[lane];
+        // Where no container waits yet, it is put in place with all others, from the disk.
+        if local.waiting && !local.released {
+            placing.arriving.add(archive);
+            self.place_what_landed(lane);
+        }
+    }
+
     /// Begins to put in place what has landed, for the restore that waits; what is under way goes on.
     pub(super) fn place_what_landed(&mut self, lane: usize) {
         let (context, directory, which) = (self.context.clone(), self.lane_directory(lane), self.trees());
@@ -100,11 +134,11 @@ impl TargetDriver {
         placing.gone = gone.clone();
         placing.up_to = placing.landed;
         placing.number += 1;
-        let number = placing.number;
+        let (number, arriving) = (placing.number, placing.arriving.clone());
         placing.task = Some(tokio::spawn(async move {
             let placing = tokio::task::spawn_blocking(move || {
                 let mut placed = placed.lock().unwrap_or_else(PoisonError::into_inner);
-                stage::place_files(&context, &directory, &restore, which, &mut placed, &gone)
+                stage::place_arriving(&context, &directory, &restore, which, &mut placed, &gone, &arriving)
             });
             let result =
                 placing.await.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));

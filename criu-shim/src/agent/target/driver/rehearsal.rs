@@ -148,6 +148,7 @@ impl Rehearsal {
             | Event::RelayLost { token } => token,
             Event::Source(_)
             | Event::Again(_)
+            | Event::Archive { .. }
             | Event::Round { .. }
             | Event::Create { .. }
             | Event::Rehearse { .. }
