@@ -16,6 +16,7 @@ pub mod lazy;
 mod log;
 mod mappings;
 pub mod mend;
+pub mod mount_image;
 pub mod mounts;
 pub mod pagemap;
 pub mod parasite;

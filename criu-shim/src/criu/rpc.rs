@@ -273,6 +273,8 @@ pub mod field {
     pub const TCP_CLOSE: u32 = 52;
     /// `criu_opts.network_lock`.
     pub const NETWORK_LOCK: u32 = 64;
+    /// `criu_opts.mntns_compat_mode`.
+    pub const MNTNS_COMPAT_MODE: u32 = 65;
 }
 
 /// `inherit_fd`.

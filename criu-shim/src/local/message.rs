@@ -241,6 +241,8 @@ pub struct ReleaseOptions {
     pub pages: Option<Pages>,
     /// The System V objects that the restore makes, if the images hold any: the pod has no others then.
     pub system_v: Option<SystemV>,
+    /// Have CRIU make mounts in its older way, which is faster and can't give them peers.
+    pub older_mounts: bool,
     /// Mounts that were dumped as external beyond the OCI spec's own: key in the image, path on this node. Replaces
     /// runc's entry of the same key.
     pub external_mounts: BTreeMap<String, PathBuf>,

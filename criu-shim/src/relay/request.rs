@@ -131,6 +131,7 @@ impl RestoreRequest {
             | field::TCP_CLOSE
             | field::TCP_SKIP_IN_FLIGHT
             | field::NETWORK_LOCK
+            | field::MNTNS_COMPAT_MODE
             | field::LAZY_PAGES
             | field::MANAGE_CGROUPS
             | field::MANAGE_CGROUPS_MODE => true,
@@ -174,6 +175,7 @@ fn replacements(directories: Directories, release: &ReleaseOptions) -> Vec<Field
         on(field::MANAGE_CGROUPS, true),
         Field::varint(field::MANAGE_CGROUPS_MODE, i32::from(CgroupMode::Ignore) as u64),
         on(field::LAZY_PAGES, release.pages.is_some()),
+        on(field::MNTNS_COMPAT_MODE, release.older_mounts),
     ];
     fields.extend(directories.work.map(|work| Field::varint(field::WORK_DIR_FD, work as u64)));
     if release.ghost_limit > 0 {
@@ -255,7 +257,13 @@ mod tests {
 
     #[test]
     fn directories_and_fixed_options_are_set_once() {
-        let release = ReleaseOptions { log_level: 2, ghost_limit: 1 << 26, file_locks: true, ..Default::default() };
+        let release = ReleaseOptions {
+            log_level: 2,
+            ghost_limit: 1 << 26,
+            file_locks: true,
+            older_mounts: true,
+            ..Default::default()
+        };
         let request = edited(&release);
         for (number, value) in [
             (field::IMAGES_DIR_FD, 70),
@@ -270,6 +278,7 @@ mod tests {
             (field::MANAGE_CGROUPS, 1),
             (field::MANAGE_CGROUPS_MODE, 0),
             (field::LAZY_PAGES, 0),
+            (field::MNTNS_COMPAT_MODE, 1),
             (26, 1),
         ] {
             assert_eq!(values(&request, number), [value], "field {number}");

@@ -13,7 +13,7 @@ use crate::agent::context::Context;
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::target::driver::{
-    WORD_LIMIT, criu_failed, filled, is_served, new_token, options_within, system_v, to_come,
+    WORD_LIMIT, criu_failed, filled, is_served, new_token, options_within, with_images,
 };
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
@@ -22,7 +22,7 @@ use crate::agent::transfer::message::IMAGES;
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
 use crate::criu::DumpOptions;
-use crate::local::{Create, ReleaseOptions, SILENCE, ToRelay, ToShim, has_ran_mark};
+use crate::local::{Create, SILENCE, ToRelay, ToShim, has_ran_mark};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -177,17 +177,16 @@ impl Task {
         let (context, directory) = (self.context.clone(), self.begun.directory.clone());
         let Create { pod_uid, container_id, bundle, .. } = self.begun.create.clone();
         let entry = RestoreEntry { token: self.token.clone(), pod_uid, container_id, bundle };
+        let options = options_within(u64::from(DumpOptions::default().ghost_limit));
         let mut placed = std::mem::take(&mut self.placed);
         let placing = tokio::task::spawn_blocking(move || {
             files::place_files(&context, &directory, &entry, Trees::All, &mut placed, &AtomicBool::new(false))?;
-            Ok((to_come(&directory)?, system_v(&directory.join(IMAGES))?, placed))
+            Ok((with_images(options, &directory)?, placed))
         });
         let placing = placing.await;
         let placing = placing.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));
-        let (pages, system_v, placed) = placing?;
+        let (options, placed) = placing?;
         self.placed = placed;
-        let limit = u64::from(DumpOptions::default().ghost_limit);
-        let options = ReleaseOptions { pages, system_v, ..options_within(limit) };
         self.tell_relay(ToRelay::Release { options }).await;
         Ok(())
     }

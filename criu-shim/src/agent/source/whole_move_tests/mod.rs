@@ -18,7 +18,7 @@ use crate::agent::transfer::link::{self, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, MEMORY};
 use crate::agent::transfer::receive::{Landing, RoundKind, WORK};
 use crate::agent::transfer::{send, stored};
-use crate::criu::{Bundle, CriuProgram, DumpOptions, DumpRequest, Memory, Place, WarmCriu, descriptors};
+use crate::criu::{Bundle, CriuProgram, DumpOptions, DumpRequest, Memory, Place, WarmCriu, descriptors, mount_image};
 use crate::freezer::{Freezer, FreezerState};
 use crate::local::{Pages, PagesAt, ReleaseOptions};
 use crate::memory::{Attached, Comparer, Engine, SoftDirty, Tracker};
@@ -185,6 +185,7 @@ fn restore(name: &str, source: &Pod, moved: &Moved) {
         pages,
         external_mounts,
         system_v: None,
+        older_mounts: !mount_image::has_peers(&images).expect("an image of its mounts"),
     });
     let held = relay.is_held();
     assert!(held.is_ok(), "{held:?}; {}", said(&work.join("restore.log")));

@@ -41,7 +41,7 @@ fn has_begun(directory: &Path) -> bool {
 ///
 /// # Errors
 /// With the failure to report, where the images wait for memory that is not there.
-pub(in crate::agent) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
+pub(super) fn to_come(directory: &Path) -> Result<Option<Pages>, Failure> {
     let failed = |why: String| retryable(FailureReason::RestoreFailed, why);
     let (images, store) = (directory.join(IMAGES), directory.join(MEMORY));
     let pids = store::pids(&store).map_err(|error| failed(format!("list the page stores: {error}")))?;

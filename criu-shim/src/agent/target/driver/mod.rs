@@ -15,9 +15,9 @@ mod syncing;
 mod verdict;
 
 pub(in crate::agent) use integrity::have_program;
-pub(in crate::agent) use memory::{filled, is_served, to_come};
+pub(in crate::agent) use memory::{filled, is_served};
 pub(in crate::agent) use receiving::Receiving;
-pub(in crate::agent) use restore::{new_token, options_within, system_v};
+pub(in crate::agent) use restore::{new_token, options_within, with_images};
 pub(in crate::agent) use verdict::criu_failed;
 
 use crate::agent::context::{Context, Key, News};

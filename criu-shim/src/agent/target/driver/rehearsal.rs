@@ -9,8 +9,7 @@ use super::{TargetDriver, WORD_LIMIT};
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::target::driver::integrity::verify_images;
-use crate::agent::target::driver::memory::to_come;
-use crate::agent::target::driver::restore::{new_token, release_options, system_v};
+use crate::agent::target::driver::restore::{new_token, release_options, with_images};
 use crate::agent::target::driver::verdict::criu_failed;
 use crate::agent::target::event::Event;
 use crate::agent::target::stage::{self, Placed, Trees};
@@ -271,16 +270,17 @@ impl TargetDriver {
         let (Some(restore), Some(migration)) = (self.rehearsal.restore.clone(), migration) else { return };
         let (context, directory, files) =
             (self.context.clone(), self.rehearsal_directory(), self.rehearsed_directory());
+        let options = release_options(migration);
         let placed = tokio::task::spawn_blocking(move || {
             verify_images(&directory)?;
             let (mut placed, gone) = (Placed::default(), AtomicBool::new(false));
             stage::place_files(&context, &files, &restore, Trees::All, &mut placed, &gone)?;
-            Ok((to_come(&directory)?, system_v(&directory.join(IMAGES))?))
+            with_images(options, &directory)
         });
         match placed.await.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error)))) {
-            Ok((pages, system_v)) => {
+            Ok(options) => {
                 if let Some(relay) = &self.rehearsal.relay {
-                    relay.release(ReleaseOptions { pages, system_v, ..release_options(migration) }).await;
+                    relay.release(options).await;
                 }
             }
             Err(failure) => self.fail(failure).await,

@@ -14,7 +14,7 @@ use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::stored::Pages;
 use crate::causes::chain;
-use crate::criu::system_v;
+use crate::criu::{mount_image, system_v};
 use crate::local::{Create, RelayStage, ReleaseOptions, SystemV, ToRelay, ToShim, has_ran_mark};
 use crate::pages::daemon::Status;
 use std::path::Path;
@@ -187,6 +187,7 @@ impl TargetDriver {
         let trees = self.trees();
         for lane in 0..self.lanes.len() {
             let (context, directory) = (self.context.clone(), self.lane_directory(lane));
+            let options = release_options(migration);
             let Lane { local, restore, placing: of_lane, adopted, .. } = &mut self.lanes[lane];
             let pages = if *adopted { Pages::All } else { Pages::OfImages };
             let Some(restore) = restore.clone().filter(|_| local.waiting && !local.released && !local.resumed) else {
@@ -203,7 +204,7 @@ impl TargetDriver {
                     verify_memory(&directory, pages)?;
                     let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
                     stage::place_files(&context, &directory, &restore, trees, &mut archives, &AtomicBool::new(false))?;
-                    Ok((memory::to_come(&directory)?, system_v(&directory.join(IMAGES))?))
+                    with_images(options, &directory)
                 }),
             ));
         }
@@ -222,9 +223,8 @@ impl TargetDriver {
             self.lanes[lane].local.released = true;
             match placed {
                 Ok(_) if self.is_off() => self.tell_relay(lane, ToRelay::Abandon).await,
-                Ok((pages, system_v)) => {
+                Ok(options) => {
                     self.lanes[lane].released = Some(Instant::now());
-                    let options = ReleaseOptions { pages, system_v, ..release_options(migration) };
                     self.tell_relay(lane, ToRelay::Release { options }).await;
                 }
                 Err(failure) => {
@@ -253,14 +253,21 @@ pub(in crate::agent) fn options_within(limit: u64) -> ReleaseOptions {
     }
 }
 
-/// The System V objects in the images of `directory`, if there are any. Blocking.
+/// `options`, with what the images in `directory`, that of an attempt or its like, ask for. Blocking.
 ///
 /// # Errors
 /// With the failure to report, where they can't be read.
-pub(in crate::agent) fn system_v(directory: &Path) -> Result<Option<SystemV>, Failure> {
-    let removed = system_v::removed_segments(directory);
-    let removed = removed.map_err(|error| retryable(FailureReason::RestoreFailed, chain(&error)))?;
-    Ok(removed.map(|removed| SystemV { removed }))
+pub(in crate::agent) fn with_images(options: ReleaseOptions, directory: &Path) -> Result<ReleaseOptions, Failure> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::RestoreFailed, chain(error));
+    let images = directory.join(IMAGES);
+    let removed = system_v::removed_segments(&images).map_err(|error| failed(&error))?;
+    let have_peers = mount_image::has_peers(&images).map_err(|error| failed(&error))?;
+    Ok(ReleaseOptions {
+        pages: memory::to_come(directory)?,
+        system_v: removed.map(|removed| SystemV { removed }),
+        older_mounts: !have_peers,
+        ..options
+    })
 }
 
 /// 128 random bits, hexadecimal.
