@@ -32,14 +32,28 @@ pub(crate) fn is_range(name: &[u8]) -> bool {
         && name.iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-')
 }
 
+/// Whether two ranges are the same: the kernel writes no address with less than eight digits, and CRIU none with a zero in front.
+fn are_same(a: &[u8], b: &[u8]) -> bool {
+    let addresses = |range| {
+        let mut parts = <[u8]>::split(range, |byte| *byte == b'-').map(without_zeroes);
+        (parts.next(), parts.next(), parts.next())
+    };
+    addresses(a) == addresses(b)
+}
+
+fn without_zeroes(number: &[u8]) -> &[u8] {
+    let zeroes = number.iter().take_while(|byte| **byte == b'0').count();
+    &number[zeroes..]
+}
+
 /// The line of `text` that begins with `range` and a space, and where it is.
 fn line<'a>(text: &'a [u8], range: &[u8]) -> Option<(usize, &'a [u8])> {
     let mut at = 0;
     text.split_inclusive(|byte| *byte == b'\n').find_map(|line| {
         let here = at;
         at += line.len();
-        let rest = line.strip_prefix(range)?;
-        (rest.first() == Some(&b' ')).then_some((here, line))
+        let addresses = line.split(|byte| *byte == b' ').next()?;
+        are_same(addresses, range).then_some((here, line))
     })
 }
 
@@ -60,6 +74,7 @@ mod tests {
     use super::*;
 
     const SMAPS: &[u8] = b"\
+00400000-00452000 r-xp 00000000 00:ab 6                          /usr/bin/fixed
 556648049000-55664812e000 r--p 00000000 00:ab 7                          /usr/bin/a program
 VmFlags: rd mr mw me sd
 55664812e000-55664812f000 rw-p 00000000 00:00 0                          [heap]
@@ -74,6 +89,8 @@ VmFlags: rd wr mr mw me ac
     #[test]
     fn what_smaps_says_of_a_link_is_known_and_the_rest_is_not() {
         let of = |name: &str| find(SMAPS, name.as_bytes(), 0).map(|(link, _)| link);
+        assert_eq!(of("400000-452000"), Some(Link::Readable), "as CRIU writes it");
+        assert_eq!((of("400000-45200"), of("4000000-452000")), (None, None));
         assert_eq!(of("556648049000-55664812e000"), Some(Link::Readable));
         assert_eq!(of("55664812e000-55664812f000"), Some(Link::None));
         assert_eq!(of("7f0000004000-7f0000005000"), Some(Link::None));
@@ -101,7 +118,8 @@ VmFlags: rd wr mr mw me ac
         assert!(SMAPS[at..].starts_with(last));
         assert_eq!(find(SMAPS, last, at), Some((Link::None, at)));
         for from in [at, SMAPS.len(), usize::MAX] {
-            assert_eq!(find(SMAPS, first, from), Some((Link::Readable, 0)), "another process' place says nothing");
+            let (link, at) = find(SMAPS, first, from).unwrap();
+            assert!(link == Link::Readable && SMAPS[at..].starts_with(first), "another process' place says nothing");
         }
     }
 }

@@ -32,8 +32,8 @@ pub struct Mappings {
 
 impl Mappings {
     pub(super) fn new() -> Result<Self, WithholdError> {
-        // Finding out about the kernel takes some milliseconds, the first time.
-        Flags::of_this_kernel();
+        // Not in the freeze.
+        Flags::find_out();
         let made = memfd_create("tideover-mappings", MemfdFlags::CLOEXEC)
             .and_then(|memory| ftruncate(&memory, LENGTH).map(|()| memory));
         let memory = made.map_err(|errno| WithholdError::List(errno.into()))?;

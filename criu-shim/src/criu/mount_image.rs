@@ -112,6 +112,22 @@ mod tests {
         assert!(!has_peers(tempfile::tempdir().unwrap().path()).unwrap(), "no namespace of its own");
     }
 
+    /// A mount of `/dev/null` over `/proc/keys`, as CRIU 4.2 has written it, with the group of its peers and the one above it.
+    #[test]
+    fn a_mount_that_criu_has_written_is_understood() {
+        let with = |shared: u8, master: u8, external: bool| {
+            let mut entry = b"\x08\x05\x10\xea\x02\x18\xa3\x01\x20\x96\x03\x28\x82\x80\x80\x08\x32\x05/null\x3a\x0a/proc/keys\x42\x05tmpfs\x4a\x14size=65536k,mode=755".to_vec();
+            entry.extend([0x50, shared, 0x58, master, 0x88, 0x01, 0x00]);
+            if external {
+                entry.extend(b"\x92\x01\x09/dev/null");
+            }
+            parse(&image::assemble(MAGIC, [entry])).unwrap()
+        };
+        assert!(!with(0, 0, false) && !with(0, 0, true));
+        assert!(with(7, 0, false) && with(7, 0, true), "peers");
+        assert!(with(0, 7, false) && !with(0, 7, true), "one above it");
+    }
+
     #[test]
     fn what_is_no_image_is_an_error() {
         let directory = tempfile::tempdir().unwrap();

@@ -59,7 +59,7 @@ pub(super) async fn observe(context: &Context, namespace: &str, name: &str) -> R
         replacements,
         policy: if pending { selecting_policy(client, namespace, pod.as_ref()).await? } else { None },
         reason_stands: reason_stands(client, &migration, source_node, from.as_deref(), pod.as_ref()).await?,
-        room: if pending { room(context, from.as_deref()).await? } else { unlimited() },
+        room: if pending { room(context, from.as_deref(), pod.as_ref()).await? } else { unlimited() },
         excluded: context.settings.excludes(namespace),
         refused: None,
         migration,
@@ -206,7 +206,7 @@ async fn reason_stands(
     }
 }
 
-async fn room(context: &Context, node: Option<&str>) -> Result<Room, ObserveError> {
+async fn room(context: &Context, node: Option<&str>, pod: Option<&Pod>) -> Result<Room, ObserveError> {
     let api: Api<Migration> = Api::all(context.client.clone());
     let all = api.list(&ListParams::default()).await.map_err(failed("the Migrations of the cluster"))?;
     let under_way = || all.items.iter().filter(|migration| moves::is_under_way(migration));
@@ -214,14 +214,27 @@ async fn room(context: &Context, node: Option<&str>) -> Result<Room, ObserveErro
         let from = migration.status.as_ref().and_then(|status| status.source_pod.as_ref()?.node.as_deref());
         from == node
     };
+    let controller = pod.and_then(names_as_it_likes);
+    let has_controller = |migration: &&Migration| {
+        let status = migration.status.as_ref();
+        controller.is_some() && status.and_then(|status| status.controller_uid.as_deref()) == controller
+    };
     Ok(Room {
         active: under_way().count(),
         max_active: context.settings.max_migrations,
         outbound: under_way().filter(leaves).count(),
         max_outbound: context.settings.max_outbound,
+        of_controller: under_way().filter(has_controller).count(),
     })
 }
 
+/// The UID of the pod's controller, where that makes a replacement only once a pod is gone, and by a name from which nobody can tell
+/// for which one: a Job does. Of its pods one moves at a time.
+fn names_as_it_likes(pod: &Pod) -> Option<&str> {
+    let controller = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    (!matches!(controller.kind.as_str(), "ReplicaSet" | "StatefulSet")).then_some(controller.uid.as_str())
+}
+
 fn unlimited() -> Room {
-    Room { active: 0, max_active: usize::MAX, outbound: 0, max_outbound: usize::MAX }
+    Room { active: 0, max_active: usize::MAX, outbound: 0, max_outbound: usize::MAX, of_controller: 0 }
 }

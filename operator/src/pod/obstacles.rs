@@ -11,6 +11,9 @@ pub type ClaimModes = BTreeMap<String, Vec<String>>;
 /// Volume kinds whose content kubelet makes anew on the target, or that the agents carry along.
 const SUPPORTED_VOLUMES: [&str; 5] = ["emptyDir", "configMap", "secret", "downwardAPI", "projected"];
 
+/// The annotation that an Indexed Job gives its pods.
+const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
+
 /// Every obstacle of `pod`, the most fundamental first.
 pub fn obstacles(pod: &Pod, claims: &ClaimModes) -> Vec<Obstacle> {
     let mut found = Vec::new();
@@ -38,6 +41,11 @@ fn owner(pod: &Pod, found: &mut Vec<Obstacle>) {
         _ if mirror => push(found, ObstacleReason::UnsupportedOwner, "the pod is a static pod of its node"),
         Some(owner) if matches!(owner.kind.as_str(), "DaemonSet" | "Node") => {
             let message = format!("the pod belongs to its node: its owner is the {} {}", owner.kind, owner.name);
+            push(found, ObstacleReason::UnsupportedOwner, message);
+        }
+        Some(owner) if pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(COMPLETION_INDEX)) => {
+            let message =
+                format!("the Job {} is Indexed: it may give the index of this pod to another one", owner.name);
             push(found, ObstacleReason::UnsupportedOwner, message);
         }
         _ => {}
@@ -331,6 +339,18 @@ mod tests {
                 obstacles(&pod(spec.clone()), &ClaimModes::new()).into_iter().map(|o| o.reason).collect();
             assert_eq!(reasons, [reason], "{spec}");
         }
+    }
+
+    #[test]
+    fn which_index_a_jobs_next_pod_gets_is_not_known() {
+        let mut pod = pod(json!({ "containers": [{ "name": "c" }] }));
+        let owner = json!({ "apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u", "controller": true });
+        pod.metadata.owner_references = Some(vec![serde_json::from_value(owner).expect("an owner")]);
+        assert!(obstacles(&pod, &ClaimModes::new()).is_empty());
+        pod.metadata.annotations = Some([(COMPLETION_INDEX.to_owned(), "3".to_owned())].into());
+        let found = obstacles(&pod, &ClaimModes::new());
+        assert_eq!(found[0].reason, ObstacleReason::UnsupportedOwner);
+        assert!(found[0].message.contains("Job j is Indexed"), "{}", found[0].message);
     }
 
     /// A pod of a ReplicaSet.

@@ -73,8 +73,9 @@ pub fn reservation(source: &Pod, wish: &ReservationWish, owner: OwnerReference, 
 fn pauses(from: &PodSpec, image: &str) -> Vec<Container> {
     let mut asked: Vec<Asked> = moving(from).map(Asked::by).collect();
     let for_setup = for_setup(from, asked.iter().cloned().fold(Asked::default(), |all, one| all.and(one)));
-    if let Some(first) = asked.first_mut() {
-        first.take_on(for_setup);
+    // Not a sidecar, beside which the init containers that it came before have asked for what they ask for.
+    if let Some(last) = asked.last_mut() {
+        last.take_on(for_setup);
     }
     asked.into_iter().enumerate().map(|(number, asked)| pause(number, asked, image)).collect()
 }
@@ -147,7 +148,8 @@ impl Asked {
     /// Asks for `more` as well, which is what an init container asks for and all containers together do not. So one of these asks for
     /// no more than that init container then, which has passed the same LimitRange.
     fn take_on(&mut self, more: Self) {
-        let bounds = |name: &String| self.limits.contains_key(name) || !self.requests.contains_key(name);
+        let asks_first = |name: &String| !self.requests.contains_key(name) && more.requests.contains_key(name);
+        let bounds = |name: &String| self.limits.contains_key(name) || asks_first(name);
         let limits = more.limits.into_iter().filter(|(name, _)| bounds(name)).collect();
         self.limits = joined(std::mem::take(&mut self.limits), limits, quantity::sum);
         self.requests = joined(std::mem::take(&mut self.requests), more.requests, quantity::sum);
@@ -280,8 +282,20 @@ mod tests {
         assert_eq!(requests(&of("500m"), "cpu"), ["100m", "250m", "1"], "they run beside each other");
         // The init container runs beside the sidecar: 2.1 in all.
         let pod = of("2");
-        assert_eq!(requests(&pod, "cpu"), ["850m", "250m", "1"]);
-        assert_eq!(limits(&pod, "cpu").into_iter().flatten().collect::<Vec<_>>(), ["850m", "250m", "1"]);
+        assert_eq!(requests(&pod, "cpu"), ["100m", "250m", "1750m"]);
+        assert_eq!(limits(&pod, "cpu").into_iter().flatten().collect::<Vec<_>>(), ["100m", "250m", "1750m"]);
+    }
+
+    #[test]
+    fn a_limit_of_an_init_container_alone_is_no_request_of_a_container_that_has_none() {
+        let resources =
+            |request: &str, limit: &str| json!({ "requests": { "cpu": request }, "limits": { "cpu": limit } });
+        let pod = made(json!({
+            "containers": [{ "name": "b", "resources": resources("3", "3") }, { "name": "a" }],
+            "initContainers": [{ "name": "i", "resources": resources("1", "4") }],
+        }));
+        // The API server takes a limit for a request where there is none.
+        assert_eq!(limits(&pod, "cpu"), [Some("3".to_owned()), None]);
     }
 
     #[test]

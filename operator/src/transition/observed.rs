@@ -152,4 +152,6 @@ pub struct Room {
     pub outbound: usize,
     /// The most that may be.
     pub max_outbound: usize,
+    /// Moves under way of pods of the same controller, where the pods that it makes have names of its own choice.
+    pub of_controller: usize,
 }

@@ -58,6 +58,10 @@ pub(super) fn examine(step: &mut Step<'_>) {
         step.say(format!("waiting: {} moves away from {node} are under way, the most that may be", room.outbound));
         return step.wake_in(ROOM_PAUSE);
     }
+    if room.of_controller > 0 {
+        step.say("waiting: another pod of the same controller is being moved, and its replacement could be taken for this one's");
+        return step.wake_in(ROOM_PAUSE);
+    }
     if !step.has_finalizer() {
         return step.act(Action::AddFinalizer);
     }

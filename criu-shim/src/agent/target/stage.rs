@@ -1,7 +1,8 @@
 //! Files that moved are put in place: into the new container's root file system and the new pod's volumes.
 //!
-//! Archives are unpacked in the order of their rounds, as soon as there is a place for them, so that little is left for the
-//! freeze; those of the last round while they land. What is unpacked is compared with what was sent as it is read, so the bytes that are compared are those that are used;
+//! Archives are unpacked in the order of their rounds, as soon as there is a place for them, so that little is left for the freeze;
+//! those of the last round while they land. What is unpacked is compared with what was sent as it is read, so the bytes that are
+//! compared are those that are used;
 //! one that differs fails the attempt, whose places then go with the replacement.
 
 use crate::agent::context::Context;
@@ -153,7 +154,10 @@ impl<'a, F: Fn(&str) -> Result<(PathBuf, TreeKind), Failure>> Placing<'a, F> {
 
     /// Those that land.
     fn follow(&mut self, arriving: &Arriving, placed: &mut Placed) -> Result<(), Failure> {
-        while let Some(archive) = arriving.next() {
+        // The place of another container's layer waits for this task.
+        while !self.gone.load(Ordering::Relaxed)
+            && let Some(archive) = arriving.next()
+        {
             let name = archive.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
             self.one(name, archive.path(), placed, || archive.open(), || archive.landed())?;
         }
@@ -167,7 +171,7 @@ impl<'a, F: Fn(&str) -> Result<(PathBuf, TreeKind), Failure>> Placing<'a, F> {
         path: &Path,
         placed: &mut Placed,
         open: impl FnOnce() -> Result<A, Error>,
-        landed: impl FnOnce() -> Option<Landed>,
+        landed: impl Fn() -> Option<Landed>,
     ) -> Result<(), Failure> {
         let (tree, goes_on) = (tree_of(&name), AtomicBool::new(false));
         let gone = if tree == LAYER { self.gone } else { &goes_on };
@@ -203,7 +207,9 @@ impl<'a, F: Fn(&str) -> Result<(PathBuf, TreeKind), Failure>> Placing<'a, F> {
             }
             Ok(false) => {}
             // Its files are being taken down with it; the volumes stay.
-            Err(_) if gone.load(Ordering::Relaxed) => {}
+            // Where the same container's relay comes back, all is put there again: a part of an archive is in place, and what that has
+            // changed the archives before it put right.
+            Err(_) if gone.load(Ordering::Relaxed) => placed.archives.retain(|(spot, _)| *spot != key.0),
             Err(failure) => return Err(failure),
         }
         Ok(())
@@ -225,12 +231,16 @@ fn put<A: Read>(
     path: &Path,
     archive: A,
     off: &[&AtomicBool],
-    landed: impl FnOnce() -> Option<Landed>,
+    landed: impl Fn() -> Option<Landed>,
     unpack: impl FnOnce(&mut BufReader<Hashing<'_, A>>) -> Result<(), Failure>,
 ) -> Result<bool, Failure> {
-    let hashing = Hashing { archive, hasher: blake3::Hasher::new(), off };
+    let hashing = Hashing { archive, hasher: blake3::Hasher::new(), off, cut: false };
     let mut archive = BufReader::with_capacity(AT_ONCE, hashing);
     let unpacked = unpack(&mut archive);
+    if unpacked.is_err() && landed().is_none() && !archive.get_ref().cut {
+        // The rest may be long in coming, and nothing is gained by it.
+        return unpacked.map(|()| false);
+    }
     // Also where it could not be unpacked: that it is another one is the better reason then.
     let read = std::io::copy(&mut archive, &mut std::io::sink());
     let Some(landed) = landed() else { return Ok(false) };
@@ -247,18 +257,24 @@ struct Hashing<'a, A> {
     archive: A,
     hasher: blake3::Hasher,
     off: &'a [&'a AtomicBool],
+    /// It could not be read to its end.
+    cut: bool,
 }
 
 impl<A: Read> Read for Hashing<'_, A> {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         loop {
             if self.off.iter().any(|off| off.load(Ordering::Relaxed)) {
+                self.cut = true;
                 return Err(Error::other("nobody wants it any more"));
             }
             match self.archive.read(buffer) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                read => {
-                    let count = read?;
+                Err(error) => {
+                    self.cut = true;
+                    return Err(error);
+                }
+                Ok(count) => {
                     self.hasher.update(&buffer[..count]);
                     return Ok(count);
                 }
@@ -312,7 +328,7 @@ mod tests {
             archive.path(),
             file,
             &[&AtomicBool::new(false), &off],
-            || Some(landed),
+            || Some(landed.clone()),
             |archive| {
                 archive
                     .take(3)
@@ -454,7 +470,15 @@ mod tests {
                     std::thread::yield_now();
                 }
                 lands(grower, &pod.path().join("0000000007-volume-data"), bytes);
-                following.join().expect("no panic")
+                let begun = Instant::now();
+                while !following.is_finished() && begun.elapsed() < Duration::from_secs(30) {
+                    std::thread::yield_now();
+                }
+                let in_time = following.is_finished();
+                off.store(true, Ordering::Relaxed);
+                let followed = following.join().expect("no panic");
+                assert!(in_time, "it waits for what nobody needs");
+                followed
             });
             (followed, !placed.archives.is_empty())
         }
@@ -506,6 +530,19 @@ mod tests {
             lands = Some(grower);
         });
         followed.expect("it is called off for a reason that others know");
+        assert!(lands.is_some() && !counts, "it never ended");
+    }
+
+    #[test]
+    fn an_archive_that_can_not_be_unpacked_is_not_waited_for() {
+        let mut lands = None;
+        let (followed, counts) = Lands::begin().follow(|grower, path, mut bytes| {
+            bytes.extend([0xff; 64]);
+            std::fs::write(path, &bytes).expect("write");
+            grower.has(bytes.len() as u64);
+            lands = Some(grower);
+        });
+        assert_eq!(followed.expect_err("it is none").reason, FailureReason::RestoreFailed);
         assert!(lands.is_some() && !counts, "it never ended");
     }
 }

@@ -74,7 +74,8 @@ async fn who_follows_hears_of_the_archives_of_the_last_round_before_it_has_lande
                 return;
             }
             // It is heard of while its round is still open.
-            let growing = followed.recv().await.expect("an archive");
+            let heard = tokio::time::timeout(Duration::from_secs(10), followed.recv()).await;
+            let growing = heard.expect("in time").expect("an archive");
             assert!(growing.path().ends_with("files/0000000002-layer"), "{growing:?}");
             let mut bytes = Vec::new();
             let read = tokio::task::spawn_blocking(move || growing.open()?.read_to_end(&mut bytes).map(|_| bytes));

@@ -18,6 +18,7 @@ use specimens::Specimens;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::info;
 
 /// What is known of flags on this kernel.
@@ -29,6 +30,10 @@ pub struct Flags {
     of_the_kernel: Vec<u8>,
 }
 
+static FLAGS: OnceLock<Flags> = OnceLock::new();
+/// This kernel takes no program, and will take none.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
 /// The letters of each bit that was seen.
 #[derive(Debug, Default)]
 struct Letters(BTreeMap<u32, [u8; 2]>);
@@ -39,17 +44,26 @@ const LINE: &[u8] = b"VmFlags: ";
 const OF_THE_KERNEL: &[u8] = b"[vsyscall]";
 
 impl Flags {
-    /// Those of this kernel, which are the same for whoever asks; none where it takes no program. Blocking, at the first call.
-    pub fn of_this_kernel() -> Option<&'static Self> {
-        static FLAGS: OnceLock<Option<Flags>> = OnceLock::new();
-        let flags = FLAGS.get_or_init(|| match Self::load() {
-            Ok(flags) => Some(flags),
+    /// Finds out those of this kernel, unless they are known, or it has been seen to take no program. Some milliseconds. Blocking.
+    pub fn find_out() {
+        if FLAGS.get().is_some() || REFUSED.load(Ordering::Relaxed) {
+            return;
+        }
+        match Self::load() {
+            // Somebody else may have been faster: they are the same.
+            Ok(flags) => {
+                FLAGS.get_or_init(|| flags);
+            }
             Err(error) => {
                 info!(error = %chain(&error), "the flags of mappings are read with all page tables");
-                None
+                REFUSED.fetch_or(error.stays(), Ordering::Relaxed);
             }
-        });
-        flags.as_ref()
+        }
+    }
+
+    /// Those of this kernel, the same for whoever asks, where they have been found out.
+    pub fn of_this_kernel() -> Option<&'static Self> {
+        FLAGS.get()
     }
 
     fn load() -> Result<Self, LoadError> {

@@ -26,6 +26,20 @@ pub(super) enum LoadError {
     Wrong,
 }
 
+impl LoadError {
+    /// Whether it would be the same at another time.
+    pub(super) fn stays(&self) -> bool {
+        let refusals = [libc::EPERM, libc::EACCES, libc::EINVAL, libc::ENOSYS, libc::ENOTSUP, libc::ENOENT];
+        match self {
+            Self::Unknown(_) => true,
+            Self::Described(error) | Self::Refused(error) => {
+                error.raw_os_error().is_some_and(|errno| refusals.contains(&errno))
+            }
+            Self::Wrong => false,
+        }
+    }
+}
+
 /// A mapping as the kernel has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
@@ -73,6 +87,8 @@ struct Load {
     line_count: u32,
     attach_to: u32,
     attach_program: u32,
+    /// Up to a whole number of longest members: the kernel wants zeroes there.
+    rest: u32,
 }
 
 #[repr(C)]
@@ -83,7 +99,11 @@ struct Link {
     flags: u32,
     what: u64,
     what_length: u32,
+    rest: u32,
 }
+
+// No padding, of which the kernel would see what was there before.
+const _: () = assert!(size_of::<Load>() == 120 && size_of::<Link>() == 32 && size_of::<Task>() == 16);
 
 /// Which tasks: the first thread of a process, and none by the other two ways.
 #[repr(C)]
@@ -102,6 +122,8 @@ impl Program {
     pub(super) fn load() -> Result<Self, LoadError> {
         let described = std::fs::read(DESCRIPTION).map_err(LoadError::Described)?;
         let btf = Btf::parse(&described).ok_or(LoadError::Unknown("itself"))?;
+        // Before Linux 6.1 it takes the choice of a process for none, and goes through all of them.
+        btf.member("bpf_iter_seq_task_common", "pid").ok_or(LoadError::Unknown("the mappings of one process"))?;
         let instructions = instructions(&btf)?;
         let load = Load {
             kind: TRACING,
@@ -119,8 +141,10 @@ impl Program {
 
     /// The mappings of process `pid`, as the caller's `/proc` names it, in ascending order.
     ///
+    /// None where there is no such process.
+    ///
     /// # Errors
-    /// Where there is no such process, or the kernel chooses among processes otherwise.
+    /// Where the kernel refuses.
     pub(super) fn mappings(&self, pid: i32) -> io::Result<Vec<Mapping>> {
         let task = Task { tid: pid.unsigned_abs(), pid: 0, descriptor: 0, rest: 0 };
         let number = |descriptor: RawFd| descriptor.unsigned_abs();
@@ -131,6 +155,7 @@ impl Program {
             flags: 0,
             what: (&raw const task) as u64,
             what_length: size_of::<Task>() as u32,
+            rest: 0,
         };
         // SAFETY: as above.
         let link = unsafe { bpf(LINK_CREATE, &link) }?;

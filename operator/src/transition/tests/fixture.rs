@@ -82,7 +82,7 @@ impl Scene {
             replacements: Vec::new(),
             policy: None,
             reason_stands: true,
-            room: Room { active: 0, max_active: 5, outbound: 0, max_outbound: 2 },
+            room: Room { active: 0, max_active: 5, outbound: 0, max_outbound: 2, of_controller: 0 },
             excluded: false,
             refused: None,
         };

@@ -94,6 +94,9 @@ fn the_limits_make_a_migration_wait() {
     full.phase(Phase::Pending).does(&[]).says("waiting: 5 moves are under way, the most that may be");
     let busy = Scene::new().with(|scene| scene.observed.room.outbound = 2);
     busy.decide().phase(Phase::Pending).does(&[]);
+    let sibling = Scene::new().with(|scene| scene.observed.room.of_controller = 1).decide();
+    assert!(sibling.decision.requeue.is_some());
+    sibling.phase(Phase::Pending).does(&[]);
 }
 
 #[test]

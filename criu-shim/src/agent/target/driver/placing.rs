@@ -110,9 +110,11 @@ impl TargetDriver {
 
     /// An archive of the last round begins to land. It is put in place meanwhile where the container waits already: the source is frozen.
     pub(super) fn archive_lands(&mut self, lane: usize, archive: Growing) {
+        // What has failed is on its way out, and would be kept from that.
+        let over = self.local.failed && !self.committed_here();
         let Lane { local, placing, .. } = &mut self.lanes[lane];
         // Where no container waits yet, it is put in place with all others, from the disk.
-        if local.waiting && !local.released {
+        if local.waiting && !local.released && !over {
             placing.arriving.add(archive);
             self.place_what_landed(lane);
         }
