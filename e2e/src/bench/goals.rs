@@ -93,7 +93,7 @@ pub const GOALS: [Goal; 13] = [
         bound: Bound::AtLeast(0.95),
     },
     Goal {
-        text: "transfer rate / plain TLS on the same path",
+        text: "transfer rate / plain TLS on the same path, landing too",
         case: TRANSFER,
         metric: "transfer_ratio",
         of: Of::Median,

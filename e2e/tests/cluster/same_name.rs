@@ -1,15 +1,12 @@
 //! Pods whose controller makes another once they are gone, and not before: those of StatefulSets and Jobs.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use e2e::scenario::drain::Drain;
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::sandbox::Pod;
 use e2e::scenario::wait::until_true;
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, remains};
+use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, remains};
 
-const LIMIT: Duration = Duration::from_secs(180);
 /// Memory of the ticker, MiB.
 const MEMORY: usize = 64;
 /// Ticks in which it has looked at all of that, and some more.
@@ -78,6 +75,8 @@ impl Owned {
         // The init container has made another on the target, before the state came.
         ensure!(self.read(&after, "seed")? == seed, "another file is there than the one that was");
         let log = String::from_utf8(self.read(&after, "ticks")?).context("the log")?;
+        // The last line may be being written.
+        let (log, _) = log.rsplit_once('\n').unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         let whole = lines.iter().zip(0_u64..).all(|(line, second)| *line == format!("tick {}", second * 1_000));
         ensure!(whole && lines.len() as u64 > last / 1_000 + 1, "a file of before the move does not go on: {log}");
@@ -103,8 +102,10 @@ fn a_drain_moves_a_stateful_sets_pod_with_its_name_memory_and_files() -> Result<
     ensure!(owned.pod.name == "same-name-set-0", "the pod is {}", owned.pod.name);
     let after = owned.moves_by_drain()?;
     ensure!(after.name == owned.pod.name, "{} became {}", owned.pod.name, after.name);
-    let set = owned.sandbox.get(&["statefulset", "same-name-set"])?.context("the StatefulSet")?;
-    ensure!(set["status"]["readyReplicas"] == 1 && set["status"]["replicas"] == 1, "{}", set["status"]);
+    until_true("the StatefulSet to have its pod", LIMIT, || {
+        let set = owned.sandbox.get(&["statefulset", "same-name-set"])?.context("the StatefulSet")?;
+        Ok(set["status"]["readyReplicas"] == 1 && set["status"]["replicas"] == 1)
+    })?;
     // What was restored under the name is moved once more like any other.
     owned.sandbox.run(&["uncordon", &owned.pod.node])?;
     owned.sandbox.create(&migration::manifest("again", &after.name))?;
@@ -123,8 +124,11 @@ fn a_jobs_pod_that_a_drain_moves_ends_with_success_and_is_counted_once() -> Resu
     let job =
         || Ok::<_, anyhow::Error>(owned.sandbox.get(&["job", "moved-job"])?.context("the Job")?["status"].clone());
     // With a backoffLimit of 0 one failure would be its end.
-    let before = job()?;
-    ensure!(before["active"] == 1 && before["failed"].is_null() && before["succeeded"].is_null(), "{before}");
+    until_true("the Job to count its pod", LIMIT, || {
+        let now = job()?;
+        ensure!(now["failed"].is_null() && now["succeeded"].is_null(), "{now}");
+        Ok(now["active"] == 1)
+    })?;
 
     let end = Owned::path(&after, "end");
     owned.cluster.node(&after.node)?.exec(["touch", &end])?;

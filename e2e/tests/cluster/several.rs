@@ -1,7 +1,5 @@
 //! Pods with several containers: all of them move at one cut, or none does.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 use e2e::scenario::drain::Drain;
 use e2e::scenario::manifests::{self, Member, Ticker};
@@ -10,14 +8,13 @@ use e2e::scenario::sandbox::Pod;
 use e2e::scenario::under_way::UnderWay;
 use e2e::scenario::wait::until_true;
 use e2e::scenario::watch::Watch;
-use e2e::scenario::{Cluster, Collector, Sandbox, migration, remains};
+use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, remains};
 use serde_json::Value;
 
 use super::failed_restore::{Changed, PROGRAM_AWAY, PROGRAM_BACK};
 use super::killed::strike::{Who, strike};
 use super::rolled_back::{settled, unchanged};
 
-const LIMIT: Duration = Duration::from_secs(180);
 /// How many moves a moment may take until a strike in it is proven.
 const TRIES: usize = 6;
 /// Memory of each ticker where a moment of the freeze must last, MiB.

@@ -47,6 +47,8 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 const BYTES: usize = 256 << 20;
 /// Bytes that the plain stream is given and asked for at once.
 const PIECE: usize = 256 << 10;
+/// Pieces of the plain connection that may wait to be written.
+const AHEAD: usize = 8;
 const PAGE: usize = 4096;
 const ATTEMPT: &str = "attempt";
 const SOURCE: &str = "a.agent.tideover.dev";
@@ -223,23 +225,33 @@ impl Bench {
         }
     }
 
-    /// What is read goes into a file, or nowhere.
+    /// What is read goes into a file, or nowhere. Another thread writes it, as it does for us: reading and writing go on side by side.
     fn plain(
         &self,
         mut source: wire::SourceStream,
         mut target: wire::TargetStream,
-        mut landing: Option<File>,
+        landing: Option<File>,
     ) -> Outcome<Duration> {
-        let taking = self.target.spawn(async move {
-            let (mut piece, mut left) = (vec![0; PIECE], BYTES);
-            while left > 0 {
-                let count = PIECE.min(left);
-                target.read_exact(&mut piece[..count]).await?;
-                if let Some(file) = &mut landing {
-                    file.write_all(&piece[..count])?;
-                }
-                left -= count;
+        let (pieces, mut to_write) = tokio::sync::mpsc::channel::<Vec<u8>>(AHEAD);
+        let writing = self.target.spawn_blocking(move || {
+            let mut landing = landing;
+            while let Some(piece) = to_write.blocking_recv() {
+                landing.as_mut().map_or(Ok(()), |file| file.write_all(&piece))?;
             }
+            Ok::<_, std::io::Error>(())
+        });
+        let taking = self.target.spawn(async move {
+            let mut left = BYTES;
+            while left > 0 {
+                let mut piece = vec![0; PIECE.min(left)];
+                target.read_exact(&mut piece).await?;
+                left -= piece.len();
+                if pieces.send(piece).await.is_err() {
+                    break;
+                }
+            }
+            drop(pieces);
+            writing.await.map_err(std::io::Error::other)??;
             target.write_all(&[1]).await?;
             target.shutdown().await
         });
