@@ -51,6 +51,15 @@ pub(super) struct Mapping {
     pub(super) flags: u64,
 }
 
+impl Mapping {
+    /// As the program writes one, three words.
+    fn of(words: &[u8]) -> Self {
+        let word =
+            |at: usize| words.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_ne_bytes);
+        Self { start: word(0), end: word(8), flags: word(16) }
+    }
+}
+
 /// The program, in the kernel.
 #[derive(Debug)]
 pub(super) struct Program(OwnedFd);
@@ -141,7 +150,7 @@ impl Program {
 
     /// The mappings of process `pid`, as the caller's `/proc` names it, in ascending order.
     ///
-    /// None where there is no such process.
+    /// None where there is no such process. What is to be relied on must be compared with what else tells where mappings are.
     ///
     /// # Errors
     /// Where the kernel refuses.
@@ -161,16 +170,18 @@ impl Program {
         let link = unsafe { bpf(LINK_CREATE, &link) }?;
         // SAFETY: as above.
         let iterator = unsafe { bpf(ITER_CREATE, &[number(link.as_raw_fd()), 0]) }?;
-        // In one go, where it fits.
-        let mut read = Vec::with_capacity(64 << 10);
-        File::from(iterator).read_to_end(&mut read)?;
-        let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).unwrap_or_default();
-        let mappings = read.chunks_exact(24).map(|mapping| Mapping {
-            start: word(&mapping[..8]),
-            end: word(&mapping[8..16]),
-            flags: word(&mapping[16..]),
-        });
-        Ok(mappings.collect())
+        let (mut iterator, mut buffer) = (File::from(iterator), vec![0; 64 << 10]);
+        let mut mappings: Vec<Mapping> = Vec::new();
+        loop {
+            let count = iterator.read(&mut buffer)?;
+            let step: Vec<Mapping> = buffer[..count].chunks_exact(24).map(Mapping::of).collect();
+            // One process in several steps has no end: the last step comes again and again (Linux 6.18).
+            let comes_again = step.first().zip(mappings.last()).is_some_and(|(now, last)| now.start < last.end);
+            if count == 0 || comes_again {
+                return Ok(mappings);
+            }
+            mappings.extend(step);
+        }
     }
 }
 

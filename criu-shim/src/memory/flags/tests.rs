@@ -92,3 +92,15 @@ fn what_does_not_fit_together_is_left_to_smaps() {
     let moved = Mapping { start: word.start + PAGE, ..*word };
     assert_eq!(flags.text(line.as_bytes(), &[moved]), None, "another");
 }
+
+#[test]
+fn a_process_of_many_mappings_is_read_in_several_steps() {
+    let Some(flags) = of_this_kernel() else { return };
+    let mut child = Child::new();
+    let many = child.map(0, 10_000 * PAGE);
+    for page in (many.start..many.end).step_by(2 * PAGE as usize) {
+        child.good(libc::SYS_mprotect, &[page, PAGE, libc::PROT_READ as u64]);
+    }
+    let text = flags.of_frozen(child.pid).expect("a process that waits").expect("known flags");
+    assert_eq!(String::from_utf8(text).expect("text"), as_smaps_has_it(child.pid));
+}
