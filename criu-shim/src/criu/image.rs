@@ -6,7 +6,7 @@
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Magic of an image that belongs to all tasks (`IMG_COMMON_MAGIC`).
@@ -40,6 +40,63 @@ pub enum ImageError {
     /// The file has fewer or more entries than its kind has.
     #[error("{0} entries")]
     Count(usize),
+}
+
+/// Why images in a directory are not known.
+#[derive(Debug, Error)]
+pub enum ImagesError {
+    /// The images can't be listed.
+    #[error("list the images in {path}")]
+    List {
+        /// Their directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The image can't be read.
+    #[error("read {path}")]
+    Read {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The image is no image.
+    #[error("parse {path}")]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ImageError,
+    },
+}
+
+/// The images in `directory` whose names begin with `prefix`.
+///
+/// # Errors
+/// [`ImagesError::List`].
+pub fn named(directory: &Path, prefix: &str) -> Result<Vec<PathBuf>, ImagesError> {
+    let failed = |source| ImagesError::List { path: directory.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in directory.read_dir().map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// What `parse` makes of the image at `path`.
+///
+/// # Errors
+/// [`ImagesError::Read`], [`ImagesError::Image`].
+pub fn parsed<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, ImageError>) -> Result<T, ImagesError> {
+    let image = read(path).map_err(|source| ImagesError::Read { path: path.to_owned(), source })?;
+    parse(&image).map_err(|source| ImagesError::Image { path: path.to_owned(), source })
 }
 
 /// Reads an image whole, if it has no more than [`MAX_IMAGE`] bytes; follows no link.

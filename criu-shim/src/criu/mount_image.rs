@@ -5,45 +5,12 @@
 //! what comes from the node, propagation from there included, is runc's to bind and external to CRIU. Source: `criu/mount.c` and
 //! `criu/mount-v2.c` of CRIU.
 
-use super::image::{self, ImageError};
+use super::image::{self, ImageError, ImagesError};
 use prost::Message;
-use std::path::{Path, PathBuf};
-use thiserror::Error;
+use std::path::Path;
 
 /// `MNTS_MAGIC` of CRIU's `criu/include/magic.h`.
 const MAGIC: u32 = 0x5556_3928;
-
-/// Why the mounts are not known.
-#[derive(Debug, Error)]
-pub enum MountImageError {
-    /// The images can't be listed.
-    #[error("list the images in {path}")]
-    List {
-        /// Their directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The image can't be read.
-    #[error("read {path}")]
-    Read {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The image is no image.
-    #[error("parse {path}")]
-    Image {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: ImageError,
-    },
-}
 
 /// `mnt_entry` of CRIU's `images/mnt.proto`.
 #[derive(Clone, PartialEq, Message)]
@@ -62,16 +29,11 @@ struct Mount {
 /// Whether mounts in `images` have peers, or receive from others, of which CRIU makes both.
 ///
 /// # Errors
-/// [`MountImageError`].
-pub fn has_peers(images: &Path) -> Result<bool, MountImageError> {
-    let failed = |source| MountImageError::List { path: images.to_owned(), source };
-    for entry in images.read_dir().map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("mountpoints-")) {
-            let image = image::read(&path).map_err(|source| MountImageError::Read { path: path.clone(), source })?;
-            if parse(&image).map_err(|source| MountImageError::Image { path, source })? {
-                return Ok(true);
-            }
+/// [`ImagesError`].
+pub fn has_peers(images: &Path) -> Result<bool, ImagesError> {
+    for path in image::named(images, "mountpoints-")? {
+        if image::parsed(&path, parse)? {
+            return Ok(true);
         }
     }
     Ok(false)
@@ -132,6 +94,6 @@ mod tests {
     fn what_is_no_image_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("mountpoints-12.img"), "what").unwrap();
-        assert!(matches!(has_peers(directory.path()), Err(MountImageError::Image { .. })));
+        assert!(matches!(has_peers(directory.path()), Err(ImagesError::Image { .. })));
     }
 }

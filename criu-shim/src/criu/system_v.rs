@@ -3,46 +3,13 @@
 //! Owns what a restore forgets that they say. CRIU makes the objects in them again, by id, key, owner and content, but not that a
 //! segment was removed and goes with its last mapping.
 
-use super::image::{self, ImageError};
+use super::image::{self, ImageError, ImagesError};
 use crate::system_v::is_removed;
 use prost::Message;
-use std::path::{Path, PathBuf};
-use thiserror::Error;
+use std::path::Path;
 
 /// `IPCNS_SHM_MAGIC` of CRIU's `criu/include/magic.h`.
 const SEGMENTS_MAGIC: u32 = 0x4628_3044;
-
-/// Why it is not known which objects the images hold.
-#[derive(Debug, Error)]
-pub enum SystemVImageError {
-    /// The images can't be listed.
-    #[error("list the images in {path}")]
-    List {
-        /// Their directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The image can't be read.
-    #[error("read {path}")]
-    Read {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The image is no image.
-    #[error("parse {path}")]
-    Image {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: ImageError,
-    },
-}
 
 /// `ipc_desc_entry` of CRIU's `images/ipc-desc.proto`.
 #[derive(Clone, PartialEq, Message)]
@@ -63,21 +30,14 @@ struct Segment {
 /// Ids of the segments in `images` that were removed while processes had them mapped; none where the images hold no IPC namespace.
 ///
 /// # Errors
-/// [`SystemVImageError`].
-pub fn removed_segments(images: &Path) -> Result<Option<Vec<i32>>, SystemVImageError> {
-    let failed = |source| SystemVImageError::List { path: images.to_owned(), source };
+/// [`ImagesError`].
+pub fn removed_segments(images: &Path) -> Result<Option<Vec<i32>>, ImagesError> {
     let mut removed = None;
-    for entry in images.read_dir().map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with("ipcns-") {
-            removed.get_or_insert_with(Vec::new);
-        }
+    for path in image::named(images, "ipcns-")? {
+        let removed = removed.get_or_insert_with(Vec::new);
         // CRIU writes it only where there are segments.
-        if name.starts_with("ipcns-shm-") {
-            let image = image::read(&path).map_err(|source| SystemVImageError::Read { path: path.clone(), source })?;
-            let segments = parse(&image).map_err(|source| SystemVImageError::Image { path, source })?;
-            removed.get_or_insert_with(Vec::new).extend(segments);
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ipcns-shm-")) {
+            removed.extend(image::parsed(&path, parse)?);
         }
     }
     Ok(removed)
@@ -123,9 +83,9 @@ mod tests {
     fn what_is_no_such_image_is_refused_by_its_name() {
         let images = images(&[(u32::MAX, 0o600)]);
         let refused = removed_segments(images.path()).unwrap_err();
-        assert!(matches!(refused, SystemVImageError::Image { source: ImageError::Entry(0), .. }), "{refused}");
+        assert!(matches!(refused, ImagesError::Image { source: ImageError::Entry(0), .. }), "{refused}");
         std::fs::write(images.path().join("ipcns-shm-11.img"), "not an image").unwrap();
         let refused = removed_segments(images.path()).unwrap_err();
-        assert!(matches!(refused, SystemVImageError::Image { source: ImageError::Magic { .. }, .. }), "{refused}");
+        assert!(matches!(refused, ImagesError::Image { source: ImageError::Magic { .. }, .. }), "{refused}");
     }
 }
