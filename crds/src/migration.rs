@@ -122,8 +122,10 @@ impl Phase {
 ///
 /// `status.owner` starts as `{source node, 0}`. Attempt N is open while `owner.attempt < N`. It is decided by one
 /// compare-and-swap (a JSON patch whose `test` names the value last seen and the object's UID) to `{target node, N}`,
-/// the commit, which only the target's agent writes while it holds the rebuilt processes, or to `{source node, N}`,
-/// the abort, which the source's agent or the operator writes. After a commit no further attempt exists.
+/// the commit, or to `{source node, N}`, the abort, which the source's agent or the operator writes. After a commit no
+/// further attempt exists. Where the replacement is made first, the target takes the attempt with a tentative
+/// `{target node, N}` before that, once it has everything and while CRIU rebuilds the processes: from then on nobody but
+/// that target lets them run or gives the attempt back.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Owner {
@@ -131,6 +133,21 @@ pub struct Owner {
     pub node: String,
     /// Attempt that decided it; 0 before any.
     pub attempt: u32,
+    /// The target has taken the attempt, and may still give it back: where the restore fails.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tentative: bool,
+}
+
+impl Owner {
+    /// The owner whom `attempt` has decided on.
+    pub fn new(node: &str, attempt: u32) -> Self {
+        Self { node: node.to_owned(), attempt, tentative: false }
+    }
+
+    /// A target that has taken `attempt` and may still give it back.
+    pub fn tentative(node: &str, attempt: u32) -> Self {
+        Self { tentative: true, ..Self::new(node, attempt) }
+    }
 }
 
 /// How the replacement pod comes to be.
@@ -295,6 +312,8 @@ fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 pub enum Verdict {
     /// Neither side has won: whoever is frozen stays frozen.
     Open,
+    /// The target alone decides, by running the application or by giving the attempt back. The source stays frozen.
+    Taken,
     /// The target owns the application: the source never thaws.
     Committed,
     /// The source owns the application: the target's copy is destroyed.
@@ -312,13 +331,18 @@ impl MigrationStatus {
 
     /// How the current attempt was decided. A commit of any attempt is final.
     pub fn verdict(&self) -> Verdict {
+        self.verdict_of(self.attempt)
+    }
+
+    /// How attempt `attempt` was decided. A commit of any attempt decides all of them.
+    pub fn verdict_of(&self, attempt: u32) -> Verdict {
         let (Some(owner), Some(source)) = (&self.owner, self.source_pod.as_ref().and_then(|pod| pod.node.as_ref()))
         else {
             return Verdict::Open;
         };
         if owner.node != *source {
-            Verdict::Committed
-        } else if owner.attempt >= self.attempt && self.attempt > 0 {
+            if owner.tentative { Verdict::Taken } else { Verdict::Committed }
+        } else if attempt > 0 && owner.attempt >= attempt {
             Verdict::Aborted
         } else {
             Verdict::Open
@@ -343,7 +367,7 @@ mod tests {
     fn status(owner: Option<(&str, u32)>, attempt: u32) -> MigrationStatus {
         MigrationStatus {
             attempt,
-            owner: owner.map(|(node, attempt)| Owner { node: node.to_owned(), attempt }),
+            owner: owner.map(|(node, attempt)| Owner::new(node, attempt)),
             source_pod: Some(ObjectRef {
                 name: "store".to_owned(),
                 uid: "1".to_owned(),
@@ -371,6 +395,17 @@ mod tests {
     #[test]
     fn a_commit_of_an_earlier_attempt_is_final() {
         assert_eq!(status(Some(("target", 1)), 2).verdict(), Verdict::Committed);
+    }
+
+    #[test]
+    fn what_a_target_has_taken_is_neither_committed_nor_open_to_others() {
+        let taken = MigrationStatus { owner: Some(Owner::tentative("target", 1)), ..status(None, 1) };
+        assert_eq!(taken.verdict(), Verdict::Taken);
+        let written = serde_json::to_value(&taken.owner).expect("JSON");
+        assert_eq!(written, serde_json::json!({ "node": "target", "attempt": 1, "tentative": true }));
+        // What agents of before wrote, and the API server compares with, has no such field.
+        let settled = serde_json::to_value(Owner::new("target", 1)).expect("JSON");
+        assert_eq!(settled, serde_json::json!({ "node": "target", "attempt": 1 }));
     }
 
     #[test]

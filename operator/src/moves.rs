@@ -144,7 +144,7 @@ mod tests {
         let mut given_up = ended("store-0-01234567-1", Phase::Failed, 5);
         let status = given_up.status.as_mut().expect("a status");
         status.attempt = 1;
-        status.owner = Some(Owner { node: "b".into(), attempt: 1 });
+        status.owner = Some(Owner::new("b", 1));
         let pod = |uid: &str, node: &str| {
             Some(ObjectRef { name: "store-0".into(), uid: uid.into(), node: Some(node.into()) })
         };

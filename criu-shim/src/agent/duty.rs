@@ -2,7 +2,7 @@
 //!
 //! It never does I/O and never reads a clock. Two rules hold for whatever sequence of objects it is shown: it answers
 //! [`SourceDuty::Thaw`] only where the attempt that froze the pod was aborted, and [`TargetDuty::Resume`] only where
-//! the attempt was committed to this node and not given up since.
+//! the attempt was committed to this node and not given up since, or [`TargetDuty::Run`] where this agent has taken it.
 
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Migration, MigrationStatus, Phase, SourceStep, Strategy, TargetStep};
@@ -25,19 +25,6 @@ pub fn role(migration: &Migration, node: &str) -> Option<Role> {
         Some(Role::Target)
     } else {
         None
-    }
-}
-
-/// How attempt `attempt` was decided. A commit of any attempt decides all of them.
-pub fn verdict_of(status: &MigrationStatus, attempt: u32) -> Verdict {
-    let Some(owner) = &status.owner else { return Verdict::Open };
-    let Some(source) = status.source_pod.as_ref().and_then(|pod| pod.node.as_deref()) else { return Verdict::Open };
-    if owner.node != source {
-        Verdict::Committed
-    } else if attempt > 0 && owner.attempt >= attempt {
-        Verdict::Aborted
-    } else {
-        Verdict::Open
     }
 }
 
@@ -98,8 +85,8 @@ pub enum SourceDuty {
 pub fn source_duty(migration: &Migration, local: SourceLocal) -> SourceDuty {
     let Some(status) = &migration.status else { return SourceDuty::None };
     if local.at == SourceAt::Frozen {
-        return match verdict_of(status, local.attempt) {
-            Verdict::Open => SourceDuty::Settle(local.attempt),
+        return match status.verdict_of(local.attempt) {
+            Verdict::Open | Verdict::Taken => SourceDuty::Settle(local.attempt),
             Verdict::Aborted => SourceDuty::Thaw(local.attempt),
             Verdict::Committed => SourceDuty::Retire(local.attempt),
         };
@@ -107,11 +94,12 @@ pub fn source_duty(migration: &Migration, local: SourceLocal) -> SourceDuty {
     let attempt = status.attempt;
     let at = if local.attempt == attempt { local.at } else { SourceAt::Idle };
     let reported = status.source_now().map(|report| report.step);
-    match verdict_of(status, attempt) {
+    match status.verdict_of(attempt) {
         Verdict::Committed if at == SourceAt::Retired || reported == Some(SourceStep::Retired) => SourceDuty::None,
         Verdict::Committed => SourceDuty::Retire(attempt),
         Verdict::Aborted if at == SourceAt::Thawed || reported == Some(SourceStep::Thawed) => SourceDuty::None,
         Verdict::Aborted => SourceDuty::Abandon(attempt),
+        Verdict::Taken => SourceDuty::None,
         Verdict::Open if status.phase.is_terminal() => match at {
             SourceAt::Ready | SourceAt::Connected | SourceAt::Cut => SourceDuty::Abandon(attempt),
             _ => SourceDuty::None,
@@ -152,6 +140,18 @@ pub struct LaneLocal {
     pub resumed: bool,
 }
 
+/// Whether this agent has taken the attempt, so that nobody else decides it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Taking {
+    /// It has not tried.
+    #[default]
+    Not,
+    /// It tries, and what came of it is not known yet.
+    UnderWay,
+    /// It has.
+    Done,
+}
+
 /// What the target's side has done, for which attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TargetLocal {
@@ -169,6 +169,8 @@ pub struct TargetLocal {
     pub held: bool,
     /// The processes run here.
     pub resumed: bool,
+    /// Whether the attempt is this agent's to decide.
+    pub taking: Taking,
     /// This side said that it can't go on.
     pub failed: bool,
     /// Nothing of the attempt is left here.
@@ -212,9 +214,11 @@ pub enum TargetDuty {
     None,
     /// Get ready to receive and report `Listening`.
     Listen(u32),
-    /// Put files in place and let CRIU have its request.
+    /// Put files in place and let CRIU have its request. Before the commit: and take the attempt meanwhile.
     Release(u32),
-    /// Take `status.owner` for this node.
+    /// Everything is rebuilt, and the attempt is this agent's: let the processes run, and commit.
+    Run(u32),
+    /// Take `status.owner` for this node, for good.
     Commit(u32),
     /// Committed: let the processes run.
     Resume(u32),
@@ -236,7 +240,7 @@ pub fn target_duty(migration: &Migration, node: &str, local: TargetLocal) -> Tar
     let chosen = status.target_node.as_deref() == Some(node);
     let attempt = local.attempt;
     let reported = status.target.as_ref().filter(|report| report.attempt == attempt).map(|report| report.step);
-    match verdict_of(status, attempt) {
+    match status.verdict_of(attempt) {
         Verdict::Committed if status.owner.as_ref().is_none_or(|owner| owner.node != node) => TargetDuty::None,
         Verdict::Committed if local.resumed => {
             if local.listening {
@@ -256,6 +260,13 @@ pub fn target_duty(migration: &Migration, node: &str, local: TargetLocal) -> Tar
         Verdict::Committed if local.held => TargetDuty::Resume(attempt),
         Verdict::Committed if local.staged && local.waiting && !local.released => TargetDuty::Release(attempt),
         Verdict::Committed => TargetDuty::None,
+        Verdict::Taken if status.owner.as_ref().is_none_or(|owner| owner.node != node) => TargetDuty::None,
+        // By an agent before this one, and nobody knows whether that has let them run: there is no way but forward.
+        Verdict::Taken if local.taking == Taking::Not => TargetDuty::Commit(attempt),
+        Verdict::Open | Verdict::Taken if local.taking == Taking::Done && local.held && !local.failed => {
+            TargetDuty::Run(attempt)
+        }
+        Verdict::Taken => TargetDuty::None,
         Verdict::Aborted if !chosen && !local.listening => TargetDuty::None,
         Verdict::Aborted if local.destroyed || reported == Some(TargetStep::Destroyed) => TargetDuty::None,
         Verdict::Aborted => TargetDuty::Destroy(attempt),
@@ -267,7 +278,6 @@ pub fn target_duty(migration: &Migration, node: &str, local: TargetLocal) -> Tar
 fn open_target_duty(status: &MigrationStatus, local: TargetLocal) -> TargetDuty {
     let attempt = local.attempt;
     match status.strategy {
-        Some(Strategy::ReplaceFirst) if local.held => TargetDuty::Commit(attempt),
         Some(Strategy::ReplaceFirst) if local.staged && local.waiting && !local.released => {
             TargetDuty::Release(attempt)
         }

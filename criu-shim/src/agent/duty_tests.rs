@@ -75,8 +75,33 @@ fn a_target_holds_before_it_commits_where_the_replacement_comes_first() {
     let ready = TargetLocal { staged: true, waiting: true, ..listening() };
     assert_eq!(duty(ready), TargetDuty::Release(1));
     assert_eq!(duty(TargetLocal { released: true, ..ready }), TargetDuty::None);
-    assert_eq!(duty(TargetLocal { released: true, held: true, ..ready }), TargetDuty::Commit(1));
-    assert_eq!(duty(TargetLocal { failed: true, held: true, ..ready }), TargetDuty::None);
+    let held = TargetLocal { released: true, held: true, ..ready };
+    assert_eq!(duty(held), TargetDuty::None, "not its own yet");
+    assert_eq!(duty(TargetLocal { taking: Taking::UnderWay, ..held }), TargetDuty::None);
+    assert_eq!(duty(TargetLocal { taking: Taking::Done, ..held }), TargetDuty::Run(1), "the watch is behind");
+    assert_eq!(duty(TargetLocal { taking: Taking::Done, held: false, ..held }), TargetDuty::None);
+    assert_eq!(duty(TargetLocal { taking: Taking::Done, failed: true, ..held }), TargetDuty::None);
+}
+
+#[test]
+fn what_was_taken_is_run_by_its_taker_and_committed_by_the_agent_that_comes_after_it() {
+    let taken = migration().attempt(1).phase(Phase::Freezing).taken("b", 1).build();
+    let duty = |local| target_duty(&taken, "b", local);
+    let restoring = TargetLocal { staged: true, waiting: true, released: true, taking: Taking::Done, ..listening() };
+    assert_eq!(duty(restoring), TargetDuty::None);
+    let held = TargetLocal { held: true, ..restoring };
+    assert_eq!(duty(held), TargetDuty::Run(1));
+    assert_eq!(duty(TargetLocal { failed: true, ..held }), TargetDuty::None, "it is given back");
+    assert_eq!(duty(TargetLocal { resumed: true, ..restoring }), TargetDuty::None, "the commit is on its way");
+    assert_eq!(duty(TargetLocal { taking: Taking::UnderWay, ..held }), TargetDuty::None);
+    let adopted = TargetLocal { taking: Taking::Not, failed: true, ..held };
+    assert_eq!(duty(adopted), TargetDuty::Commit(1));
+    assert_eq!(duty(TargetLocal { resumed: true, ..adopted }), TargetDuty::Commit(1));
+    assert_eq!(target_duty(&taken, "c", adopted), TargetDuty::None, "another node's");
+    for at in [SourceAt::Idle, SourceAt::Connected, SourceAt::Failed, SourceAt::Thawed] {
+        assert_eq!(source_duty(&taken, source(1, at)), SourceDuty::None, "{at:?}");
+    }
+    assert_eq!(source_duty(&taken, source(1, SourceAt::Frozen)), SourceDuty::Settle(1));
 }
 
 #[test]
@@ -115,6 +140,10 @@ fn a_state_that_was_given_up_after_the_commit_is_destroyed_and_never_resumed() {
     assert_eq!(target_duty(&given_up, "b", resumed), TargetDuty::Clean(1), "too late, it runs");
 }
 
+fn any_taking() -> impl proptest::strategy::Strategy<Value = Taking> {
+    prop::sample::select(&[Taking::Not, Taking::UnderWay, Taking::Done][..])
+}
+
 fn any_phase() -> impl proptest::strategy::Strategy<Value = Phase> {
     prop::sample::select(&PHASES[..])
 }
@@ -125,18 +154,20 @@ proptest! {
     #[test]
     fn no_thaw_without_an_abort_and_no_end_without_a_commit(
         frozen_for in 1_u32..4, attempt in 0_u32..5, phase in any_phase(), on_target: bool, decided in 0_u32..5,
-        deleted: bool, delete_first: bool,
+        deleted: bool, delete_first: bool, tentative: bool,
     ) {
         let node = if on_target { "b" } else { "a" };
         let mut fixture = migration().attempt(attempt).phase(phase).owner(node, decided);
+        if on_target && tentative { fixture = fixture.taken(node, decided); }
         if deleted { fixture = fixture.deleted(); }
         if delete_first { fixture = fixture.strategy(Strategy::DeleteFirst); }
         let object = fixture.build();
         let duty = source_duty(&object, source(frozen_for, SourceAt::Frozen));
         match duty {
             SourceDuty::Thaw(n) => prop_assert!(n == frozen_for && !on_target && decided >= frozen_for),
-            SourceDuty::Retire(_) => prop_assert!(on_target),
-            SourceDuty::Settle(_) => prop_assert!(!on_target && decided < frozen_for),
+            SourceDuty::Retire(_) => prop_assert!(on_target && !tentative),
+            SourceDuty::Settle(_) if on_target => prop_assert!(tentative),
+            SourceDuty::Settle(_) => prop_assert!(decided < frozen_for),
             other => prop_assert!(false, "a frozen pod was answered with {other:?}"),
         }
     }
@@ -146,28 +177,39 @@ proptest! {
     #[test]
     fn no_resume_without_a_commit_to_this_node(
         attempt in 0_u32..4, local_attempt in 0_u32..4, phase in any_phase(), owner in "[abc]", decided in 0_u32..4,
-        flags in proptest::collection::vec(any::<bool>(), 8), delete_first: bool, given_up: bool,
+        flags in proptest::collection::vec(any::<bool>(), 8), taking in any_taking(), delete_first: bool, given_up: bool,
+        tentative: bool,
     ) {
         let mut fixture = migration().attempt(attempt).phase(phase).owner(&owner, decided);
+        let tentative = tentative && owner != "a";
+        if tentative { fixture = fixture.taken(&owner, decided); }
         if given_up { fixture = fixture.given_up(); }
         if delete_first { fixture = fixture.strategy(Strategy::DeleteFirst); }
         let local = TargetLocal {
             attempt: local_attempt, listening: flags[0], staged: flags[1], waiting: flags[2], released: flags[3],
-            held: flags[4], resumed: flags[5], failed: flags[6], destroyed: flags[7],
+            held: flags[4], resumed: flags[5], failed: flags[6], destroyed: flags[7], taking,
         };
         match target_duty(&fixture.build(), "b", local) {
-            TargetDuty::Resume(_) => prop_assert!(owner == "b" && local.held && !given_up),
+            TargetDuty::Resume(_) => prop_assert!(owner == "b" && !tentative && local.held && !given_up),
+            TargetDuty::Run(n) => {
+                prop_assert!(local.taking == Taking::Done && local.held && !local.failed && n == local.attempt);
+                prop_assert!((owner == "b" && tentative) || (owner == "a" && decided < n));
+            }
+            TargetDuty::Commit(n) if owner == "b" => {
+                prop_assert!(tentative && (local.taking == Taking::Not || n != local.attempt));
+            }
             TargetDuty::Commit(n) => {
                 prop_assert!(owner == "a" && decided < n && n == local.attempt && !local.failed);
-                let complete = if delete_first { local.staged } else { local.held };
-                prop_assert!(complete);
+                prop_assert!(delete_first && local.staged);
             }
-            TargetDuty::Release(n) => prop_assert!((owner == "b" && !given_up) || (owner == "a" && decided < n)),
+            TargetDuty::Release(n) => {
+                prop_assert!((owner == "b" && !tentative && !given_up) || (owner == "a" && decided < n));
+            }
             TargetDuty::Destroy(n) => {
-                let given_up = owner == "b" && given_up && !local.resumed;
+                let given_up = owner == "b" && !tentative && given_up && !local.resumed;
                 prop_assert!(given_up || (owner == "a" && decided >= n));
             }
-            TargetDuty::Clean(_) => prop_assert!(owner == "b" && local.resumed),
+            TargetDuty::Clean(_) => prop_assert!(owner == "b" && !tentative && local.resumed),
             TargetDuty::Listen(n) => prop_assert!(owner == "a" && decided < n && n == attempt),
             TargetDuty::None => {}
         }
@@ -175,13 +217,20 @@ proptest! {
 
     /// The two sides never both go on: where one may run the application, the other may not.
     #[test]
-    fn the_two_sides_never_both_run(attempt in 1_u32..4, phase in any_phase(), on_target: bool, decided in 0_u32..4) {
-        let node = if on_target { "b" } else { "a" };
-        let object = migration().attempt(attempt).phase(phase).owner(node, decided).build();
+    fn the_two_sides_never_both_run(
+        attempt in 1_u32..4, phase in any_phase(), on_target: bool, tentative: bool, decided in 0_u32..4,
+    ) {
+        let fixture = migration().attempt(attempt).phase(phase);
+        let object = match (on_target, tentative) {
+            (false, _) => fixture.owner("a", decided),
+            (true, false) => fixture.owner("b", decided),
+            (true, true) => fixture.taken("b", decided),
+        };
+        let object = object.build();
         let thaws = matches!(source_duty(&object, source(attempt, SourceAt::Frozen)), SourceDuty::Thaw(_));
         let held = TargetLocal { staged: true, waiting: true, released: true, held: true, attempt, listening: true,
-            ..TargetLocal::default() };
-        let resumes = matches!(target_duty(&object, "b", held), TargetDuty::Resume(_));
+            taking: if on_target { Taking::Done } else { Taking::UnderWay }, ..TargetLocal::default() };
+        let resumes = matches!(target_duty(&object, "b", held), TargetDuty::Resume(_) | TargetDuty::Run(_));
         prop_assert!(!(thaws && resumes));
     }
 }
@@ -191,7 +240,7 @@ fn the_owner_alone_decides_and_not_the_phase() {
     let mut object = migration().attempt(1).phase(Phase::Failed).build();
     assert_eq!(source_duty(&object, source(1, SourceAt::Frozen)), SourceDuty::Settle(1));
     let status = object.status.as_mut().expect("status");
-    status.owner = Some(Owner { node: "a".into(), attempt: 1 });
+    status.owner = Some(Owner::new("a", 1));
     assert_eq!(source_duty(&object, source(1, SourceAt::Frozen)), SourceDuty::Thaw(1));
 }
 
@@ -211,13 +260,14 @@ const HELD: LaneLocal = LaneLocal { staged: true, waiting: true, released: true,
 #[test]
 fn a_pod_is_committed_when_the_last_of_its_containers_is_held() {
     let base = migration().attempt(1).phase(Phase::Freezing).build();
-    let duty = |lanes: &[LaneLocal]| target_duty(&base, "b", listening().of_pod(lanes, false));
+    let taken = TargetLocal { taking: Taking::Done, ..listening() };
+    let duty = |lanes: &[LaneLocal]| target_duty(&base, "b", taken.of_pod(lanes, false));
     let waits = LaneLocal { released: false, held: false, ..HELD };
     assert_eq!(duty(&[waits, LaneLocal { waiting: false, ..waits }]), TargetDuty::None);
     assert_eq!(duty(&[waits, LaneLocal { staged: false, ..waits }]), TargetDuty::None);
     assert_eq!(duty(&[waits, waits]), TargetDuty::Release(1));
     assert_eq!(duty(&[HELD, LaneLocal { held: false, ..HELD }]), TargetDuty::None);
-    assert_eq!(duty(&[HELD, HELD]), TargetDuty::Commit(1));
+    assert_eq!(duty(&[HELD, HELD]), TargetDuty::Run(1));
 }
 
 #[test]
@@ -240,8 +290,9 @@ proptest! {
         lanes in prop::collection::vec(any_lane(), 0..5),
     ) {
         let base = migration().attempt(1).phase(Phase::Freezing).build();
-        let duty = target_duty(&base, "b", listening().of_pod(&lanes, false));
-        prop_assert!(duty != TargetDuty::Commit(1) || (!lanes.is_empty() && lanes.iter().all(|lane| lane.held)));
+        let taken = TargetLocal { taking: Taking::Done, ..listening() };
+        let duty = target_duty(&base, "b", taken.of_pod(&lanes, false));
+        prop_assert!(duty != TargetDuty::Run(1) || (!lanes.is_empty() && lanes.iter().all(|lane| lane.held)));
         prop_assert!(duty != TargetDuty::Release(1) || lanes.iter().all(|lane| lane.staged && lane.waiting));
     }
 

@@ -40,7 +40,7 @@ pub fn migration() -> Fixture {
     migration.metadata.uid = Some("u".into());
     migration.metadata.namespace = Some("default".into());
     migration.status = Some(MigrationStatus {
-        owner: Some(Owner { node: "a".into(), attempt: 0 }),
+        owner: Some(Owner::new("a", 0)),
         source_pod: Some(ObjectRef { name: "p".into(), uid: "old".into(), node: Some("a".into()) }),
         target_node: Some("b".into()),
         strategy: Some(Strategy::ReplaceFirst),
@@ -68,7 +68,12 @@ impl Fixture {
 
     /// Owner.
     pub fn owner(self, node: &str, attempt: u32) -> Self {
-        self.status(|status| status.owner = Some(Owner { node: node.into(), attempt }))
+        self.status(|status| status.owner = Some(Owner::new(node, attempt)))
+    }
+
+    /// A target that has taken the attempt.
+    pub fn taken(self, node: &str, attempt: u32) -> Self {
+        self.status(|status| status.owner = Some(Owner::tentative(node, attempt)))
     }
 
     /// Strategy.

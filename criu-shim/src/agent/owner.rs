@@ -1,10 +1,9 @@
 //! The one field that decides who may run the application, and proofs of how it was decided.
 //!
-//! [`Ownership`] owns every write of `status.owner` that an agent makes. [`Aborted`] and [`Committed`] can only be
-//! had from here, after the API server itself has said so: thawing and resuming take them as arguments, so neither
+//! [`Ownership`] owns every write of `status.owner` that an agent makes. [`Aborted`], [`Committed`] and [`Taken`] can only
+//! be had from here, after the API server itself has said so: thawing and resuming take them as arguments, so neither
 //! can happen on a guess. It never reads a cache.
 
-use crate::agent::duty::verdict_of;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{Patch as JsonPatch, PatchOperation, ReplaceOperation, TestOperation};
 use kube::api::{Api, Patch, PatchParams};
@@ -44,6 +43,39 @@ impl Committed {
     pub fn node(&self) -> &str {
         &self.node
     }
+}
+
+/// Proof that this agent has taken an attempt: it alone decides it, by letting the processes run or by giving it back.
+#[derive(Debug)]
+pub struct Taken {
+    attempt: u32,
+    node: String,
+    source: String,
+}
+
+impl Taken {
+    /// Attempt that was taken.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+}
+
+/// Why a target may let the processes run.
+#[derive(Debug)]
+pub enum MayResume {
+    /// The attempt was committed to this node.
+    Committed(Committed),
+    /// This agent has taken the attempt, and will commit it.
+    Taken(Taken),
+}
+
+/// What came of an agent's try to take an attempt.
+#[derive(Debug)]
+pub enum TakeOutcome {
+    /// It is this agent's.
+    Taken(Taken),
+    /// Somebody was quicker.
+    Decided(Decision),
 }
 
 /// How an attempt was decided, with the proof.
@@ -104,7 +136,7 @@ pub struct Ownership {
 /// for, with the pod frozen, for minutes.
 const REQUEST_LIMIT: Duration = Duration::from_secs(3);
 /// First and longest pause between two tries at the API server.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 
 impl Ownership {
     /// Of the Migration `namespace/name` with this UID.
@@ -146,32 +178,74 @@ impl Ownership {
         })
     }
 
-    /// Takes the attempt for the source. Tries until it is known how the attempt was decided, for ever if need be:
-    /// whoever is frozen stays frozen while nobody knows.
+    /// Decides the attempt for the source. Tries until it is known how the attempt was decided, for ever if need be: whoever
+    /// is frozen stays frozen while nobody knows, and while the target has taken it.
     ///
     /// # Errors
     /// Only [`OwnerError::Gone`].
     pub async fn abort(&self, attempt: u32, source_node: &str) -> Result<Decision, OwnerError> {
-        self.decide(attempt, &Owner { node: source_node.to_owned(), attempt }, None).await
+        let decided = |status: &MigrationStatus| decision_in(status, attempt);
+        self.decide(attempt, &Owner::new(source_node, attempt), None, |owner| !owner.tentative, decided).await
     }
 
-    /// Takes the attempt for the target. `seen` is the owner in the watch's newest object: where it is still right, one
+    /// Decides the attempt for the target. `seen` is the owner in the watch's newest object: where it is still right, one
     /// request is enough. Tries until it is known how the attempt was decided.
     ///
     /// # Errors
     /// Only [`OwnerError::Gone`].
     pub async fn commit(&self, attempt: u32, node: &str, seen: Option<Owner>) -> Result<Decision, OwnerError> {
-        self.decide(attempt, &Owner { node: node.to_owned(), attempt }, seen).await
+        let decided = |status: &MigrationStatus| decision_in(status, attempt);
+        let may_swap = |owner: &Owner| !owner.tentative || owner.node == node;
+        self.decide(attempt, &Owner::new(node, attempt), seen, may_swap, decided).await
     }
 
-    async fn decide(&self, attempt: u32, want: &Owner, seen: Option<Owner>) -> Result<Decision, OwnerError> {
+    /// Takes the attempt for the target, while its processes are being rebuilt. `seen` as in [`Ownership::commit`]. Tries
+    /// until it is known whose the attempt is. Only for an agent that has not tried before: what one before it has taken
+    /// reads as its own.
+    ///
+    /// # Errors
+    /// Only [`OwnerError::Gone`].
+    pub async fn take(&self, attempt: u32, node: &str, seen: Option<Owner>) -> Result<TakeOutcome, OwnerError> {
+        let decided = |status: &MigrationStatus| taken_in(status, attempt, node);
+        self.decide(attempt, &Owner::tentative(node, attempt), seen, |owner| !owner.tentative, decided).await
+    }
+
+    /// Makes final what was taken, after the processes were told to run. Tries until it is done.
+    ///
+    /// # Errors
+    /// Only [`OwnerError::Gone`].
+    pub async fn keep(&self, attempt: u32, node: &str) -> Result<Decision, OwnerError> {
+        self.commit(attempt, node, Some(Owner::tentative(node, attempt))).await
+    }
+
+    /// Gives back to the source what was taken: the processes were not told to run, and nobody can tell them any more, because
+    /// the proof is used up. Tries until it is known what became of the attempt: meanwhile the operator may have made it final.
+    ///
+    /// # Errors
+    /// Only [`OwnerError::Gone`].
+    pub async fn give_back(&self, taken: Taken) -> Result<Decision, OwnerError> {
+        let Taken { attempt, node, source } = taken;
+        let (seen, want) = (Owner::tentative(&node, attempt), Owner::new(&source, attempt));
+        let decided = |status: &MigrationStatus| decision_in(status, attempt);
+        self.decide(attempt, &want, Some(seen.clone()), |owner| *owner == seen, decided).await
+    }
+
+    /// Writes `want` over an owner that `may_swap` allows, until `decided` makes something of what the object says.
+    async fn decide<T>(
+        &self,
+        attempt: u32,
+        want: &Owner,
+        seen: Option<Owner>,
+        may_swap: impl Fn(&Owner) -> bool,
+        decided: impl Fn(&MigrationStatus) -> Option<T>,
+    ) -> Result<T, OwnerError> {
         let mut seen = seen;
         let mut pause = PAUSES.0;
         loop {
-            let known = seen.take();
+            let known = seen.take().filter(&may_swap);
             let swapped = known.is_some();
             if let Some(owner) = known {
-                match self.swap(attempt, &owner, want).await {
+                match self.swap(attempt, &owner, want, &decided).await {
                     Ok(Some(decision)) => return Ok(decision),
                     // The object changed in between, or the reply was lost: the object itself says who won.
                     Ok(None) => {}
@@ -184,10 +258,11 @@ impl Ownership {
             match self.read().await {
                 Ok(migration) => {
                     let status = migration.status.unwrap_or_default();
-                    if let Some(decision) = decision_in(&status, attempt) {
+                    if let Some(decision) = decided(&status) {
                         return Ok(decision);
                     }
-                    seen = status.owner;
+                    // Where the other side has taken it, there is nothing to do but to look again.
+                    seen = status.owner.filter(&may_swap);
                 }
                 Err(gone @ OwnerError::Gone { .. }) => return Err(gone),
                 Err(error) => {
@@ -202,16 +277,22 @@ impl Ownership {
     }
 
     /// One compare-and-swap. `None`: it did not take place.
-    async fn swap(&self, attempt: u32, seen: &Owner, want: &Owner) -> Result<Option<Decision>, OwnerError> {
+    async fn swap<T>(
+        &self,
+        attempt: u32,
+        seen: &Owner,
+        want: &Owner,
+        decided: impl Fn(&MigrationStatus) -> Option<T>,
+    ) -> Result<Option<T>, OwnerError> {
         let patch = Patch::Json::<()>(swap_patch(&self.uid, attempt, seen, want));
         let parameters = PatchParams::default();
         let written = self.api.patch_status(&self.name, &parameters, &patch);
         let answer = tokio::time::timeout(REQUEST_LIMIT, written).await;
         match answer.map_err(|_| OwnerError::Slow { name: self.name.clone() })? {
             Ok(migration) => {
-                let decision = migration.status.as_ref().and_then(|status| decision_in(status, attempt));
-                info!(migration = self.name, attempt, owner = want.node, "owner written");
-                Ok(decision)
+                let Owner { node, tentative, .. } = want;
+                info!(migration = self.name, attempt, owner = node, tentative, "owner written");
+                Ok(migration.status.as_ref().and_then(decided))
             }
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(None),
             Err(source) => Err(OwnerError::Write { name: self.name.clone(), source: Box::new(source) }),
@@ -226,8 +307,8 @@ fn must_rest(swapped: bool, found: Option<&Owner>) -> bool {
 
 /// The decision of `attempt` that `status` shows.
 fn decision_in(status: &MigrationStatus, attempt: u32) -> Option<Decision> {
-    match verdict_of(status, attempt) {
-        Verdict::Open => None,
+    match status.verdict_of(attempt) {
+        Verdict::Open | Verdict::Taken => None,
         Verdict::Aborted => Some(Decision::Aborted(Aborted { attempt })),
         Verdict::Committed => {
             let owner = status.owner.as_ref()?;
@@ -236,19 +317,27 @@ fn decision_in(status: &MigrationStatus, attempt: u32) -> Option<Decision> {
     }
 }
 
+/// What `status` shows of the try of an agent on `node` to take `attempt`.
+fn taken_in(status: &MigrationStatus, attempt: u32, node: &str) -> Option<TakeOutcome> {
+    if status.owner.as_ref() == Some(&Owner::tentative(node, attempt)) {
+        let source = status.source_pod.as_ref()?.node.clone()?;
+        return Some(TakeOutcome::Taken(Taken { attempt, node: node.to_owned(), source }));
+    }
+    decision_in(status, attempt).map(TakeOutcome::Decided)
+}
+
 /// The compare-and-swap as a JSON patch of the status subresource: it applies only to this UID, only while the owner is
 /// exactly what was seen, and only while the attempt is the current one.
 fn swap_patch(uid: &str, attempt: u32, seen: &Owner, want: &Owner) -> JsonPatch {
     let test =
         |path: [&str; 2], value| PatchOperation::Test(TestOperation { path: PointerBuf::from_tokens(path), value });
-    let owner = |owner: &Owner| serde_json::json!({ "node": owner.node, "attempt": owner.attempt });
     JsonPatch(vec![
         test(["metadata", "uid"], uid.into()),
-        test(["status", "owner"], owner(seen)),
+        test(["status", "owner"], serde_json::json!(seen)),
         test(["status", "attempt"], attempt.into()),
         PatchOperation::Replace(ReplaceOperation {
             path: PointerBuf::from_tokens(["status", "owner"]),
-            value: owner(want),
+            value: serde_json::json!(want),
         }),
     ])
 }
@@ -256,10 +345,11 @@ fn swap_patch(uid: &str, attempt: u32, seen: &Owner, want: &Owner) -> JsonPatch 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::fixture::migration;
 
     #[test]
     fn only_a_round_that_found_the_owner_goes_on_at_once() {
-        let owner = Owner { node: "a".into(), attempt: 0 };
+        let owner = Owner::new("a", 0);
         assert!(!must_rest(false, Some(&owner)));
         assert!(must_rest(true, Some(&owner)), "the swap did not take place");
         assert!(must_rest(false, None), "no owner in the object, or no answer");
@@ -273,8 +363,7 @@ mod tests {
                 "status": { "attempt": attempt, "owner": { "node": node, "attempt": decided } },
             })
         };
-        let seen = Owner { node: "a".into(), attempt: 0 };
-        let want = Owner { node: "b".into(), attempt: 1 };
+        let (seen, want) = (Owner::new("a", 0), Owner::new("b", 1));
         let patch = swap_patch("u", 1, &seen, &want);
         let applies = |mut object: serde_json::Value| json_patch::patch(&mut object, &patch).is_ok().then_some(object);
 
@@ -283,5 +372,29 @@ mod tests {
         assert_eq!(applies(object("u", 2, "a", 0)), None, "a later attempt");
         assert_eq!(applies(object("u", 1, "a", 1)), None, "already aborted");
         assert_eq!(applies(object("u", 1, "b", 1)), None, "already committed");
+        let mut taken = object("u", 1, "b", 1);
+        taken["status"]["owner"]["tentative"] = true.into();
+        assert_eq!(applies(taken.clone()), None, "taken by the target");
+
+        let keep = swap_patch("u", 1, &Owner::tentative("b", 1), &want);
+        let keeps = |mut object: serde_json::Value| json_patch::patch(&mut object, &keep).is_ok().then_some(object);
+        assert_eq!(keeps(taken), Some(object("u", 1, "b", 1)));
+        assert_eq!(keeps(object("u", 1, "a", 1)), None, "given back");
+    }
+
+    #[test]
+    fn what_was_taken_is_its_takers_and_an_earlier_attempts_is_nobodys() {
+        let mut status = migration().attempt(2).owner("b", 2).build().status.expect("a status");
+        let taken = |status: &MigrationStatus, node| taken_in(status, 2, node);
+        assert!(matches!(taken(&status, "b"), Some(TakeOutcome::Decided(Decision::Committed(_)))));
+        status.owner = Some(Owner::tentative("b", 2));
+        let Some(TakeOutcome::Taken(proof)) = taken(&status, "b") else { panic!("not taken") };
+        assert_eq!((proof.attempt, proof.node.as_str(), proof.source.as_str()), (2, "b", "a"));
+        assert!(taken(&status, "c").is_none(), "of another node");
+        assert!(decision_in(&status, 2).is_none(), "and it is no decision");
+        status.owner = Some(Owner::new("a", 1));
+        assert!(taken(&status, "b").is_none(), "open");
+        status.owner = Some(Owner::new("a", 2));
+        assert!(matches!(taken(&status, "b"), Some(TakeOutcome::Decided(Decision::Aborted(_)))));
     }
 }

@@ -31,7 +31,7 @@ pub enum Moment {
     Dumping,
     /// Images land on the target, and not all of them have.
     Transferring,
-    /// CRIU rebuilds the processes on the target or holds them; nobody owns the attempt yet.
+    /// CRIU rebuilds the processes on the target or holds them; the attempt is not committed yet.
     Restoring,
     /// The target owns the application; the source's frozen processes are not ended yet.
     Committed,
@@ -73,7 +73,7 @@ impl Moment {
             Self::Freezing => disks.journal && disks.images == 0,
             Self::Dumping => disks.journal && disks.images > 0 && !disks.dumped && disks.landed == 0,
             Self::Transferring => disks.journal && disks.landed > 0 && disks.landed < disks.images,
-            Self::Restoring => disks.journal && disks.restoring && *owner == Owner::Undecided,
+            Self::Restoring => disks.journal && disks.restoring && matches!(owner, Owner::Undecided | Owner::Taken),
             Self::Committed => disks.journal && *owner == Owner::Target,
             Self::Bringing => disks.serving && *owner == Owner::Target,
         }
@@ -95,6 +95,8 @@ pub enum Owner {
     Undecided,
     /// The source, because an attempt was aborted.
     Source,
+    /// The target, tentatively: it may still give the attempt back.
+    Taken,
     /// The target.
     Target,
 }
@@ -115,7 +117,10 @@ impl Signs {
     pub fn of(object: &Value) -> Self {
         let status = &object["status"];
         let owner = match status["owner"]["node"].as_str() {
-            Some(node) if status["sourcePod"]["node"] != node => Owner::Target,
+            Some(node) if status["sourcePod"]["node"] != node => match status["owner"]["tentative"].as_bool() {
+                Some(true) => Owner::Taken,
+                _ => Owner::Target,
+            },
             Some(_) if status["owner"]["attempt"].as_u64().is_some_and(|attempt| attempt > 0) => Owner::Source,
             _ => Owner::Undecided,
         };
@@ -275,6 +280,9 @@ mod tests {
         assert_eq!(owner("a", 0), Owner::Undecided);
         assert_eq!(owner("a", 1), Owner::Source);
         assert_eq!(owner("b", 1), Owner::Target);
+        let mut taken = json!({ "status": {"sourcePod": {"node": "a"}, "owner": {"node": "b", "attempt": 1}} });
+        taken["status"]["owner"]["tentative"] = true.into();
+        assert_eq!(Signs::of(&taken).owner, Owner::Taken);
         assert_eq!(Signs::of(&json!({})).owner, Owner::Undecided);
     }
 

@@ -136,22 +136,56 @@ spec: {containers: [{name: probe, image: 'lab/probe:1', imagePullPolicy: IfNotPr
     sandbox.passed()
 }
 
+/// A Migration as it would be in the middle of a move, but for the phase, so that nobody acts on it.
+fn in_the_middle_of_a_move(sandbox: &Sandbox, source: &str, target: &str) -> Result<()> {
+    sandbox.create(&migration::manifest("move", "nobody"))?;
+    until("the move of nobody to end", LIMIT, || {
+        Ok(sandbox.get(&["migration", "move"])?.filter(migration::has_ended))
+    })?;
+    let status = json!({ "attempt": 1, "owner": { "node": source, "attempt": 0 }, "targetNode": target,
+        "sourcePod": { "name": "nobody", "uid": "u", "node": source }, "containers": ["app", "beside"] });
+    let patch = json!({ "status": status }).to_string();
+    sandbox.run(&["patch", "migration", "move", "--subresource=status", "--type=merge", "--patch", &patch])?;
+    Ok(())
+}
+
+#[test]
+fn what_a_target_has_taken_is_its_own_to_make_final_or_to_give_back() -> Result<()> {
+    let cluster = Cluster::ready()?;
+    let sandbox = Sandbox::beside(cluster.kube(), "agent-taken")?;
+    let workers = cluster.workers();
+    let (source, target) = workers.first().zip(workers.get(1)).context("two nodes")?;
+    in_the_middle_of_a_move(&sandbox, source, target)?;
+    let owner = |node: &str, attempt: u32, tentative: bool| {
+        let tentative = if tentative { Value::Bool(true) } else { Value::Null };
+        json!({ "owner": { "node": node, "attempt": attempt, "tentative": tentative } })
+    };
+    let refused = |agent: &Agent, owner: &Value| {
+        let said = agent.write("move", owner).err().with_context(|| format!("{owner} was accepted"))?.to_string();
+        ensure!(said.contains("status.owner can be decided once"), "{said}");
+        Ok(())
+    };
+    let (of_source, of_target) =
+        (Agent::of_node(cluster, &sandbox, source)?, Agent::of_node(cluster, &sandbox, target)?);
+    refused(&of_source, &owner(target, 1, true))?;
+    refused(&of_source, &owner(source, 1, true))?;
+    refused(&of_target, &owner(source, 1, true))?;
+    of_target.write("move", &owner(target, 1, true)).context("the target takes the attempt")?;
+    refused(&of_source, &owner(source, 1, false))?;
+    refused(&of_source, &owner(target, 1, false))?;
+    refused(&of_target, &owner(source, 0, false))?;
+    of_target.write("move", &owner(source, 1, false)).context("the target gives the attempt back")?;
+    refused(&of_target, &owner(target, 1, false))?;
+    sandbox.passed()
+}
+
 #[test]
 fn an_agent_writes_its_own_report_and_not_which_containers_move() -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::beside(cluster.kube(), "agent-token")?;
     let workers = cluster.workers();
     let (source, target) = workers.first().zip(workers.get(1)).context("two nodes")?;
-    sandbox.create(&migration::manifest("move", "nobody"))?;
-    until("the move of nobody to end", LIMIT, || {
-        Ok(sandbox.get(&["migration", "move"])?.filter(migration::has_ended))
-    })?;
-    // As it would be in the middle of a move, but for the phase, so that nobody acts on it.
-    let status = json!({ "attempt": 1, "owner": { "node": source, "attempt": 0 }, "targetNode": target,
-        "sourcePod": { "name": "nobody", "uid": "u", "node": source }, "containers": ["app", "beside"] });
-    let patch = json!({ "status": status }).to_string();
-    sandbox.run(&["patch", "migration", "move", "--subresource=status", "--type=merge", "--patch", &patch])?;
-
+    in_the_middle_of_a_move(&sandbox, source, target)?;
     let agent = Agent::of_node(cluster, &sandbox, source)?;
     agent.write("move", &json!({ "source": { "attempt": 1, "step": "Ready" } })).context("its own report")?;
     for containers in [json!(["app"]), json!(["app", "other"]), json!([]), Value::Null] {

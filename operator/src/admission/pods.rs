@@ -23,7 +23,7 @@ pub(super) fn expected_by<'a>(
             return false;
         }
         let waits = match (status.strategy, status.verdict()) {
-            (Some(Strategy::ReplaceFirst), Verdict::Open) => {
+            (Some(Strategy::ReplaceFirst), Verdict::Open | Verdict::Taken) => {
                 (Phase::Handover..=Phase::Restoring).contains(&status.phase)
             }
             (Some(Strategy::DeleteFirst), Verdict::Committed) => !status.phase.is_terminal() && !status.is_given_up(),

@@ -124,14 +124,14 @@ mod tests {
     #[test]
     fn the_owner_is_written_once_when_the_migration_is_accepted() {
         let observed = migration(Value::Null);
-        let status = MigrationStatus { owner: Some(Owner { node: "a".into(), attempt: 0 }), ..Default::default() };
+        let status = MigrationStatus { owner: Some(Owner::new("a", 0)), ..Default::default() };
         let fresh = json!({ "metadata": { "uid": "u", "resourceVersion": "7" } });
         let stored = after(&observed, &status, fresh).expect("it applies");
         assert_eq!(stored["status"]["owner"], json!({ "node": "a", "attempt": 0 }));
 
         let observed = migration(accepted());
         let mut status = observed.status.clone().expect("a status");
-        status.owner = Some(Owner { node: "b".into(), attempt: 1 });
+        status.owner = Some(Owner::new("b", 1));
         let patch = status_patch(&observed, &status).expect("a patch");
         let adds = |operation: &&PatchOperation| matches!(operation, PatchOperation::Add(_));
         assert_eq!(patch.0.iter().filter(adds).count(), 0);

@@ -250,7 +250,7 @@ mod tests {
         let status = migration.status.get_or_insert_default();
         (status.source_pod, status.replacement) = (reference(from, "a"), reference(to, "b"));
         status.attempt = 1;
-        status.owner = Some(Owner { node: if committed { "b" } else { "a" }.into(), attempt: 1 });
+        status.owner = Some(Owner::new(if committed { "b" } else { "a" }, 1));
         migration
     }
 

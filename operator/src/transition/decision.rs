@@ -105,6 +105,11 @@ pub enum Action {
         /// The attempt to abort.
         attempt: u32,
     },
+    /// Compare-and-swap of `status.owner` to the target that has taken the attempt, for good.
+    Keep {
+        /// The tentative owner that was seen.
+        seen: Owner,
+    },
     /// Tell people, by an Event.
     Announce(Announcement),
 }

@@ -2,8 +2,8 @@
 //!
 //! [`transition`] owns every decision about a move. It does no I/O and reads no clock: what is known comes in as
 //! [`Observed`], and what is to be done goes out as [`Decision`]. It never writes `status.owner` once the Migration is
-//! accepted: an attempt is decided by a compare-and-swap, of which [`Action::Abort`] is the operator's half, and what
-//! follows is read back from the object. So whatever was lost, repeated or done by somebody else in between, the next
+//! accepted: an attempt is decided by a compare-and-swap, of which [`Action::Abort`] and [`Action::Keep`] are the operator's
+//! part, and what follows is read back from the object. So whatever was lost, repeated or done by somebody else in between, the next
 //! decision starts from what is.
 
 mod backing_off;
@@ -23,6 +23,7 @@ mod rehearsing;
 mod rolling_back;
 mod step;
 mod stop;
+mod taken;
 
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,7 @@ fn one_phase(step: &mut Step<'_>) {
     match step.status.verdict() {
         // The point of no return lies behind: nothing below this line may lead to a roll-back.
         Verdict::Committed => committed::follow(step),
+        Verdict::Taken => taken::follow(step),
         Verdict::Aborted if step.status.phase == Phase::BackingOff => backing_off::wait(step),
         Verdict::Aborted => rolling_back::undo(step),
         Verdict::Open => match stop::reason(step) {

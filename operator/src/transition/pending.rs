@@ -78,7 +78,7 @@ fn accept(step: &mut Step<'_>, source: &SourceSeen, node: String) {
     let strategy = strategy(source);
     let status = &mut step.status;
     status.attempt = 1;
-    status.owner = Some(Owner { node: node.clone(), attempt: 0 });
+    status.owner = Some(Owner::new(&node, 0));
     status.policy = Some(ResolvedPolicy::from_policy(policy_name, &policy.unwrap_or_default()));
     status.strategy = Some(strategy);
     status.source_pod =

@@ -133,6 +133,8 @@ impl Task {
             // They are of a move.
             Event::Source(_)
             | Event::Again(_)
+            | Event::Taken { .. }
+            | Event::Kept { .. }
             | Event::Archive { .. }
             | Event::Round { .. }
             | Event::Rehearse { .. }

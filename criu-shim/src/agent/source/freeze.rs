@@ -52,6 +52,8 @@ pub struct Frozen {
     pub since: Instant,
     /// When the target said that it holds the processes.
     pub held: Option<Instant>,
+    /// When it said that they run, if that was before the commit was in the object.
+    pub resumed: Option<Instant>,
 }
 
 /// One container on its way out.
@@ -131,7 +133,7 @@ pub async fn freeze(
         }
         Err(failure) => (FrozenPod::adopt(containers), Err(failure)),
     };
-    let mut attempt_state = Attempt { number: attempt, held: None, report, reporter };
+    let mut attempt_state = Attempt { number: attempt, held: None, resumed: None, report, reporter };
     let outcome = match froze {
         Ok(took) => {
             attempt_state.frozen(took);
@@ -139,7 +141,7 @@ pub async fn freeze(
         }
         Err(failure) => Err(failure),
     };
-    let held = attempt_state.held;
+    let (held, resumed) = (attempt_state.held, attempt_state.resumed);
     // Whoever aborted it has said why; what that led to here is no news.
     let failure = outcome.err().filter(|_| !shows(news.borrow().as_deref(), attempt, Verdict::Aborted));
     if let Some(failure) = &failure {
@@ -160,7 +162,7 @@ pub async fn freeze(
     // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
     let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await;
     let receiver = receivers.into_iter().next();
-    Frozen { pod, spent, hung, decision, failure, receiver, since, held }
+    Frozen { pod, spent, hung, decision, failure, receiver, since, held, resumed }
 }
 
 impl Leaving {
@@ -201,6 +203,7 @@ impl Leaving {
 struct Attempt<'a> {
     number: u32,
     held: Option<Instant>,
+    resumed: Option<Instant>,
     report: &'a mut SourceReport,
     reporter: &'a Reporter<SourceReport>,
 }
@@ -255,7 +258,9 @@ impl Attempt<'_> {
                         self.timings().restore_millis = millis(verified.elapsed());
                     }
                     Ok(Incoming::Message(FromTarget::Placed { .. })) => {}
-                    Ok(Incoming::Message(FromTarget::Committed | FromTarget::Resumed)) => return Ok(()),
+                    // It has taken the attempt, and the commit is on its way.
+                    Ok(Incoming::Message(FromTarget::Resumed)) => self.resumed = Some(Instant::now()),
+                    Ok(Incoming::Message(FromTarget::Committed)) => return Ok(()),
                     Ok(Incoming::Message(FromTarget::Failed { failure })) => return Err(failure),
                     Ok(other) => {
                         let message = format!("the target said {other:?} where a commit was expected");

@@ -1,7 +1,6 @@
 //! What ends an attempt from outside while the source is at work on it.
 
 use crate::agent::context::News;
-use crate::agent::duty::verdict_of;
 use crate::agent::failure::retryable;
 use std::time::Duration;
 use tideover_crds::migration::Verdict;
@@ -79,7 +78,7 @@ impl<'a> Watching<'a> {
 pub(super) fn shows(migration: Option<&Migration>, attempt: u32, verdict: Verdict) -> bool {
     migration
         .and_then(|migration| migration.status.as_ref())
-        .is_some_and(|status| verdict_of(status, attempt) == verdict)
+        .is_some_and(|status| status.verdict_of(attempt) == verdict)
 }
 
 #[cfg(test)]

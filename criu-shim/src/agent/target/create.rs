@@ -1,6 +1,5 @@
 //! How a container shall start: a pure decision from its identity and the Migration that has to do with its pod.
 
-use crate::agent::duty::verdict_of;
 use crate::local::{ContainerType, Create};
 use k8s_openapi::api::core::v1::Pod;
 use tideover_crds::migration::Verdict;
@@ -70,7 +69,7 @@ pub fn start_rehearsal(create: &Create, migration: Option<&Migration>, node: &st
     let name = migration.metadata.name.as_deref().unwrap_or_default();
     let over = || Start::Refuse(format!("the rehearsal for the Migration {name} is over"));
     let Some(status) = &migration.status else { return over() };
-    if verdict_of(status, status.attempt) != Verdict::Open || status.phase > Phase::Rehearsing {
+    if status.verdict() != Verdict::Open || status.phase > Phase::Rehearsing {
         return over();
     }
     match &status.rehearsal {
@@ -91,13 +90,15 @@ pub fn start(create: &Create, migration: &Migration, node: &str) -> Start {
     let name = migration.metadata.name.as_deref().unwrap_or_default();
     let is = |pod: &Option<tideover_crds::ObjectRef>| pod.as_ref().is_some_and(|pod| pod.uid == create.pod_uid);
     if is(&status.source_pod) {
-        return match verdict_of(status, status.attempt) {
+        return match status.verdict() {
             Verdict::Committed => Start::Refuse(format!("the Migration {name} has moved this pod to another node")),
-            _ => Start::Cold,
+            // It may run elsewhere by now.
+            Verdict::Taken => Start::Undecided,
+            Verdict::Open | Verdict::Aborted => Start::Cold,
         };
     }
     if !is(&status.replacement) {
-        return match verdict_of(status, status.attempt) {
+        return match status.verdict() {
             _ if create.replacement_of.as_deref() != Some(name) || status.phase == Phase::Succeeded => Start::Cold,
             // The source will not run again, whatever became of the rest.
             Verdict::Committed if status.phase.is_terminal() => Start::Cold,
@@ -106,11 +107,11 @@ pub fn start(create: &Create, migration: &Migration, node: &str) -> Start {
             }
             _ if status.phase.is_terminal() => Start::Stray(format!("the Migration {name} is over")),
             // The operator has not said yet which pod it is, or has said another.
-            Verdict::Open | Verdict::Committed => Start::Undecided,
+            Verdict::Open | Verdict::Taken | Verdict::Committed => Start::Undecided,
         };
     }
     let restored = status.target.as_ref().is_some_and(|target| target.step == TargetStep::Resumed);
-    match verdict_of(status, status.attempt) {
+    match status.verdict() {
         // It has run here since: this is a restart of the container like any other.
         Verdict::Committed if restored || status.phase.is_terminal() => Start::Cold,
         Verdict::Committed if status.owner.as_ref().is_some_and(|owner| owner.node != node) => {
@@ -125,7 +126,7 @@ pub fn start(create: &Create, migration: &Migration, node: &str) -> Start {
         // An init container: its processes ended long ago on the source, and kubelet wants to see it end here before it
         // creates the one that moves.
         _ if !status.containers.contains(&create.container_name) => Start::Cold,
-        Verdict::Open | Verdict::Committed => {
+        Verdict::Open | Verdict::Taken | Verdict::Committed => {
             Start::Restore { uid: migration.metadata.uid.clone().unwrap_or_default() }
         }
     }

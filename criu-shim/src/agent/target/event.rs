@@ -1,5 +1,6 @@
 //! What happens to a target: things that the source, the shim and the relay do.
 
+use crate::agent::owner::{Decision, OwnerError, TakeOutcome};
 use crate::agent::transfer::growing::Growing;
 use crate::agent::transfer::hello::GoOn;
 use crate::agent::transfer::link::{LinkReceiver, LinkSender};
@@ -87,6 +88,20 @@ pub enum Event {
         number: u64,
         /// What came of it.
         result: Result<(), Failure>,
+    },
+    /// It is known whether the attempt is this agent's.
+    Taken {
+        /// The attempt.
+        attempt: u32,
+        /// What came of it.
+        outcome: Result<TakeOutcome, OwnerError>,
+    },
+    /// It is known what became of an attempt whose processes were told to run.
+    Kept {
+        /// The attempt.
+        attempt: u32,
+        /// What became of it.
+        decision: Result<Decision, OwnerError>,
     },
     /// The processes are rebuilt and held.
     Held {

@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::Api;
 use thiserror::Error;
-use tideover_crds::Migration;
+use tideover_crds::{Migration, Owner};
 
 /// Why an action failed.
 #[derive(Debug, Error)]
@@ -87,7 +87,10 @@ pub(super) async fn apply(context: &Context, migration: &Migration, action: &Act
             replacement::create(&pods(context, migration), migration, manifest, node).await
         }
         Action::CreateCold { manifest } => replacement::create_cold(&pods(context, migration), manifest).await,
-        Action::Abort { seen, node, attempt } => owner::abort(context, migration, seen, node, *attempt).await,
+        Action::Abort { seen, node, attempt } => {
+            owner::decide(context, migration, seen, &Owner::new(node, *attempt)).await
+        }
+        Action::Keep { seen } => owner::decide(context, migration, seen, &Owner::new(&seen.node, seen.attempt)).await,
         Action::Announce(announcement) => announce::announce(context, migration, announcement).await,
     }
 }
@@ -108,6 +111,7 @@ pub(super) fn describe(action: &Action) -> String {
         Action::CreateReplacement { node, .. } => format!("creating the replacement on {node}"),
         Action::CreateCold { .. } => "creating the pod once more".to_owned(),
         Action::Abort { attempt, .. } => format!("aborting attempt {attempt}"),
+        Action::Keep { seen } => format!("committing attempt {} for {}", seen.attempt, seen.node),
         Action::Announce(announcement) => format!("announcing {}", announcement.reason),
     }
 }

@@ -118,7 +118,7 @@ impl Scene {
         *self.status() = MigrationStatus {
             phase,
             attempt: 1,
-            owner: Some(Owner { node: "a".into(), attempt: 0 }),
+            owner: Some(Owner::new("a", 0)),
             policy: Some(ResolvedPolicy::from_policy(None, &Default::default())),
             strategy: Some(Strategy::ReplaceFirst),
             source_pod: Some(ObjectRef { name: "p".into(), uid: "pu".into(), node: Some("a".into()) }),
@@ -193,13 +193,19 @@ impl Scene {
 
     /// The target has won attempt 1.
     pub(super) fn committed(mut self) -> Self {
-        self.status().owner = Some(Owner { node: "b".into(), attempt: 1 });
+        self.status().owner = Some(Owner::new("b", 1));
+        self
+    }
+
+    /// The target has taken attempt 1.
+    pub(super) fn taken(mut self) -> Self {
+        self.status().owner = Some(Owner::tentative("b", 1));
         self
     }
 
     /// The source has won attempt 1.
     pub(super) fn aborted(mut self) -> Self {
-        self.status().owner = Some(Owner { node: "a".into(), attempt: 1 });
+        self.status().owner = Some(Owner::new("a", 1));
         self
     }
 
@@ -341,6 +347,7 @@ fn word(action: &Action) -> Option<String> {
         Action::CreateReplacement { node, .. } => format!("replace on {node}"),
         Action::CreateCold { .. } => "make it again, cold".into(),
         Action::Abort { seen, node, attempt } => format!("abort {attempt} for {node} at {}", seen.attempt),
+        Action::Keep { seen } => format!("commit {} for {}", seen.attempt, seen.node),
         Action::Announce(_) => return None,
     })
 }

@@ -47,3 +47,19 @@ fn a_pod_that_its_user_deletes_is_not_moved() {
     let scene = Scene::new().at(Phase::Freezing).with(|scene| scene.source().pod.terminating = true);
     scene.decide().does(&["abort 1 for a at 0"]).says("giving up attempt 1: the pod p is being deleted");
 }
+
+#[test]
+fn nothing_ends_what_the_target_has_taken_but_the_target() {
+    let taken = Scene::new().at(Phase::Restoring).taken();
+    taken.decide().phase(Phase::Restoring).does(&[]);
+    let failed = Scene::new().at(Phase::Restoring).taken().target_fails(failure(FailureReason::RestoreFailed, true));
+    failed.decide().phase(Phase::Restoring).does(&[]);
+    Scene::new().at(Phase::Restoring).taken().deleted().decide().phase(Phase::Restoring).does(&[]);
+}
+
+#[test]
+fn what_was_taken_is_committed_where_the_target_can_not_say_what_became_of_it() {
+    let taken = || Scene::new().at(Phase::Freezing).taken();
+    taken().after(99).decide().phase(Phase::Freezing).does(&[]);
+    taken().after(101).decide().phase(Phase::Freezing).does(&["commit 1 for b"]);
+}

@@ -19,7 +19,7 @@ fn the_finalizer_comes_before_the_claim() {
 #[test]
 fn a_claimed_pod_is_accepted_and_a_node_is_looked_for() {
     let told = Scene::new().with(|scene| scene.source().claim = Claim::Ours).decide();
-    assert_eq!(told.status().owner, Some(Owner { node: "a".into(), attempt: 0 }));
+    assert_eq!(told.status().owner, Some(Owner::new("a", 0)));
     assert_eq!(told.status().strategy, Some(Strategy::ReplaceFirst));
     assert_eq!(told.status().controller_uid.as_deref(), Some("ru"));
     assert_eq!(told.status().containers, ["app"]);

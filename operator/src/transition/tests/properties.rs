@@ -41,6 +41,10 @@ fn events() -> impl Strategy<Value = Event> {
         3 => Just(Event::Source(SourceDoes::Aborts)),
         40 => Just(Event::Source(SourceDoes::Thaws)),
         30 => Just(Event::Source(SourceDoes::Retires)),
+        40 => Just(Event::Target(TargetDoes::Takes)),
+        30 => Just(Event::Target(TargetDoes::Runs)),
+        6 => Just(Event::Target(TargetDoes::GivesBack)),
+        3 => Just(Event::Target(TargetDoes::Restarts)),
         40 => Just(Event::Target(TargetDoes::Commits)),
         40 => Just(Event::Target(TargetDoes::Resumes)),
         50 => Just(Event::ReservationBinds),
@@ -98,6 +102,48 @@ proptest! {
     ) {
         let mut world = World::new(bare);
         while world.status().verdict() != Verdict::Committed {
+            a_good_round(&mut world);
+        }
+        for event in events {
+            world.happen(event);
+            world.check();
+        }
+    }
+}
+
+/// What may happen while the target alone decides.
+fn events_of_the_taken() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        60 => Just(Event::Decide),
+        100 => (0..4usize, 0..5usize).prop_map(|(which, actions)| Event::CarryOut { which, actions }),
+        10 => Just(Event::Restart),
+        5 => Just(Event::Source(SourceDoes::Reports(SourceStep::Sent, true))),
+        5 => Just(Event::Target(TargetDoes::Reports(TargetStep::Held, true))),
+        20 => Just(Event::Source(SourceDoes::Aborts)),
+        30 => Just(Event::Source(SourceDoes::Thaws)),
+        10 => Just(Event::Target(TargetDoes::Runs)),
+        10 => Just(Event::Target(TargetDoes::GivesBack)),
+        5 => Just(Event::Target(TargetDoes::Restarts)),
+        20 => Just(Event::Target(TargetDoes::Commits)),
+        20 => Just(Event::Target(TargetDoes::Resumes)),
+        3 => Just(Event::ReplacementGoes),
+        3 => Just(Event::ReplacementIsDeleted),
+        10 => Just(Event::ReplacementStartsCold),
+        2 => Just(Event::TargetNodeGoes),
+        5 => Just(Event::UserDeletesMigration),
+        20 => (1..60i64).prop_map(Event::Seconds),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_that_happens_to_what_is_taken_leads_to_two_copies(
+        events in prop::collection::vec(events_of_the_taken(), 1..80),
+    ) {
+        let mut world = World::new(false);
+        while world.status().verdict() != Verdict::Taken {
             a_good_round(&mut world);
         }
         for event in events {

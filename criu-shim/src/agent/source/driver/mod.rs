@@ -13,7 +13,8 @@ use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::cpu;
 use crate::agent::source::cut::{self, Cut};
-use crate::agent::source::freeze::{self, millis};
+use crate::agent::source::driver::verdict::Course;
+use crate::agent::source::freeze::{self, Frozen, millis};
 use crate::agent::source::precopy;
 use crate::agent::source::precopy::pace::Pace;
 use crate::agent::source::preflight::{self, Inspected};
@@ -279,7 +280,8 @@ impl SourceDriver {
             }
             Ok(Decision::Committed(proof)) => {
                 self.report.failure = None;
-                self.committed(entry, frozen.pod, proof, frozen.receiver, frozen.since, frozen.held).await;
+                let Frozen { pod, receiver, since, held, resumed, .. } = frozen;
+                self.committed(entry, pod, proof, receiver, Course { since, held, resumed }).await;
                 let_go.await;
                 self.learn(expected);
             }

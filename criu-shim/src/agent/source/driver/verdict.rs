@@ -31,6 +31,17 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether a container that stays frozen has been ended.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// How a freeze that ended in a commit went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Course {
+    /// The first freezer write.
+    pub(super) since: Instant,
+    /// The news that the target holds the processes.
+    pub(super) held: Option<Instant>,
+    /// The news that they run, if it has come.
+    pub(super) resumed: Option<Instant>,
+}
+
 /// Why it can't be told whether a container of the source runs.
 #[derive(Debug, Error)]
 enum LookError {
@@ -49,11 +60,13 @@ impl SourceDriver {
         pod: FrozenPod,
         proof: Committed,
         receiver: Option<LinkReceiver<FromTarget>>,
-        since: Instant,
-        held: Option<Instant>,
+        Course { since, held, resumed }: Course,
     ) {
         info!(migration = self.key.name, attempt = proof.attempt(), node = proof.node(), "committed elsewhere");
         let mut resumed = pin!(async {
+            if resumed.is_some() {
+                return resumed;
+            }
             let mut receiver = receiver?;
             loop {
                 match receiver.next().await {

@@ -29,6 +29,7 @@ impl TargetDriver {
         self.reporter.report(self.report.clone());
         self.lanes.iter_mut().for_each(|lane| lane.placing.call_off());
         self.tell_relays(&ToRelay::Abandon).await;
+        self.give_up_claim();
         self.call_rehearsal_off().await;
     }
 

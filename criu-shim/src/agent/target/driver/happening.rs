@@ -50,6 +50,9 @@ impl TargetDriver {
                 }
             }
             Event::Synced { .. } => {}
+            Event::Taken { attempt, outcome } if attempt == self.local.attempt => self.was_taken(outcome).await,
+            Event::Kept { attempt, decision } if attempt == self.local.attempt => self.was_kept(decision).await,
+            Event::Taken { .. } | Event::Kept { .. } => {}
             Event::Held { token } => {
                 if let Some(lane) = self.lane_of_token(&token) {
                     self.held(lane).await;

@@ -12,6 +12,7 @@ mod rehearsal;
 mod reply;
 mod restore;
 mod syncing;
+mod taking;
 mod verdict;
 
 pub(in crate::agent) use integrity::have_program;
@@ -21,13 +22,14 @@ pub(in crate::agent) use restore::{new_token, options_within, with_images};
 pub(in crate::agent) use verdict::criu_failed;
 
 use crate::agent::context::{Context, Key, News};
-use crate::agent::duty::{LaneLocal, TargetDuty, TargetLocal, target_duty, verdict_of};
+use crate::agent::duty::{LaneLocal, TargetDuty, TargetLocal, target_duty};
 use crate::agent::failure::retryable;
 use crate::agent::journal::{Entry, LaneEntry, Side, TargetEntry};
 use crate::agent::report::Reporter;
 use crate::agent::target::driver::integrity::{is_the_only_one, strategy_of};
 use crate::agent::target::driver::lane::Lane;
 use crate::agent::target::driver::rehearsal::Rehearsal;
+use crate::agent::target::driver::taking::Claim;
 use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::message::FromTarget;
@@ -66,7 +68,9 @@ pub struct TargetDriver {
     rehearsal: Rehearsal,
     /// A left-over of an agent before this one that has not been judged yet.
     left_over: bool,
-    /// The watch has shown that the attempt was committed to this node.
+    /// Whether this agent has taken the attempt.
+    claim: Claim,
+    /// The watch has shown that the attempt was committed to this node, or this agent is about to commit what it has let run.
     committed: bool,
 }
 
@@ -80,6 +84,7 @@ impl TargetDriver {
             report: TargetReport::new(0),
             local: AttemptLocal::default(),
             left_over: entry.is_some(),
+            claim: Claim::default(),
             committed: false,
             context,
             key,
@@ -132,8 +137,8 @@ impl TargetDriver {
             self.see(&migration);
             self.judge_left_over(&migration).await;
             let duty = match target_duty(&migration, &self.context.settings.node_name, self.pod()) {
-                // The watch has not shown the commit yet that this task has made.
-                TargetDuty::Commit(_) if self.committed_here() => TargetDuty::None,
+                // The watch has not shown the commit yet that this task has made, or makes.
+                TargetDuty::Commit(_) | TargetDuty::Run(_) if self.committed_here() => TargetDuty::None,
                 TargetDuty::Listen(_) if self.context.is_leaving() => TargetDuty::None,
                 duty => duty,
             };
@@ -146,6 +151,7 @@ impl TargetDriver {
                 }
                 TargetDuty::Listen(attempt) => self.listen(&migration, attempt).await,
                 TargetDuty::Release(_) => self.release(&migration).await,
+                TargetDuty::Run(_) => self.run_taken(&migration).await,
                 TargetDuty::Commit(attempt) => self.commit(&migration, attempt).await,
                 TargetDuty::Resume(attempt) => self.resume_decided(attempt).await,
                 TargetDuty::Destroy(attempt) => self.destroy(attempt).await,
@@ -165,7 +171,8 @@ impl TargetDriver {
     fn pod(&self) -> TargetLocal {
         let AttemptLocal { attempt, listening, failed, destroyed } = self.local;
         let lanes: Vec<LaneLocal> = self.lanes.iter().map(|lane| lane.local).collect();
-        let local = TargetLocal { attempt, listening, failed, destroyed, ..TargetLocal::default() };
+        let taking = self.claim.taking();
+        let local = TargetLocal { attempt, listening, failed, destroyed, taking, ..TargetLocal::default() };
         local.of_pod(&lanes, self.committed_here())
     }
 
@@ -193,7 +200,7 @@ impl TargetDriver {
     fn see(&mut self, migration: &Migration) {
         let node = &self.context.settings.node_name;
         self.committed |= migration.status.as_ref().is_some_and(|status| {
-            verdict_of(status, self.local.attempt) == Verdict::Committed
+            status.verdict_of(self.local.attempt) == Verdict::Committed
                 && status.owner.as_ref().is_some_and(|owner| owner.node == *node)
         });
     }
@@ -203,7 +210,7 @@ impl TargetDriver {
             return;
         }
         let attempt = self.local.attempt;
-        let verdict = migration.status.as_ref().map(|status| verdict_of(status, attempt));
+        let verdict = migration.status.as_ref().map(|status| status.verdict_of(attempt));
         match verdict {
             Some(Verdict::Committed) => {
                 self.report.step = TargetStep::Committed;
@@ -227,6 +234,8 @@ impl TargetDriver {
                     }
                 }
             }
+            // It is judged once this agent has made it final: the one before it may have let the processes run.
+            Some(Verdict::Taken) => self.left_over = true,
             Some(Verdict::Open) => {
                 let message = "the target's agent was restarted before the commit";
                 self.report.failure = Some(retryable(FailureReason::AgentRestarted, message));
@@ -312,6 +321,7 @@ impl TargetDriver {
             }
         }
         self.rehearsal = Rehearsal::default();
+        self.claim = Claim::default();
         self.committed = false;
         if self.lanes.is_empty() {
             let message = "the Migration names no container that moves".to_owned();

@@ -152,6 +152,8 @@ impl Rehearsal {
             | Event::Create { .. }
             | Event::Rehearse { .. }
             | Event::Synced { .. }
+            | Event::Taken { .. }
+            | Event::Kept { .. }
             | Event::Placed { .. } => return false,
         };
         self.token() == Some(token)

@@ -44,6 +44,9 @@ pub(super) fn reply(known: Known) -> Reply {
         Reply::Cold
     } else if verdict == Verdict::Aborted || destroyed || (verdict == Verdict::Open && failed) {
         Reply::Refuse
+    } else if verdict == Verdict::Taken && failed {
+        // It is about to be given back, or made final by this agent, which found it so.
+        Reply::Later
     } else if same {
         Reply::Again
     } else if early && (verdict == Verdict::Committed || replace_first) {
@@ -101,5 +104,9 @@ mod tests {
         assert_eq!(reply(Known { failed: true, ..asked(Verdict::Open) }), Reply::Refuse);
         let kept = Known { failed: true, ..asked(Verdict::Committed) };
         assert_eq!(reply(kept), Reply::Begin, "after the commit a failure is tried again");
+        let taken = Known { failed: true, ..asked(Verdict::Taken) };
+        assert_eq!(reply(taken), Reply::Later, "given back, or committed: neither is known yet");
+        assert_eq!(reply(Known { same: true, ..taken }), Reply::Later);
+        assert_eq!(reply(Known { same: true, failed: false, ..taken }), Reply::Again);
     }
 }

@@ -5,7 +5,6 @@ use super::integrity::{verify_images, verify_memory};
 use super::lane::Lane;
 use super::memory;
 use super::reply::{Known, Reply, reply};
-use crate::agent::duty::verdict_of;
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::source::freeze::millis;
@@ -39,7 +38,7 @@ impl TargetDriver {
         let status = migration.and_then(|migration| migration.status.as_ref());
         let Lane { local, restore, early, .. } = &self.lanes[lane];
         let known = Known {
-            verdict: status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt)),
+            verdict: status.map_or(Verdict::Open, |status| status.verdict_of(self.local.attempt)),
             resumed: local.resumed,
             failed: self.local.failed,
             destroyed: self.local.destroyed,
@@ -180,7 +179,8 @@ impl TargetDriver {
         }
     }
 
-    /// Lets CRIU have its request for every container that waits, once the files of all of them are in place.
+    /// Lets CRIU have its request for every container that waits, once the files of all of them are in place. Before the commit
+    /// the attempt is taken meanwhile.
     pub(super) async fn release(&mut self, migration: &Migration) {
         let begun = Instant::now();
         let mut placing = Vec::new();
@@ -219,6 +219,7 @@ impl TargetDriver {
         self.timings().stage_millis = millis(begun.elapsed());
         // Where one can't be restored, none may before the commit.
         ready.sort_by_key(|(_, placed)| placed.is_ok());
+        let all = ready.iter().all(|(_, placed)| placed.is_ok());
         for (lane, placed) in ready {
             self.lanes[lane].local.released = true;
             match placed {
@@ -233,6 +234,9 @@ impl TargetDriver {
                     self.lanes[lane].refused = true;
                 }
             }
+        }
+        if all && !self.is_off() {
+            self.begin_to_take(migration);
         }
     }
 }

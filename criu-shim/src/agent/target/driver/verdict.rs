@@ -1,10 +1,9 @@
-//! From held to running: the commit, the resume, and what becomes of a restore that fails.
+//! From held to running: the commit of what is not taken before, the resume, and what becomes of a restore that fails.
 
 use super::TargetDriver;
 use super::memory::is_served;
-use crate::agent::duty::verdict_of;
 use crate::agent::failure::retryable;
-use crate::agent::owner::{Committed, Decision};
+use crate::agent::owner::{Decision, MayResume};
 use crate::agent::source::freeze::millis;
 use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::WORK;
@@ -23,27 +22,18 @@ const AGAIN: Duration = Duration::from_millis(500);
 const LOG_LINES: usize = 3;
 
 impl TargetDriver {
-    /// Takes the owner field. **The point of no return**: after it the source never runs again, so whatever fails
-    /// from there on is tried again here and undone nowhere.
+    /// Takes the owner field for good: of what is all here while there is no replacement yet, or of what an agent before this
+    /// one has taken. **The point of no return**: after it the source never runs again, so whatever fails from there on is
+    /// tried again here and undone nowhere.
     pub(super) async fn commit(&mut self, migration: &Migration, attempt: u32) {
         let begun = Instant::now();
-        for lane in 0..self.lanes.len() {
-            if self.lanes[lane].local.held
-                && let Err(failure) = is_served(&self.lane_directory(lane)).await
-            {
-                return self.fail(failure).await;
-            }
-        }
         let seen = migration.status.as_ref().and_then(|status| status.owner.clone());
         let ownership = self.context.ownership(&self.key);
         match ownership.commit(attempt, &self.context.settings.node_name, seen).await {
             Ok(Decision::Committed(proof)) if proof.node() == self.context.settings.node_name => {
                 self.timings().commit_millis = millis(begun.elapsed());
-                if self.pod().held {
-                    self.resume(proof).await;
-                }
-                self.tell_source(FromTarget::Committed).await;
-                self.reach(TargetStep::Committed);
+                self.committed = true;
+                self.was_committed().await;
             }
             Ok(Decision::Committed(_)) => error!(migration = self.key.name, "committed to another node"),
             Ok(Decision::Aborted(_)) => self.destroy(attempt).await,
@@ -58,7 +48,7 @@ impl TargetDriver {
         match self.context.ownership(&self.key).right_to_run(attempt).await {
             Ok(Some(proof)) if proof.node() == self.context.settings.node_name => {
                 self.give_up_unserved().await;
-                self.resume(proof).await;
+                self.resume(MayResume::Committed(proof)).await;
             }
             // The watch is behind: it will show what became of it.
             Ok(_) => tokio::time::sleep(AGAIN).await,
@@ -83,8 +73,12 @@ impl TargetDriver {
     }
 
     /// Lets the processes run that are held. The proof is used up: they are told once.
-    async fn resume(&mut self, proof: Committed) {
-        info!(migration = self.key.name, attempt = proof.attempt(), "resuming");
+    pub(super) async fn resume(&mut self, right: MayResume) {
+        let attempt = match &right {
+            MayResume::Committed(proof) => proof.attempt(),
+            MayResume::Taken(proof) => proof.attempt(),
+        };
+        info!(migration = self.key.name, attempt, "resuming");
         for lane in 0..self.lanes.len() {
             if self.lanes[lane].local.held {
                 self.tell_relay(lane, ToRelay::Resume).await;
@@ -135,7 +129,7 @@ impl TargetDriver {
         lane.local.released = false;
         lane.local.held = false;
         let status = migration.and_then(|migration| migration.status.as_ref());
-        let verdict = status.map_or(Verdict::Open, |status| verdict_of(status, self.local.attempt));
+        let verdict = status.map_or(Verdict::Open, |status| status.verdict_of(self.local.attempt));
         if verdict == Verdict::Committed || self.committed_here() {
             warn!(
                 migration = self.key.name,
@@ -144,7 +138,7 @@ impl TargetDriver {
             );
             self.report.failure = Some(failure);
             self.reporter.report(self.report.clone());
-        } else if verdict == Verdict::Open {
+        } else if matches!(verdict, Verdict::Open | Verdict::Taken) {
             self.fail(failure).await;
         }
     }

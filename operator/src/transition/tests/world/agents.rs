@@ -2,8 +2,12 @@
 
 use super::super::fixture::{failure, source_report, target_report};
 use super::{Process, SourceDoes, TargetDoes, World};
+use jiff::{SignedDuration, Timestamp};
 use tideover_crds::migration::Verdict;
 use tideover_crds::{FailureReason, Owner, Phase, SourceReport, SourceStep, Strategy, TargetReport, TargetStep};
+
+/// How long a target's agent makes use of what it has taken without another look at the object.
+const CLAIM_LIMIT: SignedDuration = SignedDuration::from_secs(30);
 
 impl World {
     pub(super) fn source_does(&mut self, does: SourceDoes) {
@@ -36,7 +40,7 @@ impl World {
                 if let (Process::Frozen(attempt), Some(owner)) = (self.source, status.owner.clone())
                     && status.verdict() == Verdict::Open
                 {
-                    self.swap(&owner, Owner { node: "a".into(), attempt });
+                    self.swap(&owner, Owner::new("a", attempt));
                 }
             }
             SourceDoes::Thaws => {
@@ -73,12 +77,44 @@ impl World {
                 status.target = Some(TargetReport { failure, ..target_report(status.attempt, step) });
                 self.store(&status);
             }
-            TargetDoes::Commits => {
-                // What is not frozen can't have been dumped, and so can't be held.
+            TargetDoes::Takes => {
+                // What is not frozen can't have been dumped, and so can't be all here.
                 let Process::Frozen(attempt) = self.source else { return };
-                if attempt == status.attempt && status.verdict() == Verdict::Open {
+                let first = status.strategy == Some(Strategy::ReplaceFirst);
+                if first && attempt == status.attempt && status.verdict() == Verdict::Open {
                     let owner = status.owner.clone().expect("an owner");
-                    self.swap(&owner, Owner { node: "b".into(), attempt });
+                    self.swap(&owner, Owner::tentative("b", attempt));
+                    self.claim = Some((attempt, self.now()));
+                }
+            }
+            TargetDoes::Runs => {
+                let fresh = |claim: &mut (u32, Timestamp)| self.scene.now.duration_since(claim.1) <= CLAIM_LIMIT;
+                if self.claim.take_if(fresh).is_some() {
+                    self.target_runs = true;
+                    self.target_ran = true;
+                    status.target = Some(target_report(status.attempt, TargetStep::Resumed));
+                    self.store(&status);
+                }
+            }
+            TargetDoes::GivesBack => {
+                if let Some((attempt, _)) = self.claim.take() {
+                    self.swap(&Owner::tentative("b", attempt), Owner::new("a", attempt));
+                }
+            }
+            TargetDoes::Restarts => self.claim = None,
+            TargetDoes::Commits => {
+                let owner = status.owner.clone().expect("an owner");
+                match (status.verdict(), self.source) {
+                    // What was told to run, or what an agent before this one has taken.
+                    (Verdict::Taken, _) if self.claim.is_none() => {
+                        self.swap(&owner, Owner::new("b", owner.attempt));
+                    }
+                    (Verdict::Open, Process::Frozen(attempt))
+                        if attempt == status.attempt && status.strategy == Some(Strategy::DeleteFirst) =>
+                    {
+                        self.swap(&owner, Owner::new("b", attempt));
+                    }
+                    _ => {}
                 }
             }
             TargetDoes::Resumes => {

@@ -58,8 +58,17 @@ pub(super) enum SourceDoes {
 #[derive(Clone, Debug)]
 pub(super) enum TargetDoes {
     Reports(TargetStep, bool),
+    /// Takes the attempt while it restores.
+    Takes,
+    /// Lets the processes run that it has taken, and has not committed yet.
+    Runs,
+    /// Gives back what it has taken, because the restore has failed.
+    GivesBack,
+    /// Commits, what it has taken or what is all there.
     Commits,
     Resumes,
+    /// The agent is restarted: it does not know any more what it has taken.
+    Restarts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,6 +85,8 @@ pub(super) struct World {
     in_flight: Vec<(Observed, Decision)>,
     source: Process,
     pub(super) target_runs: bool,
+    /// The attempt that the target's agent has taken and not let run, and when.
+    claim: Option<(u32, Timestamp)>,
     /// Whether it ever did.
     target_ran: bool,
     /// A copy runs that was started without any state.
@@ -95,6 +106,7 @@ impl World {
             in_flight: Vec::new(),
             source: Process::Running,
             target_runs: false,
+            claim: None,
             target_ran: false,
             cold_runs: false,
             pods_made: 0,
@@ -231,7 +243,9 @@ impl World {
     fn swap(&mut self, seen: &Owner, want: Owner) {
         let mut status = self.status();
         if status.owner.as_ref() == Some(seen) && status.attempt == want.attempt {
-            assert!(seen.attempt < want.attempt, "an attempt is decided once");
+            let taken = seen.tentative && seen.attempt == want.attempt;
+            assert!(taken || seen.attempt < want.attempt, "an attempt is decided once");
+            assert!(!(taken && self.target_ran && want.node == "a"), "given back although it has run");
             status.owner = Some(want);
             self.store(&status);
         }
@@ -248,6 +262,8 @@ impl World {
         assert!(copies < 2, "source: {source_runs}, target: {}, cold: {}", self.target_runs, self.cold_runs);
         let committed = self.status().verdict() == Verdict::Committed;
         assert!(!(committed && source_runs), "the source runs after the commit");
+        let taken = self.status().verdict() == Verdict::Taken;
+        assert!(!(taken && source_runs), "the source runs although the target may");
     }
 }
 
@@ -266,8 +282,13 @@ pub(super) fn a_good_round(world: &mut World) {
             vec![cut.clone(), cut, target(TargetStep::Rehearsed), Event::RehearsalEnds]
         }
         Phase::Handover => vec![Event::ReplacementComes, target(TargetStep::Waiting)],
+        _ if status.verdict() == Verdict::Taken => {
+            vec![Event::Target(TargetDoes::Runs), Event::Target(TargetDoes::Commits)]
+        }
         Phase::Freezing | Phase::Transferring | Phase::Restoring => {
-            vec![Event::Source(SourceDoes::Freezes), target(TargetStep::Staged), Event::Target(TargetDoes::Commits)]
+            let taking =
+                if status.strategy == Some(Strategy::ReplaceFirst) { TargetDoes::Takes } else { TargetDoes::Commits };
+            vec![Event::Source(SourceDoes::Freezes), target(TargetStep::Staged), Event::Target(taking)]
         }
         Phase::Committing => vec![Event::Target(TargetDoes::Resumes), Event::Source(SourceDoes::Retires)],
         _ => Vec::new(),

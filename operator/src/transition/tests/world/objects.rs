@@ -69,8 +69,9 @@ impl World {
                 }
             }
             Action::Abort { seen, node, attempt } => {
-                self.swap(seen, Owner { node: node.clone(), attempt: *attempt });
+                self.swap(seen, Owner::new(node, *attempt));
             }
+            Action::Keep { seen } => self.swap(seen, Owner::new(&seen.node, seen.attempt)),
             Action::DeletePod { role, uid, .. } => self.delete(*role, uid),
             Action::AddFinalizer | Action::RemoveFinalizer | Action::Announce(_) => {}
         }

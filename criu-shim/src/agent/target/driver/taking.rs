@@ -1,0 +1,166 @@
+//! The attempt is taken while CRIU rebuilds the processes, so that they need not wait for the API server once they are held; and
+//! made final, or given back.
+//!
+//! What is taken and not final is this agent's alone. There are two ways out of it: [`TargetDriver::run_taken`] uses the proof up to
+//! let the processes run, and `give_back` uses it up because they will not.
+
+use super::TargetDriver;
+use super::memory::is_served;
+use crate::agent::duty::Taking;
+use crate::agent::owner::{Decision, MayResume, OwnerError, TakeOutcome, Taken};
+use crate::agent::source::freeze::millis;
+use crate::agent::target::event::Event;
+use crate::agent::transfer::message::FromTarget;
+use crate::causes::chain;
+use std::time::{Duration, Instant};
+use tideover_crds::{Migration, TargetStep};
+use tracing::{error, info, warn};
+
+/// How long what was taken counts without another look at the object. After a hundred seconds of the freeze the operator commits what
+/// was taken, and may give its state up after that.
+const CLAIM_LIMIT: Duration = Duration::from_secs(30);
+
+/// Whether this agent has taken the attempt, with the proof.
+#[derive(Debug, Default)]
+pub(super) enum Claim {
+    /// It has not tried.
+    #[default]
+    None,
+    /// It tries, since then.
+    UnderWay(Instant),
+    /// It has, and tried since then.
+    Won(Taken, Instant),
+    /// It had, or somebody was quicker.
+    Over,
+}
+
+impl Claim {
+    /// What a decision has to know of it.
+    pub(super) fn taking(&self) -> Taking {
+        match self {
+            Self::None => Taking::Not,
+            Self::UnderWay(_) | Self::Over => Taking::UnderWay,
+            Self::Won(..) => Taking::Done,
+        }
+    }
+}
+
+impl TargetDriver {
+    /// Begins to take the attempt. Everything has landed and is verified, and CRIU is at work.
+    pub(super) fn begin_to_take(&mut self, migration: &Migration) {
+        if self.committed_here() || self.local.failed || !matches!(self.claim, Claim::None) {
+            return;
+        }
+        self.claim = Claim::UnderWay(Instant::now());
+        let seen = migration.status.as_ref().and_then(|status| status.owner.clone());
+        let (ownership, node) = (self.context.ownership(&self.key), self.context.settings.node_name.clone());
+        let (attempt, events) = (self.local.attempt, self.own_events.clone());
+        tokio::spawn(async move {
+            let outcome = ownership.take(attempt, &node, seen).await;
+            // A driver that is gone has seen the object go.
+            events.send(Event::Taken { attempt, outcome }).await.ok();
+        });
+    }
+
+    /// It is known whether the attempt is this agent's.
+    pub(super) async fn was_taken(&mut self, outcome: Result<TakeOutcome, OwnerError>) {
+        let begun = std::mem::replace(&mut self.claim, Claim::Over);
+        let Claim::UnderWay(begun) = begun else { return };
+        self.timings().commit_millis = millis(begun.elapsed());
+        match outcome {
+            Ok(TakeOutcome::Taken(proof)) if self.local.failed => self.give_back(proof),
+            Ok(TakeOutcome::Taken(proof)) => self.claim = Claim::Won(proof, begun),
+            // The watch will show it, and what follows from it.
+            Ok(TakeOutcome::Decided(decision)) => {
+                info!(
+                    migration = self.key.name,
+                    attempt = self.local.attempt,
+                    ?decision,
+                    "decided before it was taken"
+                );
+            }
+            Err(error) => {
+                warn!(migration = self.key.name, error = %chain(&error), "nothing to take");
+                self.destroy(self.local.attempt).await;
+            }
+        }
+    }
+
+    /// Lets the processes run that are held, and commits. **The point of no return**: after it the source never runs again, so
+    /// whatever fails from there on is tried again here and undone nowhere.
+    pub(super) async fn run_taken(&mut self, migration: &Migration) {
+        if matches!(&self.claim, Claim::Won(_, since) if since.elapsed() > CLAIM_LIMIT) {
+            // Committed first, and let run by what the object says then.
+            self.claim = Claim::Over;
+            return self.commit(migration, self.local.attempt).await;
+        }
+        for lane in 0..self.lanes.len() {
+            if let Err(failure) = is_served(&self.lane_directory(lane)).await {
+                return self.fail(failure).await;
+            }
+        }
+        let Claim::Won(proof, _) = std::mem::replace(&mut self.claim, Claim::Over) else { return };
+        let attempt = proof.attempt();
+        self.committed = true;
+        self.resume(MayResume::Taken(proof)).await;
+        let (ownership, node) = (self.context.ownership(&self.key), self.context.settings.node_name.clone());
+        let events = self.own_events.clone();
+        tokio::spawn(async move {
+            let decision = ownership.keep(attempt, &node).await;
+            events.send(Event::Kept { attempt, decision }).await.ok();
+        });
+    }
+
+    /// The commit of what was told to run is written.
+    pub(super) async fn was_kept(&mut self, decision: Result<Decision, OwnerError>) {
+        match decision {
+            Ok(Decision::Committed(proof)) if proof.node() == self.context.settings.node_name => {
+                self.was_committed().await;
+            }
+            // Nobody but this agent can have given it back, and it has not.
+            Ok(decision) => error!(migration = self.key.name, ?decision, "what was taken was decided by somebody else"),
+            Err(error) => warn!(migration = self.key.name, error = %chain(&error), "nothing to commit to"),
+        }
+    }
+
+    /// The commit is in the object.
+    pub(super) async fn was_committed(&mut self) {
+        self.tell_source(FromTarget::Committed).await;
+        if self.report.step < TargetStep::Committed {
+            self.reach(TargetStep::Committed);
+        }
+    }
+
+    /// Gives the attempt back, if it was taken.
+    pub(super) fn give_up_claim(&mut self) {
+        match std::mem::replace(&mut self.claim, Claim::Over) {
+            Claim::Won(proof, _) => self.give_back(proof),
+            // Once it is known what came of it.
+            under_way @ Claim::UnderWay(_) => self.claim = under_way,
+            Claim::None | Claim::Over => {}
+        }
+    }
+
+    /// Gives the attempt back to the source. The watch will show it, and what follows from it.
+    fn give_back(&self, proof: Taken) {
+        let (ownership, name) = (self.context.ownership(&self.key), self.key.name.clone());
+        tokio::spawn(async move {
+            match ownership.give_back(proof).await {
+                Ok(decision) => info!(migration = name, ?decision, "given back"),
+                Err(error) => warn!(migration = name, error = %chain(&error), "nothing to give back"),
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_over_is_not_tried_again() {
+        assert_eq!(Claim::default().taking(), Taking::Not);
+        assert_eq!(Claim::UnderWay(Instant::now()).taking(), Taking::UnderWay);
+        assert_eq!(Claim::Over.taking(), Taking::UnderWay, "its outcome is in the object");
+    }
+}
