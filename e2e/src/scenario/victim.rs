@@ -28,6 +28,31 @@ impl Victim {
             sent => sent.map(|()| true).context("kill the victim"),
         }
     }
+
+    /// Sends SIGSTOP.
+    ///
+    /// # Errors
+    /// When the process is gone, or the kernel refuses.
+    pub fn stop(&self) -> Result<()> {
+        pidfd_send_signal(&self.handle, Signal::STOP).context("stop the victim")
+    }
+
+    /// Sends SIGCONT. One that is gone needs none.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn go_on(&self) -> Result<()> {
+        match pidfd_send_signal(&self.handle, Signal::CONT) {
+            Err(Errno::SRCH) => Ok(()),
+            sent => sent.context("let the victim go on"),
+        }
+    }
+
+    /// Whether `word` is one of its arguments.
+    pub fn is_called_with(&self, word: &str) -> bool {
+        let arguments = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        arguments.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())
+    }
 }
 
 impl Cluster {

@@ -15,6 +15,7 @@ mod convergence;
 mod drain;
 mod every_page;
 mod failed_restore;
+mod hung_restore;
 mod killed;
 mod link;
 mod node_clean;

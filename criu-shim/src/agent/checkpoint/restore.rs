@@ -135,6 +135,7 @@ impl Task {
             | Event::Again(_)
             | Event::Taken { .. }
             | Event::Kept { .. }
+            | Event::Overdue { .. }
             | Event::Archive { .. }
             | Event::Round { .. }
             | Event::Rehearse { .. }

@@ -96,6 +96,11 @@ pub enum Event {
         /// What came of it.
         outcome: Result<TakeOutcome, OwnerError>,
     },
+    /// What was taken has been this agent's for long.
+    Overdue {
+        /// The attempt.
+        attempt: u32,
+    },
     /// It is known what became of an attempt whose processes were told to run.
     Kept {
         /// The attempt.

@@ -60,6 +60,6 @@ fn nothing_ends_what_the_target_has_taken_but_the_target() {
 #[test]
 fn what_was_taken_is_committed_where_the_target_can_not_say_what_became_of_it() {
     let taken = || Scene::new().at(Phase::Freezing).taken();
-    taken().after(99).decide().phase(Phase::Freezing).does(&[]);
-    taken().after(101).decide().phase(Phase::Freezing).does(&["commit 1 for b"]);
+    taken().after(199).decide().phase(Phase::Freezing).does(&[]);
+    taken().after(201).decide().phase(Phase::Freezing).does(&["commit 1 for b"]);
 }

@@ -27,9 +27,10 @@ impl TargetDriver {
         self.tell_source(FromTarget::Failed { failure: failure.clone() }).await;
         self.report.failure = Some(failure);
         self.reporter.report(self.report.clone());
+        // Nobody can tell the processes to run any more. The sooner, the sooner the source does.
+        self.give_up_claim();
         self.lanes.iter_mut().for_each(|lane| lane.placing.call_off());
         self.tell_relays(&ToRelay::Abandon).await;
-        self.give_up_claim();
         self.call_rehearsal_off().await;
     }
 

@@ -52,7 +52,8 @@ impl TargetDriver {
             Event::Synced { .. } => {}
             Event::Taken { attempt, outcome } if attempt == self.local.attempt => self.was_taken(outcome).await,
             Event::Kept { attempt, decision } if attempt == self.local.attempt => self.was_kept(decision).await,
-            Event::Taken { .. } | Event::Kept { .. } => {}
+            Event::Overdue { attempt } if attempt == self.local.attempt => self.is_overdue().await,
+            Event::Taken { .. } | Event::Kept { .. } | Event::Overdue { .. } => {}
             Event::Held { token } => {
                 if let Some(lane) = self.lane_of_token(&token) {
                     self.held(lane).await;

@@ -154,6 +154,7 @@ impl Rehearsal {
             | Event::Synced { .. }
             | Event::Taken { .. }
             | Event::Kept { .. }
+            | Event::Overdue { .. }
             | Event::Placed { .. } => return false,
         };
         self.token() == Some(token)

@@ -7,18 +7,20 @@
 use super::TargetDriver;
 use super::memory::is_served;
 use crate::agent::duty::Taking;
+use crate::agent::failure::retryable;
 use crate::agent::owner::{Decision, MayResume, OwnerError, TakeOutcome, Taken};
 use crate::agent::source::freeze::millis;
 use crate::agent::target::event::Event;
 use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
 use std::time::{Duration, Instant};
-use tideover_crds::{Migration, TargetStep};
+use tideover_crds::{FailureReason, Migration, TargetStep};
 use tracing::{error, info, warn};
 
-/// How long what was taken counts without another look at the object. After a hundred seconds of the freeze the operator commits what
-/// was taken, and may give its state up after that.
-const CLAIM_LIMIT: Duration = Duration::from_secs(30);
+/// How long the processes may take to be rebuilt once the attempt is taken, before it is given back; and how long what was taken
+/// counts without another look at the object. The operator commits what was taken, and may give its state up after that, but not
+/// within a time that is longer than this and the longest time before the taking (`operator/src/transition/taken.rs`).
+const CLAIM_LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether this agent has taken the attempt, with the proof.
 #[derive(Debug, Default)]
@@ -59,6 +61,8 @@ impl TargetDriver {
             let outcome = ownership.take(attempt, &node, seen).await;
             // A driver that is gone has seen the object go.
             events.send(Event::Taken { attempt, outcome }).await.ok();
+            tokio::time::sleep(CLAIM_LIMIT).await;
+            events.send(Event::Overdue { attempt }).await.ok();
         });
     }
 
@@ -86,11 +90,19 @@ impl TargetDriver {
         }
     }
 
+    /// The processes should have been rebuilt by now: CRIU hangs.
+    pub(super) async fn is_overdue(&mut self) {
+        if matches!(self.claim, Claim::Won(..)) {
+            let message = format!("the processes were not rebuilt within {} s", CLAIM_LIMIT.as_secs());
+            self.fail(retryable(FailureReason::RestoreFailed, message)).await;
+        }
+    }
+
     /// Lets the processes run that are held, and commits. **The point of no return**: after it the source never runs again, so
     /// whatever fails from there on is tried again here and undone nowhere.
     pub(super) async fn run_taken(&mut self, migration: &Migration) {
         if matches!(&self.claim, Claim::Won(_, since) if since.elapsed() > CLAIM_LIMIT) {
-            // Committed first, and let run by what the object says then.
+            // The API server was away meanwhile. Committed first, and let run by what the object says then.
             self.claim = Claim::Over;
             return self.commit(migration, self.local.attempt).await;
         }

@@ -7,7 +7,7 @@ use tideover_crds::migration::Verdict;
 use tideover_crds::{FailureReason, Owner, Phase, SourceReport, SourceStep, Strategy, TargetReport, TargetStep};
 
 /// How long a target's agent makes use of what it has taken without another look at the object.
-const CLAIM_LIMIT: SignedDuration = SignedDuration::from_secs(30);
+const CLAIM_LIMIT: SignedDuration = SignedDuration::from_secs(60);
 
 impl World {
     pub(super) fn source_does(&mut self, does: SourceDoes) {
