@@ -33,6 +33,9 @@ pub enum Moment {
     Transferring,
     /// CRIU rebuilds the processes on the target or holds them; the attempt is not committed yet.
     Restoring,
+    /// A part of that: the target has taken the attempt, and has not committed it yet. Whoever but the target's agent is ended in it,
+    /// it is over before that could be proven.
+    Taken,
     /// The target owns the application; the source's frozen processes are not ended yet.
     Committed,
     /// The target owns the application, and its page daemon has not brought all memory yet.
@@ -74,6 +77,7 @@ impl Moment {
             Self::Dumping => disks.journal && disks.images > 0 && !disks.dumped && disks.landed == 0,
             Self::Transferring => disks.journal && disks.landed > 0 && disks.landed < disks.images,
             Self::Restoring => disks.journal && disks.restoring && matches!(owner, Owner::Undecided | Owner::Taken),
+            Self::Taken => disks.journal && *owner == Owner::Taken,
             Self::Committed => disks.journal && *owner == Owner::Target,
             Self::Bringing => disks.serving && *owner == Owner::Target,
         }
@@ -83,7 +87,7 @@ impl Moment {
     /// `later` was read after them. A commit that shows only there may have come before; an abort may not: it is what
     /// becomes of a move that something was done to.
     pub fn held_until(self, found: &Signs, later: Owner) -> bool {
-        self.holds(found) && (self != Self::Restoring || later != Owner::Target)
+        self.holds(found) && (!matches!(self, Self::Restoring | Self::Taken) || later != Owner::Target)
     }
 }
 

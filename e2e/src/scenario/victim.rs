@@ -17,6 +17,31 @@ pub struct Victim {
     handle: OwnedFd,
 }
 
+/// A process that is stopped, and goes on when this is dropped.
+#[derive(Debug)]
+pub struct Stopped(Victim);
+
+impl Stopped {
+    /// Stops it.
+    ///
+    /// # Errors
+    /// When it is gone, or the kernel refuses.
+    pub fn new(victim: Victim) -> Result<Self> {
+        pidfd_send_signal(&victim.handle, Signal::STOP).context("stop the process")?;
+        Ok(Self(victim))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        match pidfd_send_signal(&self.0.handle, Signal::CONT) {
+            // One that is gone needs no word.
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => eprintln!("process {} stays stopped: {error}", self.0.pid),
+        }
+    }
+}
+
 impl Victim {
     /// Sends SIGKILL. Says whether the process was still there.
     ///
@@ -26,25 +51,6 @@ impl Victim {
         match pidfd_send_signal(&self.handle, Signal::KILL) {
             Err(Errno::SRCH) => Ok(false),
             sent => sent.map(|()| true).context("kill the victim"),
-        }
-    }
-
-    /// Sends SIGSTOP.
-    ///
-    /// # Errors
-    /// When the process is gone, or the kernel refuses.
-    pub fn stop(&self) -> Result<()> {
-        pidfd_send_signal(&self.handle, Signal::STOP).context("stop the victim")
-    }
-
-    /// Sends SIGCONT. One that is gone needs none.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn go_on(&self) -> Result<()> {
-        match pidfd_send_signal(&self.handle, Signal::CONT) {
-            Err(Errno::SRCH) => Ok(()),
-            sent => sent.context("let the victim go on"),
         }
     }
 

@@ -4,30 +4,12 @@ use anyhow::{Context, Result, bail, ensure};
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::moment::{Moment, Owner, Signs};
 use e2e::scenario::under_way::UnderWay;
-use e2e::scenario::victim::Victim;
+use e2e::scenario::victim::Stopped;
 use e2e::scenario::watch::Watch;
 use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, remains, until};
 
 /// Moves whose CRIU may be found too late, before the test gives up.
 const TRIES: usize = 5;
-
-/// A CRIU that is stopped, and goes on when dropped.
-struct Stopped(Victim);
-
-impl Stopped {
-    fn new(criu: Victim) -> Result<Self> {
-        criu.stop()?;
-        Ok(Self(criu))
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.go_on() {
-            eprintln!("CRIU stays stopped: {error:#}");
-        }
-    }
-}
 
 #[test]
 fn what_was_taken_is_given_back_where_criu_hangs() -> Result<()> {

@@ -66,6 +66,10 @@ fn one_move(
         migration::message(&outcome.object),
     );
     still_one(sandbox, collector)?;
+    if outcome.proven && moment == Moment::Taken {
+        // The agent that comes after can't know whether they were told to run, so there is no way back.
+        ensure!(status["attempt"] == 1 && status["phase"] == "Succeeded", "what was taken did not go forward");
+    }
     if outcome.proven && who.is_criu() {
         // What a CRIU that died has left in the way of another one would fail every further attempt.
         ensure!(status["phase"] == "Succeeded", "no attempt after that one has succeeded");
@@ -100,7 +104,8 @@ fn the_sources_agent_may_die_at_any_moment() -> Result<()> {
 
 #[test]
 fn the_targets_agent_may_die_at_any_moment() -> Result<()> {
-    one_copy_goes_on("kill-target", Who::TargetAgent, &Moment::ALL, MEMORY)
+    let moments = [&Moment::ALL[..], &[Moment::Taken]].concat();
+    one_copy_goes_on("kill-target", Who::TargetAgent, &moments, MEMORY)
 }
 
 /// CRIU dies at its work: the next attempt of the same move succeeds, and nothing is left then on any node, not even a process
