@@ -62,6 +62,25 @@ pub struct Spec {
     pub linux: Linux,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// Programs that the runtime runs at points of the container's life.
+    pub hooks: Hooks,
+}
+
+/// `hooks`, of which a restore needs those that are run once the container's namespaces are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hooks {
+    /// Deprecated in the specification, and in use.
+    pub prestart: Vec<serde_json::Value>,
+    /// In its place.
+    pub create_runtime: Vec<serde_json::Value>,
+}
+
+impl Hooks {
+    /// Whether there are any.
+    pub fn are_any(&self) -> bool {
+        !(self.prestart.is_empty() && self.create_runtime.is_empty())
+    }
 }
 
 /// `root`.

@@ -4,9 +4,9 @@
 //! The former are made in a mount namespace of CRIU's own, so that they vanish with it whatever happens, and nobody else ever
 //! sees them.
 
+use crate::criu::bundle::Spec;
 use crate::criu::mounts;
 use crate::criu::prepared::{self, CGROUPS, DEVICES, EMPTY, Entry, Kind};
-use crate::criu::{Bundle, bundle::BundleError};
 use crate::freezer;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -22,9 +22,6 @@ const DIRECTORY: &str = "/run/tideover/mounts";
 /// Why they could not be made.
 #[derive(Debug, Error)]
 pub(super) enum MountsError {
-    /// The bundle is needed for what belongs into `/dev`.
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
     /// CRIU's own mount namespace.
     #[error("make a mount namespace for CRIU")]
     Unshare(#[source] std::io::Error),
@@ -58,26 +55,21 @@ pub(super) fn own_cgroups(bound: &[(PathBuf, PathBuf)], mountinfo: &str, cgroup:
 /// Enters a mount namespace of its own and makes the mounts in it. `controllers` are the mount points of v1 cgroups in the
 /// container. Returns where the mounts are, by their names in an image.
 pub(super) fn make<'a>(
-    bundle: &Path,
+    spec: &Spec,
     controllers: impl Iterator<Item = &'a Path>,
 ) -> Result<BTreeMap<String, PathBuf>, MountsError> {
-    let spec = Bundle::read(bundle, Path::new("/"))?.spec;
     let directory = Path::new(DIRECTORY);
     std::fs::create_dir_all(directory).map_err(at(directory))?;
     unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| MountsError::Unshare(errno.into()))?;
     keep_to_ourselves(directory)?;
     tmpfs(directory, MsFlags::empty(), "mode=700")?;
     let modes = umask(Mode::empty());
-    let made = fill(directory, &spec, &controllers.filter_map(Path::file_name).collect::<Vec<_>>());
+    let made = fill(directory, spec, &controllers.filter_map(Path::file_name).collect::<Vec<_>>());
     umask(modes);
     made
 }
 
-fn fill(
-    directory: &Path,
-    spec: &crate::criu::bundle::Spec,
-    controllers: &[&OsStr],
-) -> Result<BTreeMap<String, PathBuf>, MountsError> {
+fn fill(directory: &Path, spec: &Spec, controllers: &[&OsStr]) -> Result<BTreeMap<String, PathBuf>, MountsError> {
     let mut made = BTreeMap::new();
     let mut add = |name: &str, short: &str, flags: MsFlags, options: &str| {
         let path = directory.join(short);

@@ -6,12 +6,13 @@ use super::mounts::{self, MountsError};
 use super::pages::{PageDaemon, PagesError};
 use super::pass::{self, Packet};
 use super::request::{self, Directories, RequestError, RestoreRequest};
-use super::state::{Act, Event, State};
+use super::state::{Act, Event, POST_RESTORE, State};
 use super::system_v::{self, PodObjects, SystemVError};
 use super::take;
 use crate::causes::chain;
-use crate::criu::rpc::{Request, RequestType, Response};
-use crate::criu::{CriuProgram, first_error, last_errors};
+use crate::criu::bundle::BundleError;
+use crate::criu::rpc::{Notify, Request, RequestType, Response};
+use crate::criu::{Bundle, CriuProgram, first_error, last_errors};
 use crate::local::{BUNDLE_ENV, FromRelay, PagesAt, SILENCE, SOCKET, TOKEN_ENV};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -19,7 +20,7 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use thiserror::Error;
 
@@ -50,6 +51,9 @@ enum RelayError {
     Enter(#[source] std::io::Error),
     #[error("find the container's cgroups")]
     Cgroups(#[source] std::io::Error),
+    /// It is needed for hooks, and for what belongs into `/dev`.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     #[error("make mounts for CRIU")]
     Mounts(#[from] MountsError),
     #[error("tell who stands in the container's place")]
@@ -126,11 +130,12 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
                 log: log_path(&request, work.as_ref()),
                 work,
                 line: AgentLine::new(PathBuf::from(SOCKET), token, pid),
-                state: State::new(),
+                state: State::new(place.as_ref().is_ok_and(|place| place.has_hooks)),
                 request,
                 directories,
                 place: Place::default(),
                 packet: None,
+                root_task: None,
                 answer: None,
                 page_daemon: None,
                 system_v: None,
@@ -150,6 +155,8 @@ struct Place {
     mounts: BTreeMap<String, PathBuf>,
     /// The IPC namespace is another than the node's.
     own_ipc: bool,
+    /// runc runs something once the container's namespaces are there.
+    has_hooks: bool,
 }
 
 /// Enters the new pod's namespaces and makes the mounts that the dump left out.
@@ -161,10 +168,14 @@ fn prepare(request: &RestoreRequest, bundle: Option<PathBuf>) -> Result<Place, R
     let bound = request.cgroup_mounts();
     let read = |path: &str| std::fs::read_to_string(path).map_err(RelayError::Cgroups);
     let mut mounts = mounts::own_cgroups(&bound, &read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+    // Where they can't be known, runc is asked.
+    let mut has_hooks = true;
     if let Some(bundle) = bundle {
-        mounts.extend(mounts::make(&bundle, bound.iter().map(|(key, _)| key.as_path()))?);
+        let spec = Bundle::read(&bundle, Path::new("/"))?.spec;
+        has_hooks = spec.hooks.are_any();
+        mounts.extend(mounts::make(&spec, bound.iter().map(|(key, _)| key.as_path()))?);
     }
-    Ok(Place { mounts, own_ipc })
+    Ok(Place { mounts, own_ipc, has_hooks })
 }
 
 fn log_path(request: &RestoreRequest, work: Option<&OwnedFd>) -> Option<PathBuf> {
@@ -185,6 +196,8 @@ struct Relay {
     place: Place,
     /// What came last from CRIU or runc; kept while it is held.
     packet: Option<Packet>,
+    /// The root task, as CRIU has named it last.
+    root_task: Option<i32>,
     /// CRIU's last answer.
     answer: Option<Response>,
     /// Where there is one.
@@ -262,7 +275,9 @@ impl Relay {
         let Ok(response) = Response::decode(packet.bytes.as_slice()) else { return Event::CriuGone };
         self.packet = Some(packet);
         if response.r#type == i32::from(RequestType::Notify) {
-            return Event::Notified(response.notify.and_then(|notify| notify.script).unwrap_or_default());
+            let notify = response.notify.unwrap_or_default();
+            self.root_task = notify.pid.or(self.root_task);
+            return Event::Notified(notify.script.unwrap_or_default());
         }
         let success = response.success;
         self.answer = Some(response);
@@ -307,22 +322,30 @@ impl Relay {
                 return self.system_v.as_ref().map_or(Ok(()), |objects| Ok(objects.mark_removed()?));
             }
             Act::ToRunc => self.packet.take().map_or(Ok(()), |packet| pass::send(self.runc.as_fd(), &packet)),
-            Act::ToCriu | Act::Resume => {
-                self.packet.take().map_or(Ok(()), |packet| pass::send(self.criu.as_fd(), &packet))
-            }
-            Act::Refuse => {
-                let refusal =
-                    Request { r#type: RequestType::Notify.into(), notify_success: Some(false), ..Default::default() };
-                pass::send(self.criu.as_fd(), &Packet { bytes: refusal.encode_to_vec(), descriptors: Vec::new() })
+            Act::ToCriu => self.packet.take().map_or(Ok(()), |packet| pass::send(self.criu.as_fd(), &packet)),
+            Act::GoOn | Act::Resume => self.answer_criu(true),
+            Act::Refuse => self.answer_criu(false),
+            Act::Announce => {
+                let notify = Notify { script: Some(POST_RESTORE.to_owned()), pid: self.root_task };
+                let r#type = RequestType::Notify.into();
+                let told = Response { r#type, success: true, notify: Some(notify), ..Default::default() };
+                pass::send(self.runc.as_fd(), &Packet { bytes: told.encode_to_vec(), descriptors: Vec::new() })
             }
             Act::Tell(message) => {
                 self.line.tell(&message);
                 Ok(())
             }
-            Act::Hold | Act::End { .. } => Ok(()),
+            Act::End { .. } => Ok(()),
         };
         drop(sent);
         Ok(())
+    }
+
+    /// Answers CRIU's notification.
+    fn answer_criu(&self, success: bool) -> std::io::Result<()> {
+        let answer =
+            Request { r#type: RequestType::Notify.into(), notify_success: Some(success), ..Default::default() };
+        pass::send(self.criu.as_fd(), &Packet { bytes: answer.encode_to_vec(), descriptors: Vec::new() })
     }
 
     /// The one that was started before, or a new one.
