@@ -7,7 +7,7 @@ use super::moved::settle;
 use crate::scenario::bare_runc::BareRunc;
 use crate::scenario::{Cluster, Collector};
 
-/// A program under bare runc that is moved again and again. It ends when dropped.
+/// A program under bare runc that is moved again and again, and stands still in between. It ends when dropped.
 #[derive(Debug)]
 pub struct Bare {
     // Before the collector: what still ticks is told to somebody.
@@ -24,6 +24,7 @@ impl Bare {
         let collector = Collector::listen(cluster.host_address())?;
         let container = BareRunc::start(cluster.node(&cluster.workers()[0])?, &probe.args(collector.address()))?;
         settle(&collector)?;
+        container.pause()?;
         Ok(Self { container, collector })
     }
 
@@ -32,11 +33,14 @@ impl Bare {
     /// # Errors
     /// When a step fails, or the program does not go on where it was.
     pub fn moved(&self) -> Result<f64> {
+        self.container.resume()?;
+        settle(&self.collector)?;
         self.collector.take_gap();
         self.container.checkpoint_and_restore()?;
         settle(&self.collector)?;
         let gap = self.collector.take_gap().length.as_secs_f64() * 1e3;
         went_on(&self.collector)?;
+        self.container.pause()?;
         Ok(gap)
     }
 }

@@ -1,5 +1,5 @@
 //! Measures one case. Where bare runc moves the program too, there are two of it, and they take turns: whatever else the machine
-//! does, it does it to both.
+//! does, it does it to both. Each stands still while the other is moved, because two cores are what both have.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -8,8 +8,10 @@ use super::bare::{self, Bare};
 use super::case::{Case, Probe, Program};
 use super::moved::{self, Moved};
 use super::progress;
+use super::resident;
 use super::spent::Spent;
 use super::store::Filled;
+use crate::scenario::victim::Stopped;
 use crate::scenario::{Cluster, Collector, Sandbox, manifests};
 
 const TICKER: &str = "ticker";
@@ -93,8 +95,11 @@ impl Turns<'_> {
             eprint!("{name}, {number}/{runs}: {:.1} ms, {}", moved.gap, moved.told.engine);
             seen.moves.push(moved);
             if let Some(bare) = bare.filter(|_| self.case.bare_follows(number)) {
+                let still = resident::processes(&self.sandbox.ready_pod(app)?.uid)?.into_iter().map(Stopped::process);
+                let still: Vec<_> = still.collect::<Result<_>>()?;
                 self.rest();
                 let gap = bare.moved()?;
+                drop(still);
                 self.spent.on("bare runc");
                 eprint!(", bare runc {gap:.1} ms");
                 seen.bare.push(gap);

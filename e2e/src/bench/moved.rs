@@ -52,6 +52,7 @@ pub fn watch(
     spent: &mut Spent,
 ) -> Result<Moved> {
     let pod = sandbox.ready_pod(app)?;
+    settle(collector)?;
     spent.on("ready");
     collector.forget_samples();
     let resident = resident::unique_bytes(&pod.uid)?;

@@ -1,4 +1,4 @@
-//! How much memory a pod's processes have that is theirs: what a move has to bring over.
+//! A pod's processes, and how much memory they have that is theirs: what a move has to bring over.
 
 use std::fs;
 
@@ -12,22 +12,32 @@ const PAUSE: &str = "pause";
 /// # Errors
 /// When its processes can't be found or looked at.
 pub fn unique_bytes(uid: &str) -> Result<u64> {
-    let (mut bytes, mut processes) = (0, 0);
+    processes(uid)?.into_iter().try_fold(0, |bytes, pid| {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
+        let rollup = rollup.with_context(|| format!("read the memory of process {pid}"))?;
+        let own = unique_in(&rollup).with_context(|| format!("the kernel tells too little of process {pid}"))?;
+        Ok(bytes + own)
+    })
+}
+
+/// The processes of the pod with this UID, as this host names them.
+///
+/// # Errors
+/// When there is none, or they can't be listed.
+pub fn processes(uid: &str) -> Result<Vec<i32>> {
+    let mut processes = Vec::new();
     for entry in fs::read_dir("/proc").context("list processes")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|text| text.parse::<i32>().ok()) else { continue };
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
         // What has ended meanwhile is none of the pod's any more.
         let (Ok(cgroups), Ok(command)) = (read("cgroup"), read("comm")) else { continue };
-        if !is_of_pod(&cgroups, uid) || command.trim() == PAUSE {
-            continue;
+        if is_of_pod(&cgroups, uid) && command.trim() != PAUSE {
+            processes.push(pid);
         }
-        let rollup = read("smaps_rollup").with_context(|| format!("read the memory of process {pid}"))?;
-        bytes += unique_in(&rollup).with_context(|| format!("the kernel tells too little of process {pid}"))?;
-        processes += 1;
     }
-    ensure!(processes > 0, "the pod {uid} has no process on this host");
-    Ok(bytes)
+    ensure!(!processes.is_empty(), "the pod {uid} has no process on this host");
+    Ok(processes)
 }
 
 /// By the path that kubelet gives to a pod's cgroup, with either of its drivers.

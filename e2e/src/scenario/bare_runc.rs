@@ -41,6 +41,22 @@ impl BareRunc {
         Ok(bare)
     }
 
+    /// Has it stand still.
+    ///
+    /// # Errors
+    /// When runc can't.
+    pub fn pause(&self) -> Result<()> {
+        self.shell(&format!("runc pause {ID}"))
+    }
+
+    /// Has it run on.
+    ///
+    /// # Errors
+    /// When runc can't.
+    pub fn resume(&self) -> Result<()> {
+        self.shell(&format!("runc resume {ID}"))
+    }
+
     /// One `runc checkpoint` and `runc restore`, on the node's disk. The images are removed once it runs again: the kernel would
     /// write them out beside what is measured next.
     ///

@@ -30,6 +30,14 @@ impl Stopped {
         pidfd_send_signal(&victim.handle, Signal::STOP).context("stop the process")?;
         Ok(Self(victim))
     }
+
+    /// Stops process `pid`.
+    ///
+    /// # Errors
+    /// As [`Stopped::new`].
+    pub fn process(pid: i32) -> Result<Self> {
+        Self::new(Victim::open(pid)?)
+    }
 }
 
 impl Drop for Stopped {
@@ -43,6 +51,12 @@ impl Drop for Stopped {
 }
 
 impl Victim {
+    fn open(pid: i32) -> Result<Self> {
+        let process = Pid::from_raw(pid).context("process 0")?;
+        let handle = pidfd_open(process, PidfdFlags::empty()).with_context(|| format!("open process {pid}"))?;
+        Ok(Self { pid, handle })
+    }
+
     /// Sends SIGKILL. Says whether the process was still there.
     ///
     /// # Errors
@@ -121,9 +135,7 @@ fn the_only(what: &str, is_it: impl Fn(i32) -> Result<bool>) -> Result<Victim> {
     for entry in fs::read_dir("/proc").context("list processes")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|text| text.parse::<i32>().ok()) else { continue };
         if is_it(pid).unwrap_or(false) {
-            let process = Pid::from_raw(pid).context("process 0")?;
-            let handle = pidfd_open(process, PidfdFlags::empty()).context("open the victim")?;
-            found.push(Victim { pid, handle });
+            found.push(Victim::open(pid)?);
         }
     }
     ensure!(found.len() == 1, "{} processes are the {what} to kill", found.len());
