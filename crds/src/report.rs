@@ -209,7 +209,7 @@ pub struct SourceTimings {
     pub transfer_millis: f64,
     /// From there to the news that the processes are rebuilt and held.
     pub restore_millis: f64,
-    /// From held to the news that they run: the commit and the resume.
+    /// From held to the news that they run: the resume, and what is left of the commit.
     pub commit_millis: f64,
     /// The whole freeze as the source can see it: first freezer write until the news that the target runs, or until
     /// the thaw. Half a round trip longer than what the application sees.
@@ -230,7 +230,7 @@ pub struct TargetTimings {
     pub stage_millis: f64,
     /// From the release of CRIU's request until post-restore.
     pub restore_millis: f64,
-    /// The compare-and-swap.
+    /// The compare-and-swap that takes or commits the attempt. It goes on beside the restore where the replacement is made first.
     pub commit_millis: f64,
     /// From the release until the processes run.
     pub resume_millis: f64,

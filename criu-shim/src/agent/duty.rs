@@ -178,10 +178,15 @@ pub struct TargetLocal {
 }
 
 impl TargetLocal {
+    /// Whether CRIU waits for a request that it can be given.
+    fn is_due(&self) -> bool {
+        self.staged && self.waiting && !self.released
+    }
+
     /// The same, with what was done for each container of the pod.
     ///
-    /// Before the commit the containers go together: one that is behind holds up all others, so that the commit finds all of them
-    /// held. After it each goes for itself: none can be taken back any more, and what one of them has not been able to do yet, it
+    /// Before the commit the containers go together: one that is behind holds up all others, so that they are let run when all of
+    /// them are held. After it each goes for itself: none can be taken back any more, and what one of them has not been able to do yet, it
     /// goes on with from the same cut.
     #[must_use]
     pub fn of_pod(self, lanes: &[LaneLocal], committed: bool) -> Self {
@@ -258,13 +263,17 @@ pub fn target_duty(migration: &Migration, node: &str, local: TargetLocal) -> Tar
             }
         }
         Verdict::Committed if local.held => TargetDuty::Resume(attempt),
-        Verdict::Committed if local.staged && local.waiting && !local.released => TargetDuty::Release(attempt),
+        Verdict::Committed if local.is_due() => TargetDuty::Release(attempt),
         Verdict::Committed => TargetDuty::None,
         Verdict::Taken if status.owner.as_ref().is_none_or(|owner| owner.node != node) => TargetDuty::None,
         // By an agent before this one, and nobody knows whether that has let them run: there is no way but forward.
-        Verdict::Taken if local.taking == Taking::Not => TargetDuty::Commit(attempt),
+        Verdict::Taken if local.taking == Taking::Not && local.listening => TargetDuty::Commit(attempt),
         Verdict::Open | Verdict::Taken if local.taking == Taking::Done && local.held && !local.failed => {
             TargetDuty::Run(attempt)
+        }
+        // Its relay has lost the word that it has had.
+        Verdict::Taken if local.taking != Taking::Not && !local.failed && local.is_due() => {
+            TargetDuty::Release(attempt)
         }
         Verdict::Taken => TargetDuty::None,
         Verdict::Aborted if !chosen && !local.listening => TargetDuty::None,
@@ -278,9 +287,7 @@ pub fn target_duty(migration: &Migration, node: &str, local: TargetLocal) -> Tar
 fn open_target_duty(status: &MigrationStatus, local: TargetLocal) -> TargetDuty {
     let attempt = local.attempt;
     match status.strategy {
-        Some(Strategy::ReplaceFirst) if local.staged && local.waiting && !local.released => {
-            TargetDuty::Release(attempt)
-        }
+        Some(Strategy::ReplaceFirst) if local.is_due() => TargetDuty::Release(attempt),
         Some(Strategy::DeleteFirst) if local.staged => TargetDuty::Commit(attempt),
         _ if local.listening => TargetDuty::None,
         _ => match status.phase {

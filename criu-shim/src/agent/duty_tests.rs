@@ -97,6 +97,10 @@ fn what_was_taken_is_run_by_its_taker_and_committed_by_the_agent_that_comes_afte
     let adopted = TargetLocal { taking: Taking::Not, failed: true, ..held };
     assert_eq!(duty(adopted), TargetDuty::Commit(1));
     assert_eq!(duty(TargetLocal { resumed: true, ..adopted }), TargetDuty::Commit(1));
+    assert_eq!(duty(TargetLocal { listening: false, ..adopted }), TargetDuty::None, "nothing of it is here");
+    let again = TargetLocal { released: false, ..restoring };
+    assert_eq!(duty(again), TargetDuty::Release(1), "its relay has come back without the word");
+    assert_eq!(duty(TargetLocal { failed: true, ..again }), TargetDuty::None);
     assert_eq!(target_duty(&taken, "c", adopted), TargetDuty::None, "another node's");
     for at in [SourceAt::Idle, SourceAt::Connected, SourceAt::Failed, SourceAt::Thawed] {
         assert_eq!(source_duty(&taken, source(1, at)), SourceDuty::None, "{at:?}");
@@ -193,7 +197,7 @@ proptest! {
             TargetDuty::Resume(_) => prop_assert!(owner == "b" && !tentative && local.held && !given_up),
             TargetDuty::Run(n) => {
                 prop_assert!(local.taking == Taking::Done && local.held && !local.failed && n == local.attempt);
-                prop_assert!((owner == "b" && tentative) || (owner == "a" && decided < n));
+                prop_assert!((owner == "b" && tentative) || (owner == "a" && (decided < n || n == 0)));
             }
             TargetDuty::Commit(n) if owner == "b" => {
                 prop_assert!(tentative && (local.taking == Taking::Not || n != local.attempt));
@@ -203,7 +207,8 @@ proptest! {
                 prop_assert!(delete_first && local.staged);
             }
             TargetDuty::Release(n) => {
-                prop_assert!((owner == "b" && !tentative && !given_up) || (owner == "a" && decided < n));
+                let taken = tentative && local.taking != Taking::Not && !local.failed;
+                prop_assert!((owner == "b" && (taken || (!tentative && !given_up))) || (owner == "a" && decided < n));
             }
             TargetDuty::Destroy(n) => {
                 let given_up = owner == "b" && !tentative && given_up && !local.resumed;
@@ -219,6 +224,7 @@ proptest! {
     #[test]
     fn the_two_sides_never_both_run(
         attempt in 1_u32..4, phase in any_phase(), on_target: bool, tentative: bool, decided in 0_u32..4,
+        taking in any_taking(),
     ) {
         let fixture = migration().attempt(attempt).phase(phase);
         let object = match (on_target, tentative) {
@@ -229,7 +235,7 @@ proptest! {
         let object = object.build();
         let thaws = matches!(source_duty(&object, source(attempt, SourceAt::Frozen)), SourceDuty::Thaw(_));
         let held = TargetLocal { staged: true, waiting: true, released: true, held: true, attempt, listening: true,
-            taking: if on_target { Taking::Done } else { Taking::UnderWay }, ..TargetLocal::default() };
+            taking, ..TargetLocal::default() };
         let resumes = matches!(target_duty(&object, "b", held), TargetDuty::Resume(_) | TargetDuty::Run(_));
         prop_assert!(!(thaws && resumes));
     }

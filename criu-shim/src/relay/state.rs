@@ -155,7 +155,7 @@ impl State {
             // CRIU can't be told before it asks.
             (Restoring, Event::Agent(ToRelay::Abandon)) => (Self { abandoned: true, ..self }, vec![]),
 
-            // The point of no return is not here: the agent says this after it has won the commit.
+            // The point of no return is not here: the agent says this after it has taken or committed the attempt.
             (Held, Event::Agent(ToRelay::Resume)) => {
                 let state = Self { stage: Finishing, resumed: true, ..self };
                 (state, if self.runtime == Runtime::Done { vec![Act::Resume] } else { vec![] })
@@ -185,9 +185,14 @@ impl State {
     /// runc has done its part of the restore, or can't: then it must not come to its end, whoever has won.
     fn runtime_answered(self, success: bool) -> (Self, Vec<Act>) {
         use RelayStage::{Finishing, Held};
-        let next = Self { runtime: Runtime::Done, abandoned: self.abandoned || !success, ..self };
+        let next = Self {
+            runtime: Runtime::Done,
+            abandoned: self.abandoned || !success,
+            asked: self.asked && success,
+            ..self
+        };
         // It was waited for where the word has come before it.
-        let due = self.resumed && !self.abandoned;
+        let due = self.resumed && !self.abandoned && !self.orphaned;
         match (success, self.stage) {
             (true, Finishing) if due => (next, vec![Act::Resume]),
             (false, Held) => (Self { stage: Finishing, ..next }, vec![Act::Refuse]),

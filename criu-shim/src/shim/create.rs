@@ -124,7 +124,7 @@ pub(super) fn restore_command(
     command
 }
 
-/// Ends what a restore that failed has left. runc has done its part of post-restore by the time that CRIU may fail, and takes the
+/// Ends what a restore that failed has left. runc may have been told of the process by the time that CRIU fails, and takes the
 /// container for a running one then, which it does not remove; containerd does not either, of a container that it could not
 /// create. Without it, processes that were rebuilt by a CRIU that was killed would stand there until the pod is gone.
 pub(super) fn clear_away(runtime: &Runtime, create: &Create) {

@@ -67,12 +67,6 @@ impl Victim {
             sent => sent.map(|()| true).context("kill the victim"),
         }
     }
-
-    /// Whether `word` is one of its arguments.
-    pub fn is_called_with(&self, word: &str) -> bool {
-        let arguments = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
-        arguments.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())
-    }
 }
 
 impl Cluster {

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::scenario::cluster::NAMESPACE;
-use e2e::scenario::victim::Stopped;
 use e2e::scenario::{Cluster, LIMIT, Sandbox, migration, until};
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
@@ -153,7 +152,7 @@ fn in_the_middle_of_a_move(sandbox: &Sandbox, source: &str, target: &str) -> Res
 #[test]
 fn what_a_target_has_taken_is_its_own_to_make_final_or_to_give_back() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let sandbox = Sandbox::new(cluster.kube(), "agent-taken")?;
+    let sandbox = Sandbox::beside(cluster.kube(), "agent-taken")?;
     let workers = cluster.workers();
     let (source, target) = workers.first().zip(workers.get(1)).context("two nodes")?;
     in_the_middle_of_a_move(&sandbox, source, target)?;
@@ -168,8 +167,6 @@ fn what_a_target_has_taken_is_its_own_to_make_final_or_to_give_back() -> Result<
     };
     let (of_source, of_target) =
         (Agent::of_node(cluster, &sandbox, source)?, Agent::of_node(cluster, &sandbox, target)?);
-    // It would go forward with what it finds taken.
-    let _stopped = Stopped::new(cluster.agent(target)?)?;
     refused(&of_source, &owner(target, 1, true))?;
     refused(&of_source, &owner(source, 1, true))?;
     refused(&of_target, &owner(source, 1, true))?;

@@ -26,21 +26,25 @@ fn what_was_taken_is_given_back_where_criu_hangs() -> Result<()> {
         until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > before + 100)))?;
         let name = format!("move-{number}");
         let mut under_way = UnderWay::begin(cluster, &sandbox, &watch, &name, &pod.name)?;
-        // It waits for its request there, which is released in the freeze.
-        let criu = under_way.seen_in(Moment::Handover, |object| {
-            let criu = cluster.criu(object["status"]["targetNode"].as_str()?).ok()?;
-            criu.is_called_with("swrk").then_some(criu)
-        })?;
+        // The one that waits for its request. runc has asked another for its version before that.
+        let criu = under_way
+            .seen_in(Moment::Freezing, |object| cluster.criu(object["status"]["targetNode"].as_str()?).ok())?;
         let Some(criu) = criu else {
             println!("{name}: CRIU was not found in time");
             continue;
         };
         let stopped = Stopped::new(criu)?;
         let object = || sandbox.get(&["migration", &name])?.context("the Migration is gone");
-        until("the attempt to be taken", LIMIT, || {
+        let owner = until("the attempt to be taken", LIMIT, || {
             let owner = Signs::of(&object()?).owner;
-            Ok(Some(()).filter(|()| owner == Owner::Taken))
+            Ok(Some(owner).filter(|owner| *owner != Owner::Undecided))
         })?;
+        if owner != Owner::Taken {
+            drop(stopped);
+            println!("{name}: CRIU was stopped too late");
+            migration::succeeded(&sandbox, &pod.name, LIMIT)?;
+            continue;
+        }
         let frozen = collector.account().newest;
         let message = until("the attempt to be given back", LIMIT, || {
             let message = object()?["status"]["failures"][0]["message"].as_str().map(ToOwned::to_owned);

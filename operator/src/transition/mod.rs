@@ -64,6 +64,9 @@ fn one_phase(step: &mut Step<'_>) {
     if step.status.owner.is_none() {
         return pending::examine(step);
     }
+    if step.status.verdict() != Verdict::Taken {
+        taken::is_over(step);
+    }
     match step.status.verdict() {
         // The point of no return lies behind: nothing below this line may lead to a roll-back.
         Verdict::Committed => committed::follow(step),

@@ -11,7 +11,7 @@ use tideover_crds::{Failure, FailureReason, MigrationReason, Phase, SourceStep};
 
 /// How long the operator waits for a verdict once the agents act on their own. They give up long before; this is for
 /// the case that both are gone. kubelet ends a `create` after two minutes, so a longer wait could not succeed.
-pub(super) const VERDICT_BOUND: Duration = Duration::from_secs(100);
+const VERDICT_BOUND: Duration = Duration::from_secs(100);
 
 /// Why the current attempt must end, if it must.
 pub(super) fn reason(step: &Step<'_>) -> Option<Failure> {

@@ -59,7 +59,10 @@ fn nothing_ends_what_the_target_has_taken_but_the_target() {
 
 #[test]
 fn what_was_taken_is_committed_where_the_target_can_not_say_what_became_of_it() {
-    let taken = || Scene::new().at(Phase::Freezing).taken();
-    taken().after(199).decide().phase(Phase::Freezing).does(&[]);
-    taken().after(201).decide().phase(Phase::Freezing).does(&["commit 1 for b"]);
+    // An operator that was away does not know how long ago it was taken.
+    let seen = || Scene::new().at(Phase::Freezing).taken().after(500);
+    let told = seen().decide().phase(Phase::Freezing).does(&[]);
+    let noted = || seen().with(|scene| scene.status().clone_from(told.status()));
+    noted().after(99).decide().phase(Phase::Freezing).does(&[]);
+    noted().after(101).decide().phase(Phase::Freezing).does(&["commit 1 for b"]);
 }

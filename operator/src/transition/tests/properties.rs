@@ -140,12 +140,17 @@ proptest! {
 
     #[test]
     fn nothing_that_happens_to_what_is_taken_leads_to_two_copies(
-        events in prop::collection::vec(events_of_the_taken(), 1..80),
+        away in 0..250i64, events in prop::collection::vec(events_of_the_taken(), 1..80),
     ) {
         let mut world = World::new(false);
-        while world.status().verdict() != Verdict::Taken {
+        while world.status().phase < Phase::Freezing {
             a_good_round(&mut world);
         }
+        // An operator that was away does not know how long ago it was taken.
+        world.happen(Event::Source(SourceDoes::Freezes));
+        world.happen(Event::Seconds(away));
+        world.happen(Event::Target(TargetDoes::Takes));
+        prop_assert_eq!(world.status().verdict(), Verdict::Taken);
         for event in events {
             world.happen(event);
             world.check();

@@ -120,8 +120,9 @@ impl TargetDriver {
         }
     }
 
-    /// Whether the restore of a container that was begun last has ended well, unheard: runc knows the container's first process only once
-    /// CRIU was let go on, and nothing of the restore is there any more that could still say how it ended.
+    /// Whether the restore of a container that was begun last has ended well, unheard: runc knows the container's first process, which
+    /// is there, and nothing of the restore is that could still say how it ended. Of one that has failed runc knows it as well, until the
+    /// shim has had it removed.
     pub(super) async fn runs_already(&self, lane: usize) -> bool {
         let Lane { restore: Some(restore), local, .. } = &self.lanes[lane] else { return false };
         if local.resumed || is_there(vec![restore.token.clone()]).await {

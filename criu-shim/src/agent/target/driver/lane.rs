@@ -50,6 +50,8 @@ pub(super) struct Lane {
     pub(super) in_place: bool,
     /// CRIU was not given its request, and why is reported: that this restore ends is no news.
     pub(super) refused: bool,
+    /// It was heard of the restore that was begun last that it has failed.
+    pub(super) failed: bool,
     pub(super) released: Option<Instant>,
     /// It was found in the journal: what lies on the disk has been through the end of an agent, or of the node.
     pub(super) adopted: bool,
@@ -85,7 +87,7 @@ impl Lane {
     pub(super) fn begun(&mut self, restore: RestoreEntry) {
         self.restore = Some(restore);
         self.running = true;
-        self.refused = false;
+        (self.refused, self.failed) = (false, false);
         self.relay = None;
         self.in_place = false;
         let LaneLocal { staged, resumed, .. } = self.local;

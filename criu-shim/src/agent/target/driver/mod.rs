@@ -136,9 +136,11 @@ impl TargetDriver {
             };
             self.see(&migration);
             self.judge_left_over(&migration).await;
+            // What could not be answered before may be by what the object says now.
+            self.answer(Some(&migration)).await;
             let duty = match target_duty(&migration, &self.context.settings.node_name, self.pod()) {
                 // The watch has not shown the commit yet that this task has made, or makes.
-                TargetDuty::Commit(_) | TargetDuty::Run(_) if self.committed_here() => TargetDuty::None,
+                TargetDuty::Commit(_) | TargetDuty::Run(_) if self.committed => TargetDuty::None,
                 TargetDuty::Listen(_) if self.context.is_leaving() => TargetDuty::None,
                 duty => duty,
             };
@@ -226,7 +228,7 @@ impl TargetDriver {
                 for lane in 0..self.lanes.len() {
                     // The agent before this one may have ended before it could say so.
                     let written = std::mem::take(&mut self.lanes[lane].local.resumed);
-                    if written || self.runs_already(lane).await {
+                    if written || (!self.lanes[lane].failed && self.runs_already(lane).await) {
                         let container = &self.lanes[lane].container;
                         info!(migration = self.key.name, container, "found that the restored container has run");
                         self.lanes[lane].running = false;

@@ -13,14 +13,15 @@ use crate::agent::source::freeze::millis;
 use crate::agent::target::event::Event;
 use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tideover_crds::{FailureReason, Migration, TargetStep};
 use tracing::{error, info, warn};
 
-/// How long the processes may take to be rebuilt once the attempt is taken, before it is given back; and how long what was taken
-/// counts without another look at the object. The operator commits what was taken, and may give its state up after that, but not
-/// within a time that is longer than this and the longest time before the taking (`operator/src/transition/taken.rs`).
-const CLAIM_LIMIT: Duration = Duration::from_secs(60);
+/// How long the processes may take to be rebuilt once the attempt is taken, before it is given back.
+const RESTORE_LIMIT: Duration = Duration::from_secs(60);
+/// How long what was taken counts without another look at the object, also where the node was suspended. The operator commits what
+/// was taken far later (`operator/src/transition/taken.rs`), and may give its state up after that.
+const FRESH: Duration = Duration::from_secs(2);
 
 /// Whether this agent has taken the attempt, with the proof.
 #[derive(Debug, Default)]
@@ -29,11 +30,26 @@ pub(super) enum Claim {
     #[default]
     None,
     /// It tries, since then.
-    UnderWay(Instant),
+    UnderWay(Since),
     /// It has, and tried since then.
-    Won(Taken, Instant),
+    Won(Taken, Since),
     /// It had, or somebody was quicker.
     Over,
+}
+
+/// A moment, and how long ago it was with the time in which the machine was suspended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Since(Duration);
+
+impl Since {
+    fn now() -> Self {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Self(Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default()))
+    }
+
+    fn elapsed(self) -> Duration {
+        Self::now().0.saturating_sub(self.0)
+    }
 }
 
 impl Claim {
@@ -53,7 +69,7 @@ impl TargetDriver {
         if self.committed_here() || self.local.failed || !matches!(self.claim, Claim::None) {
             return;
         }
-        self.claim = Claim::UnderWay(Instant::now());
+        self.claim = Claim::UnderWay(Since::now());
         let seen = migration.status.as_ref().and_then(|status| status.owner.clone());
         let (ownership, node) = (self.context.ownership(&self.key), self.context.settings.node_name.clone());
         let (attempt, events) = (self.local.attempt, self.own_events.clone());
@@ -61,7 +77,7 @@ impl TargetDriver {
             let outcome = ownership.take(attempt, &node, seen).await;
             // A driver that is gone has seen the object go.
             events.send(Event::Taken { attempt, outcome }).await.ok();
-            tokio::time::sleep(CLAIM_LIMIT).await;
+            tokio::time::sleep(RESTORE_LIMIT).await;
             events.send(Event::Overdue { attempt }).await.ok();
         });
     }
@@ -92,8 +108,8 @@ impl TargetDriver {
 
     /// The processes should have been rebuilt by now: CRIU hangs.
     pub(super) async fn is_overdue(&mut self) {
-        if matches!(self.claim, Claim::Won(..)) {
-            let message = format!("the processes were not rebuilt within {} s", CLAIM_LIMIT.as_secs());
+        if matches!(self.claim, Claim::Won(..)) && !self.committed {
+            let message = format!("the processes were not rebuilt within {} s", RESTORE_LIMIT.as_secs());
             self.fail(retryable(FailureReason::RestoreFailed, message)).await;
         }
     }
@@ -101,8 +117,8 @@ impl TargetDriver {
     /// Lets the processes run that are held, and commits. **The point of no return**: after it the source never runs again, so
     /// whatever fails from there on is tried again here and undone nowhere.
     pub(super) async fn run_taken(&mut self, migration: &Migration) {
-        if matches!(&self.claim, Claim::Won(_, since) if since.elapsed() > CLAIM_LIMIT) {
-            // The API server was away meanwhile. Committed first, and let run by what the object says then.
+        if matches!(&self.claim, Claim::Won(_, since) if since.elapsed() > FRESH) {
+            // Committed first, and let run by what the object says then.
             self.claim = Claim::Over;
             return self.commit(migration, self.local.attempt).await;
         }
@@ -172,7 +188,7 @@ mod tests {
     #[test]
     fn what_is_over_is_not_tried_again() {
         assert_eq!(Claim::default().taking(), Taking::Not);
-        assert_eq!(Claim::UnderWay(Instant::now()).taking(), Taking::UnderWay);
+        assert_eq!(Claim::UnderWay(Since::now()).taking(), Taking::UnderWay);
         assert_eq!(Claim::Over.taking(), Taking::UnderWay, "its outcome is in the object");
     }
 }

@@ -112,6 +112,7 @@ impl TargetDriver {
 
     /// CRIU has failed, or ended before it was given its request.
     pub(super) async fn restore_failed(&mut self, lane: usize, message: String, migration: Option<&Migration>) {
+        self.lanes[lane].failed = true;
         if self.lanes[lane].refused {
             return;
         }

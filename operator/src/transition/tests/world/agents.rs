@@ -7,7 +7,7 @@ use tideover_crds::migration::Verdict;
 use tideover_crds::{FailureReason, Owner, Phase, SourceReport, SourceStep, Strategy, TargetReport, TargetStep};
 
 /// How long a target's agent makes use of what it has taken without another look at the object.
-const CLAIM_LIMIT: SignedDuration = SignedDuration::from_secs(60);
+const FRESH: SignedDuration = SignedDuration::from_secs(2);
 
 impl World {
     pub(super) fn source_does(&mut self, does: SourceDoes) {
@@ -88,7 +88,7 @@ impl World {
                 }
             }
             TargetDoes::Runs => {
-                let fresh = |claim: &mut (u32, Timestamp)| self.scene.now.duration_since(claim.1) <= CLAIM_LIMIT;
+                let fresh = |claim: &mut (u32, Timestamp)| self.scene.now.duration_since(claim.1) <= FRESH;
                 if self.claim.take_if(fresh).is_some() {
                     self.target_runs = true;
                     self.target_ran = true;
