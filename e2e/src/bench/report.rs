@@ -114,7 +114,7 @@ fn freeze(figures: &Figures<'_>, picture: &str) -> String {
         "\
 The longest gap that the program's own 1 ms ticker saw, in milliseconds: least / median / most of n moves. The program
 holds so much memory and writes so much of it in a second; forks are idle processes that share all of it. Bare runc is
-`runc checkpoint` and `runc restore` of the same program on one node. The two take turns, so each has the other's program beside it,
+`runc checkpoint` and `runc restore` of the same program on one node. The two take turns, each stands still while the other is moved,
 and before each turn disks have taken what was written before (`sync`); bare runc is moved fewer times where that takes ten seconds each.
 
 ![Freeze against resident memory]({picture})
