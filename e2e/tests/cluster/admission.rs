@@ -136,8 +136,10 @@ spec: {containers: [{name: probe, image: 'lab/probe:1', imagePullPolicy: IfNotPr
     sandbox.passed()
 }
 
-/// A Migration as it would be in the middle of a move, but for the phase, so that nobody acts on it.
-fn in_the_middle_of_a_move(sandbox: &Sandbox, source: &str, target: &str) -> Result<()> {
+/// Makes a Migration as it would be in the middle of a move, but for the phase, so that nobody acts on it. Returns its two nodes.
+fn in_the_middle_of_a_move(cluster: &Cluster, sandbox: &Sandbox) -> Result<(String, String)> {
+    let workers = cluster.workers();
+    let (source, target) = workers.first().zip(workers.get(1)).context("two nodes")?;
     sandbox.create(&migration::manifest("move", "nobody"))?;
     until("the move of nobody to end", LIMIT, || {
         Ok(sandbox.get(&["migration", "move"])?.filter(migration::has_ended))
@@ -146,16 +148,14 @@ fn in_the_middle_of_a_move(sandbox: &Sandbox, source: &str, target: &str) -> Res
         "sourcePod": { "name": "nobody", "uid": "u", "node": source }, "containers": ["app", "beside"] });
     let patch = json!({ "status": status }).to_string();
     sandbox.run(&["patch", "migration", "move", "--subresource=status", "--type=merge", "--patch", &patch])?;
-    Ok(())
+    Ok((source.clone(), target.clone()))
 }
 
 #[test]
 fn what_a_target_has_taken_is_its_own_to_make_final_or_to_give_back() -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::beside(cluster.kube(), "agent-taken")?;
-    let workers = cluster.workers();
-    let (source, target) = workers.first().zip(workers.get(1)).context("two nodes")?;
-    in_the_middle_of_a_move(&sandbox, source, target)?;
+    let (source, target) = &in_the_middle_of_a_move(cluster, &sandbox)?;
     let owner = |node: &str, attempt: u32, tentative: bool| {
         let tentative = if tentative { Value::Bool(true) } else { Value::Null };
         json!({ "owner": { "node": node, "attempt": attempt, "tentative": tentative } })
@@ -183,9 +183,7 @@ fn what_a_target_has_taken_is_its_own_to_make_final_or_to_give_back() -> Result<
 fn an_agent_writes_its_own_report_and_not_which_containers_move() -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::beside(cluster.kube(), "agent-token")?;
-    let workers = cluster.workers();
-    let (source, target) = workers.first().zip(workers.get(1)).context("two nodes")?;
-    in_the_middle_of_a_move(&sandbox, source, target)?;
+    let (source, _) = &in_the_middle_of_a_move(cluster, &sandbox)?;
     let agent = Agent::of_node(cluster, &sandbox, source)?;
     agent.write("move", &json!({ "source": { "attempt": 1, "step": "Ready" } })).context("its own report")?;
     for containers in [json!(["app"]), json!(["app", "other"]), json!([]), Value::Null] {
