@@ -94,8 +94,9 @@ pub enum Act {
 pub const POST_RESTORE: &str = "post-restore";
 /// The root task is there, and its namespaces are about to be made.
 const SETUP_NAMESPACES: &str = "setup-namespaces";
-/// At these runc does nothing. Source: `criuNotifications` of libcontainer.
-const UNHEEDED: [&str; 4] = ["pre-restore", "post-setup-namespaces", "pre-resume", "post-resume"];
+/// At these runc does nothing. Source: `criuNotifications` of libcontainer, and for `network-unlock` its `loopback`, the one kind of
+/// network that a bundle can make it manage.
+const UNHEEDED: [&str; 5] = ["pre-restore", "post-setup-namespaces", "network-unlock", "pre-resume", "post-resume"];
 
 impl State {
     /// A relay that has just read the request, for a container that has hooks or has none.
@@ -246,6 +247,7 @@ mod tests {
             notified(POST_RESTORE),
             word(),
             notified("network-unlock"),
+            notified("of another CRIU"),
             RUNC,
             notified("pre-resume"),
             Event::Answered { success: true },
@@ -261,6 +263,7 @@ mod tests {
                 Act::MarkRemoved,
                 Act::Tell(FromRelay::Held),
                 Act::Resume,
+                Act::GoOn,
                 Act::ToRunc,
                 Act::ToCriu,
                 Act::GoOn,
@@ -381,6 +384,7 @@ mod tests {
             Just(notified(SETUP_NAMESPACES)),
             Just(notified("post-setup-namespaces")),
             Just(notified("network-unlock")),
+            Just(notified("of another CRIU")),
             Just(notified(POST_RESTORE)),
             Just(notified("pre-resume")),
             any::<bool>().prop_map(|success| Event::Answered { success }),
