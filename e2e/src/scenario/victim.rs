@@ -76,7 +76,9 @@ impl Cluster {
     /// When there is none, or more than one.
     pub fn agent(&self, node: &str) -> Result<Victim> {
         let machine = self.pid_namespace_of(node)?;
-        the_one("tideover-agent", |pid| Ok(pid_namespace(pid)? == machine))
+        // What it has forked bears its name until it is another program.
+        let is_forked = |pid| Ok::<_, anyhow::Error>(name_of(parent_of(pid)?) == "tideover-agent");
+        the_one("tideover-agent", |pid| Ok(pid_namespace(pid)? == machine && !is_forked(pid)?))
     }
 
     /// The page daemon of the restore on `node`, without the guard beside it.
