@@ -124,8 +124,8 @@ impl Phase {
 /// compare-and-swap (a JSON patch whose `test` names the value last seen and the object's UID) to `{target node, N}`,
 /// the commit, or to `{source node, N}`, the abort, which the source's agent or the operator writes. After a commit no
 /// further attempt exists. Where the replacement is made first, the target takes the attempt with a tentative
-/// `{target node, N}` before that, once it has everything and while CRIU rebuilds the processes: from then on nobody but
-/// that target lets them run or gives the attempt back.
+/// `{target node, N}` at the go, before anything is frozen. From then on the two agents alone decide: the source may end the
+/// attempt until it has sent the last of the state, and after that nobody but the target lets the processes run or ends it.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Owner {
@@ -133,7 +133,7 @@ pub struct Owner {
     pub node: String,
     /// Attempt that decided it; 0 before any.
     pub attempt: u32,
-    /// The target has taken the attempt, and may still give it back: where the restore fails.
+    /// The target has taken the attempt, which may still be ended: where not all of the state comes, or the restore fails.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tentative: bool,
 }
@@ -144,7 +144,7 @@ impl Owner {
         Self { node: node.to_owned(), attempt, tentative: false }
     }
 
-    /// A target that has taken `attempt` and may still give it back.
+    /// A target that has taken `attempt`, which may still be ended.
     pub fn tentative(node: &str, attempt: u32) -> Self {
         Self { tentative: true, ..Self::new(node, attempt) }
     }

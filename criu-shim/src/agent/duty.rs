@@ -73,6 +73,8 @@ pub enum SourceDuty {
     Freeze(u32),
     /// Frozen, and nobody has decided: stay so, and find out.
     Settle(u32),
+    /// The target has taken it, and nothing is frozen or will be: decide it for this node.
+    TakeBack(u32),
     /// Aborted while frozen: thaw.
     Thaw(u32),
     /// Aborted (or over) with nothing frozen: clean up and report `Thawed`.
@@ -99,13 +101,23 @@ pub fn source_duty(migration: &Migration, local: SourceLocal) -> SourceDuty {
         Verdict::Committed => SourceDuty::Retire(attempt),
         Verdict::Aborted if at == SourceAt::Thawed || reported == Some(SourceStep::Thawed) => SourceDuty::None,
         Verdict::Aborted => SourceDuty::Abandon(attempt),
-        Verdict::Taken => SourceDuty::None,
+        Verdict::Taken => taken_source_duty(migration.metadata.deletion_timestamp.is_some(), attempt, at),
         Verdict::Open if status.phase.is_terminal() => match at {
             SourceAt::Ready | SourceAt::Connected | SourceAt::Cut => SourceDuty::Abandon(attempt),
             _ => SourceDuty::None,
         },
         Verdict::Open if migration.metadata.deletion_timestamp.is_some() || attempt == 0 => SourceDuty::None,
         Verdict::Open => open_source_duty(status, attempt, at),
+    }
+}
+
+/// The target takes the attempt at the go. A side that can't come to the freeze any more says so by taking it back.
+fn taken_source_duty(deleted: bool, attempt: u32, at: SourceAt) -> SourceDuty {
+    match at {
+        SourceAt::Connected | SourceAt::Cut if deleted => SourceDuty::TakeBack(attempt),
+        SourceAt::Connected | SourceAt::Cut => SourceDuty::Freeze(attempt),
+        SourceAt::Idle | SourceAt::Ready | SourceAt::Failed => SourceDuty::TakeBack(attempt),
+        SourceAt::Frozen | SourceAt::Thawed | SourceAt::Retired => SourceDuty::None,
     }
 }
 
@@ -140,7 +152,7 @@ pub struct LaneLocal {
     pub resumed: bool,
 }
 
-/// Whether this agent has taken the attempt, so that nobody else decides it.
+/// Whether this agent has taken the attempt, so that the agents of the two nodes alone decide it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Taking {
     /// It has not tried.
@@ -171,6 +183,8 @@ pub struct TargetLocal {
     pub resumed: bool,
     /// Whether the attempt is this agent's to decide.
     pub taking: Taking,
+    /// It is certain that CRIU had no request for this attempt, whoever was the agent, or that nothing is left of what it made.
+    pub unreleased: bool,
     /// This side said that it can't go on.
     pub failed: bool,
     /// Nothing of the attempt is left here.
@@ -219,7 +233,9 @@ pub enum TargetDuty {
     None,
     /// Get ready to receive and report `Listening`.
     Listen(u32),
-    /// Put files in place and let CRIU have its request. Before the commit: and take the attempt meanwhile.
+    /// Take the attempt, so that the agents of the two nodes alone decide it. For an agent that comes after the one that has: to give it back.
+    Take(u32),
+    /// Put files in place and let CRIU have its request. Before the commit: and take the attempt meanwhile, if it is not taken.
     Release(u32),
     /// Everything is rebuilt, and the attempt is this agent's: let the processes run, and commit.
     Run(u32),
@@ -266,12 +282,17 @@ pub fn target_duty(migration: &Migration, node: &str, local: TargetLocal) -> Tar
         Verdict::Committed if local.is_due() => TargetDuty::Release(attempt),
         Verdict::Committed => TargetDuty::None,
         Verdict::Taken if status.owner.as_ref().is_none_or(|owner| owner.node != node) => TargetDuty::None,
-        // By an agent before this one, and nobody knows whether that has let them run: there is no way but forward.
+        // By an agent before this one, and nothing runs.
+        Verdict::Taken if local.taking == Taking::Not && local.listening && local.unreleased => {
+            TargetDuty::Take(attempt)
+        }
+        // By one of which nobody knows whether it has let them run: there is no way but forward.
         Verdict::Taken if local.taking == Taking::Not && local.listening => TargetDuty::Commit(attempt),
-        Verdict::Open | Verdict::Taken if local.taking == Taking::Done && local.held && !local.failed => {
+        Verdict::Open | Verdict::Taken
+            if local.taking == Taking::Done && local.staged && local.held && !local.failed =>
+        {
             TargetDuty::Run(attempt)
         }
-        // Its relay has lost the word that it has had.
         Verdict::Taken if local.taking != Taking::Not && !local.failed && local.is_due() => {
             TargetDuty::Release(attempt)
         }
@@ -288,6 +309,12 @@ fn open_target_duty(status: &MigrationStatus, local: TargetLocal) -> TargetDuty 
     let attempt = local.attempt;
     match status.strategy {
         Some(Strategy::ReplaceFirst) if local.is_due() => TargetDuty::Release(attempt),
+        // The go: early enough that nothing of it is left to be done in the freeze.
+        Some(Strategy::ReplaceFirst)
+            if status.phase == Phase::Freezing && local.waiting && !local.released && local.taking == Taking::Not =>
+        {
+            TargetDuty::Take(attempt)
+        }
         Some(Strategy::DeleteFirst) if local.staged => TargetDuty::Commit(attempt),
         _ if local.listening => TargetDuty::None,
         _ => match status.phase {

@@ -70,7 +70,12 @@ fn a_target_holds_before_it_commits_where_the_replacement_comes_first() {
     let duty = |local| target_duty(&base, "b", local);
     assert_eq!(duty(TargetLocal::default()), TargetDuty::Listen(1));
     assert_eq!(duty(listening()), TargetDuty::None);
-    assert_eq!(duty(TargetLocal { waiting: true, ..listening() }), TargetDuty::None);
+    let waiting = TargetLocal { waiting: true, ..listening() };
+    assert_eq!(duty(waiting), TargetDuty::Take(1), "the go");
+    assert_eq!(duty(TargetLocal { taking: Taking::UnderWay, ..waiting }), TargetDuty::None);
+    assert_eq!(duty(TargetLocal { failed: true, ..waiting }), TargetDuty::None);
+    let before = migration().attempt(1).phase(Phase::Handover).build();
+    assert_eq!(target_duty(&before, "b", waiting), TargetDuty::None, "not before the go");
     assert_eq!(duty(TargetLocal { staged: true, ..listening() }), TargetDuty::None);
     let ready = TargetLocal { staged: true, waiting: true, ..listening() };
     assert_eq!(duty(ready), TargetDuty::Release(1));
@@ -84,7 +89,7 @@ fn a_target_holds_before_it_commits_where_the_replacement_comes_first() {
 }
 
 #[test]
-fn what_was_taken_is_run_by_its_taker_and_committed_by_the_agent_that_comes_after_it() {
+fn what_was_taken_is_run_by_its_taker_and_committed_or_given_back_by_the_agent_that_comes_after_it() {
     let taken = migration().attempt(1).phase(Phase::Freezing).taken("b", 1).build();
     let duty = |local| target_duty(&taken, "b", local);
     let restoring = TargetLocal { staged: true, waiting: true, released: true, taking: Taking::Done, ..listening() };
@@ -98,14 +103,35 @@ fn what_was_taken_is_run_by_its_taker_and_committed_by_the_agent_that_comes_afte
     assert_eq!(duty(adopted), TargetDuty::Commit(1));
     assert_eq!(duty(TargetLocal { resumed: true, ..adopted }), TargetDuty::Commit(1));
     assert_eq!(duty(TargetLocal { listening: false, ..adopted }), TargetDuty::None, "nothing of it is here");
+    let unreleased = TargetLocal { unreleased: true, released: false, held: false, ..adopted };
+    assert_eq!(duty(unreleased), TargetDuty::Take(1), "nothing was let run: to give it back");
+    assert_eq!(duty(TargetLocal { taking: Taking::UnderWay, ..unreleased }), TargetDuty::None);
     let again = TargetLocal { released: false, ..restoring };
-    assert_eq!(duty(again), TargetDuty::Release(1), "its relay has come back without the word");
+    assert_eq!(duty(again), TargetDuty::Release(1), "all has landed, or its relay has come back without the word");
+    assert_eq!(duty(TargetLocal { staged: false, ..again }), TargetDuty::None);
+    assert_eq!(duty(TargetLocal { staged: false, ..held }), TargetDuty::None);
     assert_eq!(duty(TargetLocal { failed: true, ..again }), TargetDuty::None);
     assert_eq!(target_duty(&taken, "c", adopted), TargetDuty::None, "another node's");
-    for at in [SourceAt::Idle, SourceAt::Connected, SourceAt::Failed, SourceAt::Thawed] {
-        assert_eq!(source_duty(&taken, source(1, at)), SourceDuty::None, "{at:?}");
+}
+
+#[test]
+fn a_source_comes_to_the_freeze_of_what_the_target_has_taken_or_takes_it_back() {
+    let taken = migration().attempt(1).phase(Phase::Freezing).taken("b", 1).build();
+    for (at, duty) in [
+        (SourceAt::Idle, SourceDuty::TakeBack(1)),
+        (SourceAt::Ready, SourceDuty::TakeBack(1)),
+        (SourceAt::Failed, SourceDuty::TakeBack(1)),
+        (SourceAt::Connected, SourceDuty::Freeze(1)),
+        (SourceAt::Cut, SourceDuty::Freeze(1)),
+        (SourceAt::Frozen, SourceDuty::Settle(1)),
+        (SourceAt::Thawed, SourceDuty::None),
+    ] {
+        assert_eq!(source_duty(&taken, source(1, at)), duty, "{at:?}");
     }
-    assert_eq!(source_duty(&taken, source(1, SourceAt::Frozen)), SourceDuty::Settle(1));
+    let deleted = migration().attempt(1).phase(Phase::Freezing).taken("b", 1).deleted().build();
+    for at in [SourceAt::Connected, SourceAt::Cut] {
+        assert_eq!(source_duty(&deleted, source(1, at)), SourceDuty::TakeBack(1), "{at:?}");
+    }
 }
 
 #[test]
@@ -181,7 +207,7 @@ proptest! {
     #[test]
     fn no_resume_without_a_commit_to_this_node(
         attempt in 0_u32..4, local_attempt in 0_u32..4, phase in any_phase(), owner in "[abc]", decided in 0_u32..4,
-        flags in proptest::collection::vec(any::<bool>(), 8), taking in any_taking(), delete_first: bool, given_up: bool,
+        flags in proptest::collection::vec(any::<bool>(), 9), taking in any_taking(), delete_first: bool, given_up: bool,
         tentative: bool,
     ) {
         let mut fixture = migration().attempt(attempt).phase(phase).owner(&owner, decided);
@@ -191,16 +217,22 @@ proptest! {
         if delete_first { fixture = fixture.strategy(Strategy::DeleteFirst); }
         let local = TargetLocal {
             attempt: local_attempt, listening: flags[0], staged: flags[1], waiting: flags[2], released: flags[3],
-            held: flags[4], resumed: flags[5], failed: flags[6], destroyed: flags[7], taking,
+            held: flags[4], resumed: flags[5], failed: flags[6], destroyed: flags[7], unreleased: flags[8], taking,
         };
         match target_duty(&fixture.build(), "b", local) {
             TargetDuty::Resume(_) => prop_assert!(owner == "b" && !tentative && local.held && !given_up),
             TargetDuty::Run(n) => {
-                prop_assert!(local.taking == Taking::Done && local.held && !local.failed && n == local.attempt);
+                prop_assert!(local.taking == Taking::Done && local.staged && local.held);
+                prop_assert!(!local.failed && n == local.attempt);
                 prop_assert!((owner == "b" && tentative) || (owner == "a" && (decided < n || n == 0)));
             }
             TargetDuty::Commit(n) if owner == "b" => {
-                prop_assert!(tentative && (local.taking == Taking::Not || n != local.attempt));
+                prop_assert!(tentative && (n != local.attempt || (local.taking == Taking::Not && !local.unreleased)));
+            }
+            TargetDuty::Take(n) => {
+                prop_assert!(n == local.attempt && local.taking == Taking::Not);
+                let at_the_go = owner == "a" && decided < n && phase == Phase::Freezing && !local.failed && !delete_first;
+                prop_assert!(at_the_go || (owner == "b" && tentative && local.unreleased));
             }
             TargetDuty::Commit(n) => {
                 prop_assert!(owner == "a" && decided < n && n == local.attempt && !local.failed);

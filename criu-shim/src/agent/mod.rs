@@ -30,3 +30,4 @@ pub mod source;
 pub mod supervise;
 pub mod target;
 pub mod transfer;
+pub mod unpassed;

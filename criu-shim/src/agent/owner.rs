@@ -4,6 +4,7 @@
 //! be had from here, after the API server itself has said so: thawing and resuming take them as arguments, so neither
 //! can happen on a guess. It never reads a cache.
 
+use crate::agent::source::last_word::Unsaid;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{Patch as JsonPatch, PatchOperation, ReplaceOperation, TestOperation};
 use kube::api::{Api, Patch, PatchParams};
@@ -45,7 +46,8 @@ impl Committed {
     }
 }
 
-/// Proof that this agent has taken an attempt: it alone decides it, by letting the processes run or by giving it back.
+/// Proof that this agent has taken an attempt. Once the source has said its last word, it alone decides it: by letting the processes
+/// run or by giving it back.
 #[derive(Debug)]
 pub struct Taken {
     attempt: u32,
@@ -179,13 +181,15 @@ impl Ownership {
     }
 
     /// Decides the attempt for the source. Tries until it is known how the attempt was decided, for ever if need be: whoever
-    /// is frozen stays frozen while nobody knows, and while the target has taken it.
+    /// is frozen stays frozen while nobody knows, and while the target has taken it. What is `unsaid` takes back even that: the
+    /// target lacks what it would have to rebuild, and will never have it.
     ///
     /// # Errors
     /// Only [`OwnerError::Gone`].
-    pub async fn abort(&self, attempt: u32, source_node: &str) -> Result<Decision, OwnerError> {
+    pub async fn abort(&self, attempt: u32, source_node: &str, unsaid: Option<Unsaid>) -> Result<Decision, OwnerError> {
         let decided = |status: &MigrationStatus| decision_in(status, attempt);
-        self.decide(attempt, &Owner::new(source_node, attempt), None, |owner| !owner.tentative, decided).await
+        let may_swap = |owner: &Owner| !owner.tentative || unsaid.is_some();
+        self.decide(attempt, &Owner::new(source_node, attempt), None, may_swap, decided).await
     }
 
     /// Decides the attempt for the target. `seen` is the owner in the watch's newest object: where it is still right, one
@@ -199,15 +203,24 @@ impl Ownership {
         self.decide(attempt, &Owner::new(node, attempt), seen, may_swap, decided).await
     }
 
-    /// Takes the attempt for the target, while its processes are being rebuilt. `seen` as in [`Ownership::commit`]. Tries
-    /// until it is known whose the attempt is. Only for an agent that has not tried before: what one before it has taken
-    /// reads as its own.
+    /// Takes the attempt for the target, before all of the state is there. `seen` as in [`Ownership::commit`]. Tries until it is
+    /// known whose the attempt is. Only for an agent that has not tried before, while no processes can have been rebuilt: what
+    /// an agent before it has taken reads as its own.
     ///
     /// # Errors
     /// Only [`OwnerError::Gone`].
     pub async fn take(&self, attempt: u32, node: &str, seen: Option<Owner>) -> Result<TakeOutcome, OwnerError> {
         let decided = |status: &MigrationStatus| taken_in(status, attempt, node);
         self.decide(attempt, &Owner::tentative(node, attempt), seen, |owner| !owner.tentative, decided).await
+    }
+
+    /// Whether the object shows `attempt` as taken by `node`.
+    ///
+    /// # Errors
+    /// As [`Ownership::read`].
+    pub async fn is_taken(&self, attempt: u32, node: &str) -> Result<bool, OwnerError> {
+        let owner = self.read().await?.status.and_then(|status| status.owner);
+        Ok(owner == Some(Owner::tentative(node, attempt)))
     }
 
     /// Makes final what was taken, after the processes were told to run. Tries until it is done.

@@ -33,8 +33,8 @@ pub enum Moment {
     Transferring,
     /// CRIU rebuilds the processes on the target or holds them; the attempt is not committed yet.
     Restoring,
-    /// A part of that: the target has taken the attempt, and has not committed it yet. Whoever but the target's agent is ended in it,
-    /// it is over before that could be proven.
+    /// A part of that: the target has taken the attempt, which it does at the go, and has not committed it yet. Whoever but the
+    /// target's agent is ended in it, it is over before that could be proven.
     Taken,
     /// The target owns the application; the source's frozen processes are not ended yet.
     Committed,
@@ -77,7 +77,7 @@ impl Moment {
             Self::Dumping => disks.journal && disks.images > 0 && !disks.dumped && disks.landed == 0,
             Self::Transferring => disks.journal && disks.landed > 0 && disks.landed < disks.images,
             Self::Restoring => disks.journal && disks.restoring && matches!(owner, Owner::Undecided | Owner::Taken),
-            Self::Taken => disks.journal && *owner == Owner::Taken,
+            Self::Taken => disks.journal && disks.restoring && *owner == Owner::Taken,
             Self::Committed => disks.journal && *owner == Owner::Target,
             Self::Bringing => disks.serving && *owner == Owner::Target,
         }
@@ -234,6 +234,12 @@ mod tests {
         assert_eq!(at(&signs), [], "all has landed");
         signs.disks.restoring = true;
         assert_eq!(at(&signs), [Moment::Restoring]);
+        assert!(!Moment::Taken.holds(&signs));
+        signs.owner = Owner::Taken;
+        assert_eq!(at(&signs), [Moment::Restoring]);
+        assert!(Moment::Taken.holds(&signs));
+        signs.disks.restoring = false;
+        assert!(!Moment::Taken.holds(&signs), "taken at the go");
         signs.owner = Owner::Target;
         assert_eq!(at(&signs), [Moment::Committed]);
         signs.owner = Owner::Source;

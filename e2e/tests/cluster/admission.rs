@@ -152,7 +152,7 @@ fn in_the_middle_of_a_move(cluster: &Cluster, sandbox: &Sandbox) -> Result<(Stri
 }
 
 #[test]
-fn what_a_target_has_taken_is_its_own_to_make_final_or_to_give_back() -> Result<()> {
+fn what_a_target_has_taken_is_its_own_to_make_final_and_either_sides_to_end() -> Result<()> {
     let cluster = Cluster::ready()?;
     let sandbox = Sandbox::beside(cluster.kube(), "agent-taken")?;
     let (source, target) = &in_the_middle_of_a_move(cluster, &sandbox)?;
@@ -170,12 +170,19 @@ fn what_a_target_has_taken_is_its_own_to_make_final_or_to_give_back() -> Result<
     refused(&of_source, &owner(target, 1, true))?;
     refused(&of_source, &owner(source, 1, true))?;
     refused(&of_target, &owner(source, 1, true))?;
-    of_target.write("move", &owner(target, 1, true)).context("the target takes the attempt")?;
-    refused(&of_source, &owner(source, 1, false))?;
-    refused(&of_source, &owner(target, 1, false))?;
-    refused(&of_target, &owner(source, 0, false))?;
-    of_target.write("move", &owner(source, 1, false)).context("the target gives the attempt back")?;
-    refused(&of_target, &owner(target, 1, false))?;
+    for (agent, other, what) in
+        [(&of_target, &of_source, "the target gives back"), (&of_source, &of_target, "the source ends")]
+    {
+        of_target.write("move", &owner(target, 1, true)).context("the target takes the attempt")?;
+        refused(&of_source, &owner(target, 1, false))?;
+        refused(&of_source, &owner(source, 0, false))?;
+        refused(&of_target, &owner(source, 0, false))?;
+        agent.write("move", &owner(source, 1, false)).with_context(|| format!("{what} the attempt"))?;
+        refused(&of_target, &owner(target, 1, false))?;
+        refused(other, &owner(target, 1, true))?;
+        let before = json!({ "status": owner(source, 0, false) }).to_string();
+        sandbox.run(&["patch", "migration", "move", "--subresource=status", "--type=merge", "--patch", &before])?;
+    }
     sandbox.passed()
 }
 

@@ -35,9 +35,10 @@ fn what_was_taken_is_given_back_where_criu_hangs() -> Result<()> {
         };
         let stopped = Stopped::new(criu)?;
         let object = || sandbox.get(&["migration", &name])?.context("the Migration is gone");
-        let owner = until("the attempt to be taken", LIMIT, || {
-            let owner = Signs::of(&object()?).owner;
-            Ok(Some(owner).filter(|owner| *owner != Owner::Undecided))
+        let owner = until("the last of the state to land", LIMIT, || {
+            let object = object()?;
+            let (owner, staged) = (Signs::of(&object).owner, object["status"]["target"]["step"] == "Staged");
+            Ok(Some(owner).filter(|owner| staged || matches!(owner, Owner::Target | Owner::Source)))
         })?;
         if owner != Owner::Taken {
             drop(stopped);

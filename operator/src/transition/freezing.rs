@@ -6,8 +6,11 @@ use tideover_crds::{Phase, SourceStep, Strategy, TargetStep};
 
 pub(super) fn follow(step: &mut Step<'_>) {
     step.wake_in(PAUSE);
-    let dumped = step.status.source_now().is_some_and(|report| report.step >= SourceStep::Dumped);
-    let staged = step.status.target_now().is_some_and(|report| report.step >= TargetStep::Staged);
+    let source = step.status.source_now().map(|report| report.step);
+    let dumped = source >= Some(SourceStep::Dumped);
+    // The target has verified what the source says that it has sent.
+    let staged = source >= Some(SourceStep::Sent)
+        || step.status.target_now().is_some_and(|report| report.step >= TargetStep::Staged);
     let held_before_commit = step.status.strategy == Some(Strategy::ReplaceFirst);
     let target = step.target_node();
     // Reports of the two sides come in any order: the phase only goes forward.

@@ -134,6 +134,7 @@ impl Task {
             Event::Source(_)
             | Event::Again(_)
             | Event::Taken { .. }
+            | Event::StillTaken { .. }
             | Event::Kept { .. }
             | Event::Overdue { .. }
             | Event::Archive { .. }

@@ -66,7 +66,7 @@ impl Entry {
             }
             Side::Target(TargetEntry { restore, resumed, cpu }) => {
                 let containers = vec![LaneEntry { container: String::new(), restore, resumed, cpu }];
-                super::Side::Target(super::TargetEntry { containers })
+                super::Side::Target(super::TargetEntry { containers, boot: None })
             }
             Side::Slowed(slowed) => super::Side::Slowed(slowed),
             Side::Checkpoint(checkpoint) => super::Side::Checkpoint(checkpoint),

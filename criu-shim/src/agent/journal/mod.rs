@@ -170,6 +170,9 @@ pub struct CheckpointEntry {
 pub struct TargetEntry {
     /// The containers that come.
     pub containers: Vec<LaneEntry>,
+    /// The boot in which it was written: of what was restored before another one, nothing runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
 }
 
 /// One container that comes.
@@ -389,7 +392,7 @@ mod tests {
                 containers: vec![container],
             })
         };
-        let target = |containers: Vec<LaneEntry>| Side::Target(TargetEntry { containers });
+        let target = |containers: Vec<LaneEntry>| Side::Target(TargetEntry { containers, boot: None });
         let named = |name: &str, resumed| LaneEntry { container: name.into(), resumed, ..LaneEntry::default() };
         let restore =
             RestoreEntry { token: "t".into(), pod_uid: "q".into(), container_id: "c".into(), bundle: "/b".into() };

@@ -9,6 +9,7 @@ use crate::agent::owner::{Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
+use crate::agent::source::last_word::{LastWord, Unsaid};
 use crate::agent::source::precopy::{Followed, Trees};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
@@ -98,7 +99,7 @@ impl FirstFailure {
 pub async fn freeze(
     context: &Arc<Context>,
     key: &Key,
-    lanes: Vec<(Connected, Option<Followed>)>,
+    (lanes, unsaid): (Vec<(Connected, Option<Followed>)>, Unsaid),
     news: &mut News,
     report: &mut SourceReport,
     reporter: &Reporter<SourceReport>,
@@ -120,6 +121,7 @@ pub async fn freeze(
         leaving.push(Leaving { inspected, images, round, due, trees, followed, sender, receiver, news, dumped, hung });
     }
     let mut watching = Watching::new(news, attempt);
+    let deadline = watching.deadline();
     let begun: Result<Vec<_>, Failure> = tokio::select! {
         all = join_all(asking) => all.into_iter().collect(),
         failure = watching.called_off() => Err(failure),
@@ -133,11 +135,12 @@ pub async fn freeze(
         }
         Err(failure) => (FrozenPod::adopt(containers), Err(failure)),
     };
-    let mut attempt_state = Attempt { number: attempt, held: None, resumed: None, report, reporter };
+    let word = LastWord::new(unsaid, leaving.len());
+    let mut attempt_state = Attempt { number: attempt, deadline, held: None, resumed: None, report, reporter };
     let outcome = match froze {
         Ok(took) => {
             attempt_state.frozen(took);
-            attempt_state.send(&mut leaving).await
+            attempt_state.send(&mut leaving, &word).await
         }
         Err(failure) => Err(failure),
     };
@@ -160,16 +163,16 @@ pub async fn freeze(
         receivers.push(one.receiver);
     }
     // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
-    let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await;
+    let decision = context.ownership(key).abort(attempt, &context.settings.node_name, word.unsaid()).await;
     let receiver = receivers.into_iter().next();
     Frozen { pod, spent, hung, decision, failure, receiver, since, held, resumed }
 }
 
 impl Leaving {
     /// Dumps, and sends archives meanwhile. Whatever becomes of the others, its CRIU is waited for.
-    async fn dump(&mut self, attempt: u32, first: &FirstFailure) {
+    async fn dump(&mut self, (attempt, deadline): (u32, Instant), first: &FirstFailure) {
         let Some(criu) = self.due.take() else { return };
-        let mut watching = Watching::new(&mut self.news, attempt).together(&first.token);
+        let mut watching = Watching::until(&mut self.news, attempt, deadline).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let (freezer, trees, followed) = (&self.inspected.container.freezer, self.trees.clone(), &mut self.followed);
         let going = Going { freezer, trees, number: self.round, last: true, followed, pages: true };
@@ -182,14 +185,14 @@ impl Leaving {
         }
     }
 
-    /// Sends the images, and waits until the target has verified everything. Returns how many bytes the round had.
-    async fn finish(&mut self, attempt: u32, first: &FirstFailure) -> u64 {
+    /// Sends the images and the last word, and waits until the target has verified everything. Returns how many bytes the round had.
+    async fn finish(&mut self, (attempt, deadline): (u32, Instant), first: &FirstFailure, word: &LastWord) -> u64 {
         let Some(dumped) = self.dumped.take() else { return 0 };
-        let mut watching = Watching::new(&mut self.news, attempt).together(&first.token);
+        let mut watching = Watching::until(&mut self.news, attempt, deadline).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let images = vec![self.images.clone()];
         let sent = async {
-            let manifest = line.images(dumped, images).await?;
+            let manifest = line.images(dumped, images, || word.say()).await?;
             line.verified(self.round, &manifest.digest()).await?;
             Ok(manifest.bytes())
         };
@@ -202,6 +205,8 @@ impl Leaving {
 
 struct Attempt<'a> {
     number: u32,
+    /// When everything must be verified.
+    deadline: Instant,
     held: Option<Instant>,
     resumed: Option<Instant>,
     report: &'a mut SourceReport,
@@ -224,8 +229,8 @@ impl Attempt<'_> {
     }
 
     /// Dump and send, then wait for the commit. `Ok` where the target says that it has committed or the object does.
-    async fn send(&mut self, leaving: &mut [Leaving]) -> Result<(), Failure> {
-        let (first, attempt) = (FirstFailure::default(), self.number);
+    async fn send(&mut self, leaving: &mut [Leaving], word: &LastWord) -> Result<(), Failure> {
+        let (first, attempt) = (FirstFailure::default(), (self.number, self.deadline));
         join_all(leaving.iter_mut().map(|one| one.dump(attempt, &first))).await;
         first.taken()?;
         let at = Instant::now();
@@ -235,14 +240,14 @@ impl Attempt<'_> {
         self.timings().dump_millis = millis(took);
         self.timings().shared_bytes = shared;
         self.step(SourceStep::Dumped);
-        let bytes = join_all(leaving.iter_mut().map(|one| one.finish(attempt, &first))).await;
+        let bytes = join_all(leaving.iter_mut().map(|one| one.finish(attempt, &first, word))).await;
         first.taken()?;
         self.timings().bytes = bytes.into_iter().sum();
         self.timings().transfer_millis = millis(at.elapsed());
         self.step(SourceStep::Sent);
         // The target says on every connection what it says of the pod.
         let Some(Leaving { receiver, news, .. }) = leaving.first_mut() else { return Ok(()) };
-        let mut watching = Watching::new(news, attempt);
+        let mut watching = Watching::new(news, self.number);
         self.await_commit(&mut Line { receiver, watching: &mut watching }, Instant::now()).await
     }
 

@@ -12,6 +12,7 @@ pub mod driver;
 pub mod freeze;
 pub mod frozen;
 mod images;
+pub mod last_word;
 pub mod precopy;
 pub mod preflight;
 mod round;

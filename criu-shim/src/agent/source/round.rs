@@ -188,8 +188,13 @@ impl Line<'_> {
         Ok(Dumped { took, round, ahead, shared: fill_in(shared, images).await? })
     }
 
-    /// Sends what is in `directories`, of which one has the images of the dump, and completes its round.
-    pub(super) async fn images(&mut self, dumped: Dumped, directories: Vec<PathBuf>) -> Result<Manifest, Failure> {
+    /// Sends what is in `directories`, of which one has the images of the dump, and completes its round: `before` that, a word.
+    pub(super) async fn images(
+        &mut self,
+        dumped: Dumped,
+        directories: Vec<PathBuf>,
+        before: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<Manifest, Failure> {
         let Dumped { mut round, ahead, .. } = dumped;
         let read = tokio::task::spawn_blocking(move || images::read(&directories, &ahead)).await;
         let read = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
@@ -203,10 +208,16 @@ impl Line<'_> {
                 }
             }
             round.together(small).await?;
-            round.end().await
+            Ok::<_, SendError>(round)
+        };
+        let failed = |error: SendError| retryable(FailureReason::TransferFailed, chain(&error));
+        let whole = async {
+            let round = rest.await.map_err(failed)?;
+            before()?;
+            round.end().await.map_err(failed)
         };
         tokio::select! {
-            sent = rest => sent.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error))),
+            sent = whole => sent,
             failure = notice_of_failure(self.receiver) => Err(failure),
             failure = self.watching.called_off() => Err(failure),
         }

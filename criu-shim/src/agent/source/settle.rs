@@ -5,6 +5,7 @@ use crate::agent::journal::SourceEntry;
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::source::cpu;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod, MayRun};
+use crate::agent::source::last_word::Unsaid;
 use crate::causes::chain;
 use crate::criu::{ProcessId, RunningDump, Waited, parasite};
 use crate::freezer::{Freezer, FreezerError};
@@ -85,11 +86,11 @@ pub struct TakenOver {
 /// [`OwnerError::Gone`]: nobody will ever know how it was decided, and the pod stays as it is.
 pub async fn take_over(
     context: &Arc<Context>,
-    key: &Key,
-    attempt: u32,
+    (key, attempt): (&Key, u32),
     entry: &SourceEntry,
+    unsaid: Option<Unsaid>,
 ) -> Result<TakenOver, OwnerError> {
-    let decision = context.ownership(key).abort(attempt, &context.settings.node_name).await?;
+    let decision = context.ownership(key).abort(attempt, &context.settings.node_name, unsaid).await?;
     let (mut containers, mut criu) = (Vec::new(), Vec::new());
     for container in &entry.containers {
         loop {

@@ -1,6 +1,7 @@
 //! What happens to a target: things that the source, the shim and the relay do.
 
 use crate::agent::owner::{Decision, OwnerError, TakeOutcome};
+use crate::agent::target::driver::Since;
 use crate::agent::transfer::growing::Growing;
 use crate::agent::transfer::hello::GoOn;
 use crate::agent::transfer::link::{LinkReceiver, LinkSender};
@@ -100,6 +101,13 @@ pub enum Event {
     Overdue {
         /// The attempt.
         attempt: u32,
+    },
+    /// The object has shown once more that this agent has the attempt.
+    StillTaken {
+        /// The attempt.
+        attempt: u32,
+        /// Before it was looked.
+        since: Since,
     },
     /// It is known what became of an attempt whose processes were told to run.
     Kept {

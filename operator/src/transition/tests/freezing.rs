@@ -1,6 +1,7 @@
 //! Freezing to the verdict: what ends an attempt, and what does not.
 
 use super::fixture::{Scene, failure};
+use crate::transition::NodeSeen;
 use tideover_crds::{FailureReason, Phase, SourceStep, TargetStep};
 
 #[test]
@@ -49,7 +50,7 @@ fn a_pod_that_its_user_deletes_is_not_moved() {
 }
 
 #[test]
-fn nothing_ends_what_the_target_has_taken_but_the_target() {
+fn the_operator_ends_nothing_that_the_target_has_taken() {
     let taken = Scene::new().at(Phase::Restoring).taken();
     taken.decide().phase(Phase::Restoring).does(&[]);
     let failed = Scene::new().at(Phase::Restoring).taken().target_fails(failure(FailureReason::RestoreFailed, true));
@@ -60,9 +61,21 @@ fn nothing_ends_what_the_target_has_taken_but_the_target() {
 #[test]
 fn what_was_taken_is_committed_where_the_target_can_not_say_what_became_of_it() {
     // An operator that was away does not know how long ago it was taken.
-    let seen = || Scene::new().at(Phase::Freezing).taken().after(500);
-    let told = seen().decide().phase(Phase::Freezing).does(&[]);
-    let noted = || seen().with(|scene| scene.status().clone_from(told.status()));
-    noted().after(99).decide().phase(Phase::Freezing).does(&[]);
-    noted().after(101).decide().phase(Phase::Freezing).does(&["commit 1 for b"]);
+    let seen = |step| Scene::new().at(Phase::Freezing).reports(step).taken().after(500);
+    for (step, bound, then) in [
+        (SourceStep::Converged, 300, &[][..]),
+        (SourceStep::Frozen, 300, &["commit 1 for b"]),
+        (SourceStep::Dumped, 300, &["commit 1 for b"]),
+        (SourceStep::Sent, 100, &["commit 1 for b"]),
+    ] {
+        let told = seen(step).decide().does(&[]);
+        let noted = || seen(step).with(|scene| scene.status().clone_from(told.status()));
+        noted().after(bound - 1).decide().does(&[]);
+        noted().after(bound + 1).decide().does(then);
+    }
+    let told = seen(SourceStep::Converged).decide().does(&[]);
+    let noted = || seen(SourceStep::Converged).with(|scene| scene.status().clone_from(told.status())).after(301);
+    noted().decide().says("b has taken the application, and a does not say whether it was frozen");
+    let gone = noted().with(|scene| scene.observed.source_node = NodeSeen::Gone);
+    gone.decide().does(&["commit 1 for b"]);
 }

@@ -38,6 +38,7 @@ fn events() -> impl Strategy<Value = Event> {
         60 => (target_steps(), seldom()).prop_map(|(step, fails)| Event::Target(TargetDoes::Reports(step, fails))),
         20 => Just(Event::Source(SourceDoes::Cuts)),
         60 => Just(Event::Source(SourceDoes::Freezes)),
+        60 => Just(Event::Source(SourceDoes::Says)),
         3 => Just(Event::Source(SourceDoes::Aborts)),
         40 => Just(Event::Source(SourceDoes::Thaws)),
         30 => Just(Event::Source(SourceDoes::Retires)),
@@ -111,14 +112,16 @@ proptest! {
     }
 }
 
-/// What may happen while the target alone decides.
+/// What may happen while the agents alone decide.
 fn events_of_the_taken() -> impl Strategy<Value = Event> {
     prop_oneof![
         60 => Just(Event::Decide),
         100 => (0..4usize, 0..5usize).prop_map(|(which, actions)| Event::CarryOut { which, actions }),
         10 => Just(Event::Restart),
-        5 => Just(Event::Source(SourceDoes::Reports(SourceStep::Sent, true))),
+        10 => (source_steps(), any::<bool>()).prop_map(|(step, fails)| Event::Source(SourceDoes::Reports(step, fails))),
         5 => Just(Event::Target(TargetDoes::Reports(TargetStep::Held, true))),
+        20 => Just(Event::Source(SourceDoes::Freezes)),
+        20 => Just(Event::Source(SourceDoes::Says)),
         20 => Just(Event::Source(SourceDoes::Aborts)),
         30 => Just(Event::Source(SourceDoes::Thaws)),
         10 => Just(Event::Target(TargetDoes::Runs)),
@@ -131,23 +134,22 @@ fn events_of_the_taken() -> impl Strategy<Value = Event> {
         10 => Just(Event::ReplacementStartsCold),
         2 => Just(Event::TargetNodeGoes),
         5 => Just(Event::UserDeletesMigration),
-        20 => (1..60i64).prop_map(Event::Seconds),
+        20 => prop_oneof![1..60i64, Just(310)].prop_map(Event::Seconds),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_that_happens_to_what_is_taken_leads_to_two_copies(
-        away in 0..250i64, events in prop::collection::vec(events_of_the_taken(), 1..80),
+        away in 0..350i64, events in prop::collection::vec(events_of_the_taken(), 1..80),
     ) {
         let mut world = World::new(false);
         while world.status().phase < Phase::Freezing {
             a_good_round(&mut world);
         }
         // An operator that was away does not know how long ago it was taken.
-        world.happen(Event::Source(SourceDoes::Freezes));
         world.happen(Event::Seconds(away));
         world.happen(Event::Target(TargetDoes::Takes));
         prop_assert_eq!(world.status().verdict(), Verdict::Taken);

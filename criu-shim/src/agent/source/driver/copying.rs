@@ -23,6 +23,8 @@ use tideover_crds::{
 use tokio::sync::watch::error::RecvError;
 use tracing::info;
 
+/// How long the target is waited for that takes the attempt. One that has not by then does so within the freeze.
+const TAKING_LIMIT: Duration = Duration::from_secs(1);
 /// Most rounds that a report lists: those before the handover.
 const LISTED: usize = 32;
 
@@ -33,6 +35,7 @@ impl SourceDriver {
         let node = status.and_then(|status| status.target_node.clone());
         let (Some(address), Some(node)) = (address, node) else { return };
         let replace_first = status.is_some_and(|status| status.strategy == Some(Strategy::ReplaceFirst));
+        self.replace_first = replace_first;
         self.pace = self.pace.under(status.and_then(|status| status.policy.as_ref()));
         let peer = Peer { node, address };
         let last = self.inspected.len().saturating_sub(1);
@@ -294,11 +297,15 @@ impl SourceDriver {
         attempt: u32,
         news: &mut News,
     ) -> Result<Vec<Option<Followed>>, Failure> {
-        let (go, mut watching) = (Instant::now(), Watching::new(news, attempt));
+        let (go, mut watching) = (Instant::now(), Watching::new(news, attempt).unless_deleted());
         // Containers' `create`s wait, and the application is about to stand still for what is sent from here on.
         self.lanes.iter().for_each(|lane| lane.sender.set_limit(None));
         // What is being sent was looked at before the go.
         self.finish_rounds(&mut watching).await?;
+        if self.replace_first {
+            // What that write sets going is over before the calm.
+            watching.taken(TAKING_LIMIT).await;
+        }
         tokio::select! {
             () = calm() => {}
             failure = watching.called_off() => return Err(failure),

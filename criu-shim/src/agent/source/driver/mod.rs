@@ -15,6 +15,7 @@ use crate::agent::source::cpu;
 use crate::agent::source::cut::{self, Cut};
 use crate::agent::source::driver::verdict::Course;
 use crate::agent::source::freeze::{self, Frozen, millis};
+use crate::agent::source::last_word::Unsaid;
 use crate::agent::source::precopy;
 use crate::agent::source::precopy::pace::Pace;
 use crate::agent::source::preflight::{self, Inspected};
@@ -57,6 +58,8 @@ pub struct SourceDriver {
     pace: Pace,
     /// How long the target is expected to put files in place in the freeze.
     placing: Duration,
+    /// Whether the replacement comes first, so that the target takes the attempt at the go.
+    replace_first: bool,
 }
 
 impl SourceDriver {
@@ -73,7 +76,7 @@ impl SourceDriver {
         let pace = Pace::new(None, Instant::now());
         let placing = Duration::ZERO;
         let (inspected, lanes) = (Vec::new(), Vec::new());
-        Self { context, key, reporter, report, local, inspected, lanes, left, pace, placing }
+        Self { context, key, reporter, report, local, inspected, lanes, left, pace, placing, replace_first: false }
     }
 
     /// Does duties until the Migration is gone.
@@ -118,6 +121,7 @@ impl SourceDriver {
                 SourceDuty::Connect(attempt) => self.connect(&migration, attempt).await,
                 SourceDuty::Cut(attempt) => self.cut(attempt, &mut news).await,
                 SourceDuty::Freeze(attempt) => self.freeze(attempt, &mut news).await,
+                SourceDuty::TakeBack(attempt) => self.take_back(attempt).await,
                 SourceDuty::Abandon(attempt) => self.abandon(attempt).await,
                 SourceDuty::Retire(attempt) => self.retire_unseen(&migration, attempt).await,
                 SourceDuty::Settle(_) | SourceDuty::Thaw(_) => {
@@ -247,6 +251,13 @@ impl SourceDriver {
 
     async fn freeze(&mut self, attempt: u32, news: &mut News) {
         self.plan_lift();
+        // Before the journal: whoever finds an entry and not this takes the last word for said.
+        let directory = self.context.settings.attempt_directory(&self.key.uid, attempt);
+        let unsaid = tokio::task::spawn_blocking(move || Unsaid::begin(&directory)).await;
+        let unsaid = match unsaid.map_err(|error| retryable(FailureReason::FreezeFailed, chain(&error))).flatten() {
+            Ok(unsaid) => unsaid,
+            Err(failure) => return self.fail(failure).await,
+        };
         let entry = match self.write_down(attempt).await {
             Ok(entry) => entry,
             Err(failure) => return self.fail(failure).await,
@@ -263,7 +274,8 @@ impl SourceDriver {
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "freezing");
         let lanes = std::mem::take(&mut self.lanes).into_iter().zip(followed).collect();
-        let frozen = freeze::freeze(&self.context, &self.key, lanes, news, &mut self.report, &self.reporter).await;
+        let leaving = (lanes, unsaid);
+        let frozen = freeze::freeze(&self.context, &self.key, leaving, news, &mut self.report, &self.reporter).await;
         let let_go = precopy::let_go(frozen.spent);
         match frozen.decision {
             Ok(Decision::Aborted(proof)) => {

@@ -9,6 +9,7 @@ use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::source::container::{self, ContainerError};
 use crate::agent::source::freeze::millis;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
+use crate::agent::source::last_word::Unsaid;
 use crate::agent::source::settle::{self, TakenOver};
 use crate::agent::transfer::link::{Incoming, LinkReceiver};
 use crate::agent::transfer::message::FromTarget;
@@ -119,7 +120,14 @@ impl SourceDriver {
     pub(super) async fn settle_left_over(&mut self, entry: SourceEntry) {
         let attempt = self.local.attempt;
         info!(migration = self.key.name, attempt, "the journal says that the pod may be frozen");
-        match settle::take_over(&self.context, &self.key, attempt, &entry).await {
+        let directory = self.context.settings.attempt_directory(&self.key.uid, attempt);
+        let unsaid = tokio::task::spawn_blocking(move || Unsaid::left(&directory)).await.ok().flatten();
+        if unsaid.is_none() {
+            // Said by an agent that was frozen when it said it, and may not have come to report that. The operator needs to know.
+            self.report.step = SourceStep::Frozen;
+            self.reporter.report(self.report.clone());
+        }
+        match settle::take_over(&self.context, (&self.key, attempt), &entry, unsaid).await {
             Ok(TakenOver { pod, criu, decision: Decision::Aborted(proof) }) => {
                 let freezers = pod.freezers();
                 settle::thaw(pod, criu, proof).await;
@@ -133,6 +141,24 @@ impl SourceDriver {
                 self.retired().await;
             }
             Err(error) => self.undecidable(attempt, &entry, &error).await,
+        }
+    }
+
+    /// The target has taken an attempt for which nothing is frozen, and will never be.
+    pub(super) async fn take_back(&mut self, attempt: u32) {
+        self.local.attempt = attempt;
+        let (ownership, node) = (self.context.ownership(&self.key), self.context.settings.node_name.clone());
+        match ownership.abort(attempt, &node, Some(Unsaid::of_what_was_never_frozen())).await {
+            Ok(Decision::Aborted(_)) => self.abandon(attempt).await,
+            // The watch will show it, and what follows from it.
+            Ok(Decision::Committed(_)) => tokio::time::sleep(AGAIN).await,
+            // The object is gone, and nothing is frozen.
+            Err(error) => {
+                info!(migration = self.key.name, error = %chain(&error), "nothing to take back");
+                self.disconnect().await;
+                self.clean(attempt).await;
+                self.local.at = SourceAt::Thawed;
+            }
         }
     }
 

@@ -141,7 +141,7 @@ async fn send_all(source: &Pod, freezer: &Freezer, followed: Followed) -> Moved 
     let log = local.join(WORK).join("dump.log");
     let dumped = line.dump(send::begin(&sender, number, true), criu, going).await;
     let dumped = dumped.unwrap_or_else(|error| panic!("{error:?}; {}", said(&log)));
-    let manifest = line.images(dumped, vec![local.join(IMAGES), local.join(EARLY)]).await.expect("images");
+    let manifest = line.images(dumped, vec![local.join(IMAGES), local.join(EARLY)], || Ok(())).await.expect("images");
     line.verified(number, &manifest.digest()).await.expect("landed");
     target.await.expect("the target");
     // Nothing but its guard knows that it is frozen; the test ends it.

@@ -51,12 +51,13 @@ impl TargetDriver {
             }
             Event::Synced { .. } => {}
             Event::Taken { attempt, outcome } if attempt == self.local.attempt => self.was_taken(outcome).await,
+            Event::StillTaken { attempt, since } if attempt == self.local.attempt => self.is_still_taken(since),
             Event::Kept { attempt, decision } if attempt == self.local.attempt => self.was_kept(decision).await,
             Event::Overdue { attempt } if attempt == self.local.attempt => self.is_overdue().await,
-            Event::Taken { .. } | Event::Kept { .. } | Event::Overdue { .. } => {}
+            Event::Taken { .. } | Event::StillTaken { .. } | Event::Kept { .. } | Event::Overdue { .. } => {}
             Event::Held { token } => {
                 if let Some(lane) = self.lane_of_token(&token) {
-                    self.held(lane).await;
+                    self.held(lane, migration).await;
                 }
             }
             Event::Ended { token, success, message, heard } => {
@@ -219,6 +220,7 @@ impl TargetDriver {
                         timings.receive_millis = timings.receive_millis.max(millis(round.took));
                         if self.pod().staged {
                             self.reach(TargetStep::Staged);
+                            self.expect_restore();
                         }
                     }
                 }

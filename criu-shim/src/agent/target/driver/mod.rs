@@ -19,6 +19,7 @@ pub(in crate::agent) use integrity::have_program;
 pub(in crate::agent) use memory::{filled, is_served};
 pub(in crate::agent) use receiving::Receiving;
 pub(in crate::agent) use restore::{new_token, options_within, with_images};
+pub use taking::Since;
 pub(in crate::agent) use verdict::criu_failed;
 
 use crate::agent::context::{Context, Key, News};
@@ -34,6 +35,7 @@ use crate::agent::target::event::Event;
 use crate::agent::target::registry::Registry;
 use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::receive::{Landing, WORK};
+use crate::agent::unpassed::{Unpassed, boot};
 use crate::causes::chain;
 use crate::local::{ToRelay, has_ran_mark};
 use crate::throttle::CpuLimits;
@@ -70,6 +72,8 @@ pub struct TargetDriver {
     left_over: bool,
     /// Whether this agent has taken the attempt.
     claim: Claim,
+    /// That CRIU has had no request in the attempt that is taken, also from an agent before this one, or that nothing is left of it.
+    unreleased: Option<Unpassed>,
     /// The watch has shown that the attempt was committed to this node, or this agent is about to commit what it has let run.
     committed: bool,
 }
@@ -85,6 +89,7 @@ impl TargetDriver {
             local: AttemptLocal::default(),
             left_over: entry.is_some(),
             claim: Claim::default(),
+            unreleased: None,
             committed: false,
             context,
             key,
@@ -105,6 +110,7 @@ impl TargetDriver {
     fn adopt(&mut self, attempt: u32, entry: TargetEntry) {
         self.local = AttemptLocal { attempt, listening: true, failed: true, destroyed: false };
         self.report = TargetReport::new(attempt);
+        let of_another_boot = entry.boot.is_some() && boot().is_ok_and(|boot| entry.boot != Some(boot));
         for LaneEntry { container, restore, resumed, cpu } in entry.containers {
             let mut lane = Lane::new(&container);
             let has_ran = has_ran_mark(&self.directory().join(&container).join(WORK));
@@ -122,6 +128,10 @@ impl TargetDriver {
             }
             self.lanes.push(lane);
         }
+        // Of what was let run before another boot, and has not been seen to run, there is no more than of what was not.
+        let ran = self.lanes.iter().any(|lane| lane.local.resumed);
+        let nothing_runs = (of_another_boot && !ran).then(Unpassed::for_certain);
+        self.unreleased = nothing_runs.or_else(|| Unpassed::left(&self.unreleased_file()));
     }
 
     /// Does duties until the Migration is gone.
@@ -138,13 +148,7 @@ impl TargetDriver {
             self.judge_left_over(&migration).await;
             // What could not be answered before may be by what the object says now.
             self.answer(Some(&migration)).await;
-            let duty = match target_duty(&migration, &self.context.settings.node_name, self.pod()) {
-                // The watch has not shown the commit yet that this task has made, or makes.
-                TargetDuty::Commit(_) | TargetDuty::Run(_) if self.committed => TargetDuty::None,
-                TargetDuty::Listen(_) if self.context.is_leaving() => TargetDuty::None,
-                duty => duty,
-            };
-            match duty {
+            match self.duty(&migration) {
                 TargetDuty::None => {
                     tokio::select! {
                         changed = news.changed() => if changed.is_err() { break },
@@ -152,6 +156,7 @@ impl TargetDriver {
                     }
                 }
                 TargetDuty::Listen(attempt) => self.listen(&migration, attempt).await,
+                TargetDuty::Take(_) => self.take_early(&migration).await,
                 TargetDuty::Release(_) => self.release(&migration).await,
                 TargetDuty::Run(_) => self.run_taken(&migration).await,
                 TargetDuty::Commit(attempt) => self.commit(&migration, attempt).await,
@@ -169,12 +174,22 @@ impl TargetDriver {
         self.registry.remove(&self.key.uid);
     }
 
+    /// What is to be done now.
+    fn duty(&self, migration: &Migration) -> TargetDuty {
+        match target_duty(migration, &self.context.settings.node_name, self.pod()) {
+            // The watch has not shown the commit yet that this task has made, or makes.
+            TargetDuty::Commit(_) | TargetDuty::Run(_) if self.committed => TargetDuty::None,
+            TargetDuty::Listen(_) if self.context.is_leaving() => TargetDuty::None,
+            duty => duty,
+        }
+    }
+
     /// What was done for the pod: for all of its containers.
     fn pod(&self) -> TargetLocal {
         let AttemptLocal { attempt, listening, failed, destroyed } = self.local;
         let lanes: Vec<LaneLocal> = self.lanes.iter().map(|lane| lane.local).collect();
-        let taking = self.claim.taking();
-        let local = TargetLocal { attempt, listening, failed, destroyed, taking, ..TargetLocal::default() };
+        let (taking, unreleased) = (self.claim.taking(), self.unreleased.is_some());
+        let local = TargetLocal { attempt, listening, failed, destroyed, taking, unreleased, ..TargetLocal::default() };
         local.of_pod(&lanes, self.committed_here())
     }
 
@@ -290,7 +305,7 @@ impl TargetDriver {
     /// Writes down what was done so far, and what is about to be.
     async fn write_journal(&self) -> Result<(), Failure> {
         let Key { namespace, name, uid } = &self.key;
-        let entry = TargetEntry { containers: self.lanes.iter().map(Lane::entry).collect() };
+        let entry = TargetEntry { containers: self.lanes.iter().map(Lane::entry).collect(), boot: boot().ok() };
         let entry = Entry::new(namespace, name, uid, self.local.attempt, Side::Target(entry));
         let journal = self.context.journal.clone();
         let written = tokio::task::spawn_blocking(move || journal.write(&entry)).await;
@@ -324,6 +339,7 @@ impl TargetDriver {
         }
         self.rehearsal = Rehearsal::default();
         self.claim = Claim::default();
+        self.unreleased = None;
         self.committed = false;
         if self.lanes.is_empty() {
             let message = "the Migration names no container that moves".to_owned();

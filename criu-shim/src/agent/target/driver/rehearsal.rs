@@ -153,6 +153,7 @@ impl Rehearsal {
             | Event::Rehearse { .. }
             | Event::Synced { .. }
             | Event::Taken { .. }
+            | Event::StillTaken { .. }
             | Event::Kept { .. }
             | Event::Overdue { .. }
             | Event::Placed { .. } => return false,

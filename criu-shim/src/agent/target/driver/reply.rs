@@ -57,7 +57,7 @@ pub(super) fn reply(known: Known) -> Reply {
 }
 
 /// What an agent before this one has done for a container, from its journal and the shim's mark. The attempt can't go on, unless it
-/// was committed: a commit implies that everything had landed and was verified.
+/// was committed: a commit implies that everything had landed and was verified, but for one that the operator made.
 pub(super) fn adopted(resumed: bool, has_ran_mark: bool) -> LaneLocal {
     LaneLocal { staged: true, resumed: resumed || has_ran_mark, ..LaneLocal::default() }
 }

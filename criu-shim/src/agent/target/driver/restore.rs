@@ -5,6 +5,7 @@ use super::integrity::{verify_images, verify_memory};
 use super::lane::Lane;
 use super::memory;
 use super::reply::{Known, Reply, reply};
+use crate::agent::duty::TargetDuty;
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::source::freeze::millis;
@@ -161,7 +162,8 @@ impl TargetDriver {
         self.local.destroyed || (self.local.failed && !self.committed_here() && !self.left_over)
     }
 
-    pub(super) async fn held(&mut self, lane: usize) {
+    /// The processes of a container are rebuilt and held.
+    pub(super) async fn held(&mut self, lane: usize, migration: Option<&Migration>) {
         if self.is_off() {
             return self.tell_relay(lane, ToRelay::Abandon).await;
         }
@@ -173,6 +175,15 @@ impl TargetDriver {
         if !self.pod().held {
             return;
         }
+        // Before anybody is told of it.
+        if let Some(migration) = migration
+            && matches!(self.duty(migration), TargetDuty::Run(_))
+        {
+            self.run_taken(migration).await;
+            if self.is_off() {
+                return;
+            }
+        }
         self.tell_source(FromTarget::Held).await;
         if !self.committed_here() {
             self.reach(TargetStep::Held);
@@ -180,7 +191,7 @@ impl TargetDriver {
     }
 
     /// Lets CRIU have its request for every container that waits, once the files of all of them are in place. Before the commit
-    /// the attempt is taken meanwhile.
+    /// the attempt is taken meanwhile, where it is not taken yet.
     pub(super) async fn release(&mut self, migration: &Migration) {
         let begun = Instant::now();
         let mut placing = Vec::new();
@@ -224,10 +235,13 @@ impl TargetDriver {
             self.lanes[lane].local.released = true;
             match placed {
                 Ok(_) if self.is_off() => self.tell_relay(lane, ToRelay::Abandon).await,
-                Ok(options) => {
-                    self.lanes[lane].released = Some(Instant::now());
-                    self.tell_relay(lane, ToRelay::Release { options }).await;
-                }
+                Ok(options) => match self.pass_release() {
+                    Ok(()) => {
+                        self.lanes[lane].released = Some(Instant::now());
+                        self.tell_relay(lane, ToRelay::Release { options }).await;
+                    }
+                    Err(failure) => self.fail(failure).await,
+                },
                 Err(failure) => {
                     self.tell_relay(lane, ToRelay::Abandon).await;
                     self.not_restored(lane, failure, Some(migration)).await;
@@ -235,8 +249,9 @@ impl TargetDriver {
                 }
             }
         }
-        if all && !self.is_off() {
+        if all && !self.is_off() && !self.committed_here() {
             self.begin_to_take(migration);
+            self.look_again();
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The attempt is taken while CRIU rebuilds the processes, so that they need not wait for the API server once they are held; and
-//! made final, or given back.
+//! The attempt is taken at the go, so that nothing in the freeze waits for the API server, nor for a processor that it has; and made
+//! final, or given back.
 //!
-//! What is taken and not final is this agent's alone. There are two ways out of it: [`TargetDriver::run_taken`] uses the proof up to
-//! let the processes run, and `give_back` uses it up because they will not.
+//! Of what is taken and not final, once the source has said its last word, there are two ways out: [`TargetDriver::run_taken`] uses the
+//! proof up to let the processes run, and `give_back` uses it up because they will not. Before that the source may end it as well.
 
 use super::TargetDriver;
 use super::memory::is_served;
@@ -12,16 +12,20 @@ use crate::agent::owner::{Decision, MayResume, OwnerError, TakeOutcome, Taken};
 use crate::agent::source::freeze::millis;
 use crate::agent::target::event::Event;
 use crate::agent::transfer::message::FromTarget;
+use crate::agent::unpassed::Unpassed;
 use crate::causes::chain;
+use std::path::PathBuf;
 use std::time::Duration;
-use tideover_crds::{FailureReason, Migration, TargetStep};
+use tideover_crds::{Failure, FailureReason, Migration, TargetStep};
 use tracing::{error, info, warn};
 
-/// How long the processes may take to be rebuilt once the attempt is taken, before it is given back.
+/// How long the processes may take to be rebuilt, once all of the state is there, before what is taken is given back.
 const RESTORE_LIMIT: Duration = Duration::from_secs(60);
 /// How long what was taken counts without another look at the object, also where the node was suspended. The operator commits what
 /// was taken far later (`operator/src/transition/taken.rs`), and may give its state up after that.
-const FRESH: Duration = Duration::from_secs(2);
+const FRESH: Duration = Duration::from_secs(5);
+/// Name of the file that is there as long as CRIU had no request, in the attempt's directory. No container has a name that begins so.
+const UNRELEASED: &str = ".unreleased";
 
 /// Whether this agent has taken the attempt, with the proof.
 #[derive(Debug, Default)]
@@ -39,7 +43,7 @@ pub(super) enum Claim {
 
 /// A moment, and how long ago it was with the time in which the machine was suspended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Since(Duration);
+pub struct Since(Duration);
 
 impl Since {
     fn now() -> Self {
@@ -64,9 +68,73 @@ impl Claim {
 }
 
 impl TargetDriver {
-    /// Begins to take the attempt. Everything has landed and is verified, and CRIU is at work.
+    /// Where it is told whoever comes after this agent that it may give back what was taken.
+    pub(super) fn unreleased_file(&self) -> PathBuf {
+        self.directory().join(UNRELEASED)
+    }
+
+    /// Takes the attempt before everything has landed.
+    pub(super) async fn take_early(&mut self, migration: &Migration) {
+        if self.unreleased.is_none() {
+            let file = self.unreleased_file();
+            let written = tokio::task::spawn_blocking(move || Unpassed::write(&file)).await;
+            match written.map_err(std::io::Error::other).flatten() {
+                Ok(unreleased) => self.unreleased = Some(unreleased),
+                Err(error) => return self.fail(retryable(FailureReason::RestoreFailed, chain(&error))).await,
+            }
+        }
+        self.begin_to_take(migration);
+    }
+
+    /// CRIU is about to have its request.
+    pub(super) fn pass_release(&mut self) -> Result<(), Failure> {
+        let Some(Err((unreleased, error))) = self.unreleased.take().map(Unpassed::pass) else { return Ok(()) };
+        if self.committed_here() {
+            // There is nothing to give back.
+            return Ok(());
+        }
+        self.unreleased = Some(unreleased);
+        Err(retryable(FailureReason::RestoreFailed, chain(&error)))
+    }
+
+    /// Where it was taken some time ago: looks beside CRIU whether it still is, so that it counts when the processes are held.
+    pub(super) fn look_again(&self) {
+        if !matches!(&self.claim, Claim::Won(_, since) if since.elapsed() > FRESH / 2) {
+            return;
+        }
+        let (ownership, node) = (self.context.ownership(&self.key), self.context.settings.node_name.clone());
+        let (attempt, events, since) = (self.local.attempt, self.own_events.clone(), Since::now());
+        tokio::spawn(async move {
+            match ownership.is_taken(attempt, &node).await {
+                Ok(true) => {
+                    events.send(Event::StillTaken { attempt, since }).await.ok();
+                }
+                // The watch will show what became of it, or it is committed before the processes run.
+                Ok(false) | Err(_) => {}
+            }
+        });
+    }
+
+    /// The object has shown that it is taken, after `since`.
+    pub(super) fn is_still_taken(&mut self, since: Since) {
+        if let Claim::Won(_, seen) = &mut self.claim {
+            *seen = since;
+        }
+    }
+
+    /// Looks in a while whether the processes are rebuilt.
+    pub(super) fn expect_restore(&self) {
+        let (attempt, events) = (self.local.attempt, self.own_events.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(RESTORE_LIMIT).await;
+            // A driver that is gone has seen the object go.
+            events.send(Event::Overdue { attempt }).await.ok();
+        });
+    }
+
+    /// Begins to take the attempt, unless this agent has before.
     pub(super) fn begin_to_take(&mut self, migration: &Migration) {
-        if self.committed_here() || self.local.failed || !matches!(self.claim, Claim::None) {
+        if !matches!(self.claim, Claim::None) {
             return;
         }
         self.claim = Claim::UnderWay(Since::now());
@@ -77,8 +145,6 @@ impl TargetDriver {
             let outcome = ownership.take(attempt, &node, seen).await;
             // A driver that is gone has seen the object go.
             events.send(Event::Taken { attempt, outcome }).await.ok();
-            tokio::time::sleep(RESTORE_LIMIT).await;
-            events.send(Event::Overdue { attempt }).await.ok();
         });
     }
 
@@ -108,7 +174,7 @@ impl TargetDriver {
 
     /// The processes should have been rebuilt by now: CRIU hangs.
     pub(super) async fn is_overdue(&mut self) {
-        if matches!(self.claim, Claim::Won(..)) && !self.committed {
+        if !self.committed_here() {
             let message = format!("the processes were not rebuilt within {} s", RESTORE_LIMIT.as_secs());
             self.fail(retryable(FailureReason::RestoreFailed, message)).await;
         }

@@ -7,7 +7,7 @@ use tideover_crds::migration::Verdict;
 use tideover_crds::{FailureReason, Owner, Phase, SourceReport, SourceStep, Strategy, TargetReport, TargetStep};
 
 /// How long a target's agent makes use of what it has taken without another look at the object.
-const FRESH: SignedDuration = SignedDuration::from_secs(2);
+const FRESH: SignedDuration = SignedDuration::from_secs(5);
 
 impl World {
     pub(super) fn source_does(&mut self, does: SourceDoes) {
@@ -17,6 +17,11 @@ impl World {
         }
         match does {
             SourceDoes::Reports(step, fails) => {
+                // It says that it is frozen only when it is.
+                let frozen = (SourceStep::Frozen..SourceStep::Thawed).contains(&step);
+                if frozen && self.source != Process::Frozen(status.attempt) {
+                    return;
+                }
                 let failure = fails.then(|| failure(FailureReason::DumpFailed, true));
                 status.source = Some(SourceReport { failure, ..source_report(status.attempt, step) });
                 self.store(&status);
@@ -30,16 +35,35 @@ impl World {
             },
             SourceDoes::Freezes => {
                 if status.phase == Phase::Freezing
-                    && status.verdict() == Verdict::Open
+                    && matches!(status.verdict(), Verdict::Open | Verdict::Taken)
                     && self.source == Process::Running
                 {
                     self.source = Process::Frozen(status.attempt);
                 }
             }
-            SourceDoes::Aborts => {
-                if let (Process::Frozen(attempt), Some(owner)) = (self.source, status.owner.clone())
-                    && status.verdict() == Verdict::Open
+            SourceDoes::Says => {
+                if let Process::Frozen(attempt) = self.source
+                    && self.ended != Some(attempt)
                 {
+                    self.said = Some(attempt);
+                }
+            }
+            SourceDoes::Aborts => {
+                let attempt = match self.source {
+                    Process::Frozen(attempt) => attempt,
+                    Process::Running => status.attempt,
+                    _ => return,
+                };
+                let unsaid = self.said != Some(attempt);
+                let owner = status.owner.clone().expect("an owner");
+                let frozen = self.source != Process::Running;
+                let may = match status.verdict() {
+                    Verdict::Open => frozen,
+                    Verdict::Taken => unsaid,
+                    _ => false,
+                };
+                if may {
+                    self.ended = Some(attempt);
                     self.swap(&owner, Owner::new("a", attempt));
                 }
             }
@@ -78,17 +102,19 @@ impl World {
                 self.store(&status);
             }
             TargetDoes::Takes => {
-                // What is not frozen can't have been dumped, and so can't be all here.
-                let Process::Frozen(attempt) = self.source else { return };
                 let first = status.strategy == Some(Strategy::ReplaceFirst);
-                if first && attempt == status.attempt && status.verdict() == Verdict::Open {
+                let attempt = status.attempt;
+                if first && status.phase >= Phase::Freezing && status.verdict() == Verdict::Open {
                     let owner = status.owner.clone().expect("an owner");
                     self.swap(&owner, Owner::tentative("b", attempt));
                     self.claim = Some((attempt, self.now()));
                 }
             }
             TargetDoes::Runs => {
-                let fresh = |claim: &mut (u32, Timestamp)| self.scene.now.duration_since(claim.1) <= FRESH;
+                // What was not sent to the last can't have been rebuilt.
+                let (now, said) = (self.scene.now, self.said);
+                let fresh =
+                    |claim: &mut (u32, Timestamp)| said == Some(claim.0) && now.duration_since(claim.1) <= FRESH;
                 if self.claim.take_if(fresh).is_some() {
                     self.target_runs = true;
                     self.target_ran = true;
@@ -97,7 +123,11 @@ impl World {
                 }
             }
             TargetDoes::GivesBack => {
-                if let Some((attempt, _)) = self.claim.take() {
+                // An agent that comes after the one that has taken it knows that nothing was released of what was not sent to the last.
+                let unsaid = self.said != Some(status.attempt) && status.verdict() == Verdict::Taken;
+                let attempt =
+                    self.claim.take().map(|(attempt, _)| attempt).or_else(|| unsaid.then_some(status.attempt));
+                if let Some(attempt) = attempt {
                     self.swap(&Owner::tentative("b", attempt), Owner::new("a", attempt));
                 }
             }
@@ -106,7 +136,7 @@ impl World {
                 let owner = status.owner.clone().expect("an owner");
                 match (status.verdict(), self.source) {
                     // What was told to run, or what an agent before this one has taken.
-                    (Verdict::Taken, _) if self.claim.is_none() => {
+                    (Verdict::Taken, _) if self.claim.is_none() && self.said == Some(status.attempt) => {
                         self.swap(&owner, Owner::new("b", owner.attempt));
                     }
                     (Verdict::Open, Process::Frozen(attempt))

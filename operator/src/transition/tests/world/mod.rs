@@ -50,6 +50,9 @@ pub(super) enum SourceDoes {
     /// Freezes for a cut, or thaws after one: no verdict is needed for that.
     Cuts,
     Freezes,
+    /// Has sent the last of the state.
+    Says,
+    /// Ends the attempt, which it may even where the target has taken it as long as that was not sent.
     Aborts,
     Thaws,
     Retires,
@@ -58,7 +61,7 @@ pub(super) enum SourceDoes {
 #[derive(Clone, Debug)]
 pub(super) enum TargetDoes {
     Reports(TargetStep, bool),
-    /// Takes the attempt while it restores.
+    /// Takes the attempt at the go.
     Takes,
     /// Lets the processes run that it has taken, and has not committed yet.
     Runs,
@@ -85,6 +88,10 @@ pub(super) struct World {
     in_flight: Vec<(Observed, Decision)>,
     source: Process,
     pub(super) target_runs: bool,
+    /// The attempt of which the source has sent the last.
+    said: Option<u32>,
+    /// The attempt that the source has ended: it sends nothing any more.
+    ended: Option<u32>,
     /// The attempt that the target's agent has taken and not let run, and when.
     claim: Option<(u32, Timestamp)>,
     /// Whether it ever did.
@@ -106,6 +113,8 @@ impl World {
             in_flight: Vec::new(),
             source: Process::Running,
             target_runs: false,
+            said: None,
+            ended: None,
             claim: None,
             target_ran: false,
             cold_runs: false,
@@ -262,7 +271,8 @@ impl World {
         assert!(copies < 2, "source: {source_runs}, target: {}, cold: {}", self.target_runs, self.cold_runs);
         let committed = self.status().verdict() == Verdict::Committed;
         assert!(!(committed && source_runs), "the source runs after the commit");
-        let taken = self.status().verdict() == Verdict::Taken;
+        let status = self.status();
+        let taken = status.verdict() == Verdict::Taken && self.said == Some(status.attempt);
         assert!(!(taken && source_runs), "the source runs although the target may");
     }
 }
@@ -282,13 +292,16 @@ pub(super) fn a_good_round(world: &mut World) {
             vec![cut.clone(), cut, target(TargetStep::Rehearsed), Event::RehearsalEnds]
         }
         Phase::Handover => vec![Event::ReplacementComes, target(TargetStep::Waiting)],
-        _ if status.verdict() == Verdict::Taken => {
-            vec![Event::Target(TargetDoes::Runs), Event::Target(TargetDoes::Commits)]
-        }
         Phase::Freezing | Phase::Transferring | Phase::Restoring => {
-            let taking =
-                if status.strategy == Some(Strategy::ReplaceFirst) { TargetDoes::Takes } else { TargetDoes::Commits };
-            vec![Event::Source(SourceDoes::Freezes), target(TargetStep::Staged), Event::Target(taking)]
+            let does = [SourceDoes::Freezes, SourceDoes::Says].map(Event::Source);
+            let mut all = vec![Event::Target(TargetDoes::Takes)];
+            all.extend(does);
+            all.extend([
+                target(TargetStep::Staged),
+                Event::Target(TargetDoes::Runs),
+                Event::Target(TargetDoes::Commits),
+            ]);
+            all
         }
         Phase::Committing => vec![Event::Target(TargetDoes::Resumes), Event::Source(SourceDoes::Retires)],
         _ => Vec::new(),
