@@ -109,7 +109,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let dumped = match froze {
         Ok(_) => {
             let (freezer, trees, followed) = (&inspected.container.freezer, trees.clone(), &mut followed);
-            let going = Going { freezer, trees, number, last: false, followed, pages: false };
+            let going = Going { freezer, trees, number, last: false, followed, images: false };
             line.dump(link.begin(number), begun, going).await
         }
         Err(error) => {

@@ -175,7 +175,7 @@ impl Leaving {
         let mut watching = Watching::until(&mut self.news, attempt, deadline).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let (freezer, trees, followed) = (&self.inspected.container.freezer, self.trees.clone(), &mut self.followed);
-        let going = Going { freezer, trees, number: self.round, last: true, followed, pages: true };
+        let going = Going { freezer, trees, number: self.round, last: true, followed, images: true };
         match line.dump(send::begin(&self.sender, self.round, true), criu, going).await {
             Ok(dumped) => self.dumped = Some(dumped),
             Err(Undumped { failure, hung }) => {

@@ -3,6 +3,7 @@
 //! The pod runs until the go. From the freeze on it stays frozen until `status.owner` says who owns it; see [`frozen`].
 
 mod calm;
+mod closed;
 pub mod connect;
 pub mod container;
 pub mod cpu;

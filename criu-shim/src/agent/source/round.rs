@@ -3,7 +3,7 @@
 use crate::agent::context::News;
 use crate::agent::failure::retryable;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
-use crate::agent::source::images::{self, Ahead, Content, Image};
+use crate::agent::source::images::{self, Ahead};
 use crate::agent::source::precopy::{self, Copied, Followed, LastLook, Shared, Trees};
 use crate::agent::source::preflight::{Inspected, not_dumpable};
 use crate::agent::source::watching::Watching;
@@ -120,9 +120,9 @@ pub(super) struct Going<'a> {
     pub(super) last: bool,
     /// Processes of which pages may have been written since the last round.
     pub(super) followed: &'a mut Option<Followed>,
-    /// Whether the pages that CRIU has dumped go too. Not where the processes run again as soon as CRIU has ended: they would stand
+    /// Whether images that are complete go too. Not where the processes run again as soon as CRIU has ended: they would stand
     /// still until all of a file is sent.
-    pub(super) pages: bool,
+    pub(super) images: bool,
 }
 
 /// The way from a frozen pod to a target that has verified what was sent.
@@ -142,11 +142,12 @@ impl Line<'_> {
         criu: BegunDump,
         going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
-        let Going { freezer, trees, number, last, followed, pages } = going;
+        let Going { freezer, trees, number, last, followed, images: images_too } = going;
         let (mappings, freezer) = (criu.mappings(), freezer.clone());
         let reading = tokio::task::spawn_blocking(move || read_mappings(&mappings, &freezer));
         let looking = trees.look(number, last);
         let images = criu.request().images_dir.clone();
+        let mut ahead = if images_too { Ahead::of(&images) } else { Ahead::default() };
         let (begin, may_begin) = mpsc::channel::<Vec<ObjectId>>();
         let (tell_copied, copied) = mpsc::channel();
         let list = (criu.request().options.memory == Memory::ButWithheld).then(|| criu.withheld());
@@ -171,10 +172,7 @@ impl Line<'_> {
             precopy::send_pages(&mut round, number, written, true).await?;
             precopy::send_shared(&mut round, number, shared.clone(), true).await?;
             looking.send(&mut round).await?;
-            let mut ahead = Ahead::default();
-            if pages {
-                ahead.send(&mut round, &images, &ended).await?;
-            }
+            ahead.send(&mut round, &images, &ended).await?;
             Ok::<_, SendError>((round, ahead))
         };
         let early = tokio::select! {
@@ -200,14 +198,7 @@ impl Line<'_> {
         let read = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let images = read.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let rest = async {
-            let mut small = Vec::new();
-            for Image { part, content } in images {
-                match content {
-                    Content::Small(bytes) => small.push((part, bytes)),
-                    Content::Large(file) => round.part(part, file).await?,
-                }
-            }
-            round.together(small).await?;
+            images::send(&mut round, images).await?;
             Ok::<_, SendError>(round)
         };
         let failed = |error: SendError| retryable(FailureReason::TransferFailed, chain(&error));

@@ -137,7 +137,7 @@ async fn send_all(source: &Pod, freezer: &Freezer, followed: Followed) -> Moved 
     let (_migration, mut news) = watch::channel(None);
     let mut watching = Watching::within(&mut news, 1, LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
-    let going = Going { freezer, trees, number, last: true, followed: &mut followed, pages: true };
+    let going = Going { freezer, trees, number, last: true, followed: &mut followed, images: true };
     let log = local.join(WORK).join("dump.log");
     let dumped = line.dump(send::begin(&sender, number, true), criu, going).await;
     let dumped = dumped.unwrap_or_else(|error| panic!("{error:?}; {}", said(&log)));
