@@ -303,8 +303,7 @@ async fn fill_in(shared: Vec<Shared>, images: PathBuf) -> Result<u64, Failure> {
 fn leave_nothing_out(images: &Path, copied: &[Copied]) -> Result<(), LeftOutError> {
     for image_pid in pagemap::processes(images).map_err(LeftOutError::List)? {
         let copied = copied.iter().find(|one| one.image_pid == image_pid);
-        let (pid, left_out) = copied.map_or((image_pid, &[][..]), |one| (one.pid, one.ranges.as_slice()));
-        pagemap::settle(images, image_pid, left_out, Path::new(&format!("/proc/{pid}/mem")))?;
+        pagemap::settle(images, image_pid, copied.map_or(&[], |one| one.ranges.as_slice()))?;
     }
     Ok(())
 }
