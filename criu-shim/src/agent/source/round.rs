@@ -158,13 +158,10 @@ impl Line<'_> {
             dump(criu, || may_begin.recv().unwrap_or_default(), &copied)
         });
         // A dump that has failed meanwhile waits for neither.
-        let LastLook { written, withheld, copied, shared } = precopy::last_look(followed, move |withheld| {
-            begin.send(withheld).ok();
-        })
-        .await;
-        // CRIU is about to look at memory.
-        let told = list.map_or(Ok(()), |list| list.set_memory(&withheld));
-        let told = told.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)));
+        let begin = move |withheld| _ = begin.send(withheld);
+        let looked = precopy::last_look(followed, begin, list).await;
+        let (looked, told) = looked.map_or_else(|failure| (LastLook::default(), Err(failure)), |look| (look, Ok(())));
+        let LastLook { written, copied, shared } = looked;
         tell_copied.send(copied).ok();
         let early = async {
             let mut round = begun.await?;

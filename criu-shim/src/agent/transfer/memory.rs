@@ -14,11 +14,16 @@ use crate::pages::store::{NamedSums, SharedWriter, StoreError, StoreWriter};
 use crate::pages::{PageRange, RangeError};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use thiserror::Error;
 
 /// Most processes of one move. Beyond that something else is wrong.
 const MAX_PROCESSES: usize = 10_000;
+
+/// Most threads that put pages files together.
+const MOST_WORKERS: usize = 4;
 
 /// Why memory could not be taken.
 #[derive(Debug, Error)]
@@ -276,21 +281,34 @@ impl Memory {
     /// # Errors
     /// Where a page is missing: the processes can't be restored.
     pub(super) fn assemble(&self, images: &Path) -> Result<Vec<(Part, Landed)>, FinishError> {
-        let mut assembled = Vec::new();
-        for pid in pagemap::processes(images).map_err(FinishError::List)? {
-            let stored = |range: std::ops::Range<u64>| {
-                let never_came = StoreError::NeverCame { pid, address: range.start };
-                let length = (range.end - range.start) as usize;
-                let read = self.stores.get(&pid).ok_or(never_came).and_then(|store| store.read(range.start, length));
-                read.map_err(std::io::Error::other)
-            };
-            let file =
-                pagemap::assemble(images, pid, stored).map_err(|source| FinishError::Assemble { pid, source })?;
-            assembled.extend(file.map(|Assembled { name, bytes, digest }| {
-                (Part::Image { name }, Landed { bytes, digest: Digest::from(digest) })
-            }));
-        }
-        Ok(assembled)
+        let processes = pagemap::processes(images).map_err(FinishError::List)?;
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mine = std::iter::from_fn(|| processes.get(next.fetch_add(1, Ordering::Relaxed)));
+            mine.filter_map(|pid| self.assemble_one(*pid, images).transpose()).collect::<Result<Vec<_>, _>>()
+        };
+        // The application stands still meanwhile.
+        let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_WORKERS));
+        let all: Result<Vec<_>, _> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..workers.min(processes.len())).map(|_| scope.spawn(work)).collect();
+            let mut all = vec![work()];
+            all.extend(others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic))));
+            all.into_iter().collect()
+        });
+        all.map(|files| files.into_iter().flatten().collect())
+    }
+
+    fn assemble_one(&self, pid: i32, images: &Path) -> Result<Option<(Part, Landed)>, FinishError> {
+        let stored = |range: std::ops::Range<u64>| {
+            let never_came = StoreError::NeverCame { pid, address: range.start };
+            let length = (range.end - range.start) as usize;
+            let read = self.stores.get(&pid).ok_or(never_came).and_then(|store| store.read(range.start, length));
+            read.map_err(std::io::Error::other)
+        };
+        let file = pagemap::assemble(images, pid, stored).map_err(|source| FinishError::Assemble { pid, source })?;
+        Ok(file.map(|Assembled { name, bytes, digest }| {
+            (Part::Image { name }, Landed { bytes, digest: Digest::from(digest) })
+        }))
     }
 
     /// A cut has landed: shows what CRIU's `images` of it say is to come, all of which must be there, as stores in `directory`. They are
