@@ -6,7 +6,7 @@ use thiserror::Error;
 use tideover_crds::Failure;
 
 /// Version of this protocol. Agents of different versions refuse each other, with both numbers in the sentence.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 
 /// Which move a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
