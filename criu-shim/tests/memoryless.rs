@@ -5,7 +5,7 @@
 mod container;
 
 use container::{ARGUMENT, Container, LIMIT, criu, dump, preload};
-use criu_shim::criu::{Bundle, DumpOptions, DumpRequest, Memory, Place, ProcessRange, WarmCriu, image, pagemap, wire};
+use criu_shim::criu::{Bundle, DumpOptions, DumpRequest, Memory, Place, WarmCriu, image, pagemap, wire};
 use criu_shim::freezer::Freezer;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -64,8 +64,7 @@ fn check(mebibytes: usize) {
     let (pid, left_out) = (container.pid, held.clone());
     // The list comes while CRIU is at work.
     list.expect_memory().unwrap();
-    let telling =
-        std::thread::spawn(move || list.set_memory(&[ProcessRange { pid, start: left_out.start, end: left_out.end }]));
+    let telling = std::thread::spawn(move || list.tell().process(pid, vec![left_out]));
     mappings.expect().unwrap();
     let reading = std::thread::spawn(move || mappings.read(&[pid]));
     let less_millis = dump(withholding, &[]);
@@ -74,8 +73,7 @@ fn check(mebibytes: usize) {
     assert!(pages(&images).keys().all(|address| !held.contains(address)), "CRIU dumped what it was to leave out");
 
     let begin = Instant::now();
-    let memory = format!("/proc/{}/mem", container.pid);
-    let settled = pagemap::settle(&images, 1, std::slice::from_ref(&held), Path::new(&memory)).unwrap();
+    let settled = pagemap::settle(&images, 1, std::slice::from_ref(&held)).unwrap();
     let settle_millis = begin.elapsed().as_secs_f64() * 1e3;
     assert_eq!(settled.lazy, std::slice::from_ref(&held));
 

@@ -1,26 +1,25 @@
 //! The list: memory that its writer shares with this process.
 //!
 //! Words of 64 bits in the machine's order: how far the ranges have come ([`TO_COME`], [`HERE`], or nothing is asked for), the
-//! number of objects, the number of ranges; from [`OBJECTS_AT`] on device and inode of each object, from [`RANGES_AT`] on process,
+//! number of objects, the number of ranges, the highest id of a process whose ranges are there; from [`OBJECTS_AT`] on device and inode of each object, from [`RANGES_AT`] on process,
 //! first address and end of each range, by process and address. Objects are there before the dump is asked for; the ranges may
-//! come while it is under way.
+//! come while it is under way, one process after the other.
 
 use std::ffi::{c_int, c_void};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Length of the list, bytes. A file of another length is none.
 const LENGTH: usize = 1 << 20;
 const WORDS: usize = LENGTH / size_of::<u64>();
-const OBJECTS_AT: usize = 3;
+const OBJECTS_AT: usize = 4;
 const MOST_OBJECTS: usize = 4095;
 const RANGES_AT: usize = OBJECTS_AT + 2 * MOST_OBJECTS;
 const MOST_RANGES: usize = (WORDS - RANGES_AT) / 3;
 
 /// Ranges will come.
 const TO_COME: u64 = 1;
-/// Ranges are here.
+/// All ranges are here.
 const HERE: u64 = 2;
 
 /// How often it is looked for ranges that are to come, and how long. Without them, everything is dumped.
@@ -30,8 +29,8 @@ const LOOKS: u32 = 50_000;
 /// Objects by device and inode, and ranges by process.
 pub(crate) struct List {
     words: &'static [AtomicU64; WORDS],
-    /// Whether the ranges came, once that is known.
-    here: OnceLock<bool>,
+    /// Ranges were waited for in vain.
+    given_up: AtomicBool,
 }
 
 /// Ranges of one process.
@@ -44,8 +43,9 @@ impl List {
     /// The list in `descriptor`, which is closed then; none where it holds something else.
     pub(crate) fn mapped(descriptor: c_int) -> Option<Self> {
         // As long as the file, whole words, never unmapped, and changed under atomics only.
+        let memory = map(descriptor, LENGTH)?;
         // SAFETY: of this length and alignment, for the rest of the program.
-        map(descriptor, LENGTH).map(|memory| Self { words: unsafe { &*memory.cast() }, here: OnceLock::new() })
+        Some(Self { words: unsafe { &*memory.cast() }, given_up: AtomicBool::new(false) })
     }
 
     /// Whether an object is left out.
@@ -62,19 +62,35 @@ impl List {
         self.words[0].load(Ordering::Relaxed) != 0
     }
 
-    /// What is left out of `process`. Waits for it, but once: what was dumped while nothing was known can't be left out.
+    /// What is left out of `process`. Waits until it is known; nothing is left out any more once that was in vain.
     pub(crate) fn memory(&self, process: u64) -> Ranges {
-        let is_to_come = || self.words[0].load(Ordering::Acquire) == TO_COME;
-        let here = self.here.get_or_init(|| {
-            let waits = (0..LOOKS).take_while(|_| is_to_come());
-            waits.for_each(|_| std::thread::sleep(LOOK));
-            self.words[0].load(Ordering::Acquire) == HERE
-        });
-        let words = 3 * if *here { count(&self.words[2]).min(MOST_RANGES) } else { 0 };
+        let words = 3 * if self.is_known(process) { count(&self.words[2]).min(MOST_RANGES) } else { 0 };
         let all = Ranges { words: &self.words[RANGES_AT..RANGES_AT + words] };
         let begin = all.first(|range| range.0 >= process);
         let end = all.first(|range| range.0 > process);
         Ranges { words: &all.words[3 * begin..3 * end] }
+    }
+
+    /// Whether the ranges of `process` are here, and the dump is to leave them out.
+    fn is_known(&self, process: u64) -> bool {
+        if self.given_up.load(Ordering::Relaxed) {
+            return false;
+        }
+        let told = || match self.words[0].load(Ordering::Acquire) {
+            TO_COME if self.words[3].load(Ordering::Acquire) < process => None,
+            state => Some(matches!(state, TO_COME | HERE)),
+        };
+        let looks = (0..LOOKS).find_map(|_| {
+            let told = told();
+            if told.is_none() {
+                std::thread::sleep(LOOK);
+            }
+            told
+        });
+        looks.unwrap_or_else(|| {
+            self.given_up.store(true, Ordering::Relaxed);
+            false
+        })
     }
 }
 

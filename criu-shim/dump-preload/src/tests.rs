@@ -71,7 +71,7 @@ fn what_is_on_the_list_is_not_there_and_everything_else_is() {
     assert_eq!((data(&listed, libc::SEEK_DATA), data(&other, libc::SEEK_DATA)), (8192, 8192), "nothing is listed");
 
     let metadata = listed.metadata().unwrap();
-    put(&duplicate, 3, &[metadata.dev(), metadata.ino()]);
+    put(&duplicate, 4, &[metadata.dev(), metadata.ino()]);
     put(&duplicate, 1, &[1]);
     assert_eq!(data(&listed, libc::SEEK_DATA), -1);
     assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ENXIO));
@@ -89,16 +89,17 @@ fn what_is_on_the_list_is_not_there_and_everything_else_is() {
     let own = u64::from(std::process::id());
     let ranges =
         [[own - 1, page(0), page(16)], [own, page(2), page(5)], [own, page(6), page(7)], [own, page(12), page(99)]];
-    put(&duplicate, 3 + 2 * 4095, &ranges.concat());
+    put(&duplicate, 4 + 2 * 4095, &ranges.concat());
     put(&duplicate, 2, &[ranges.len() as u64]);
     assert_eq!(scanned(&pagemap, at, 16, 16), (all, 16), "they are not here yet");
 
-    // Somebody who asks before they are here waits for them.
+    // Somebody who asks before they are here waits for them; others' may still be to come then.
     put(&duplicate, 0, &[1]);
+    put(&duplicate, 3, &[own - 1]);
     let left = vec![0, 1, 5, 7, 8, 9, 10, 11];
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| scanned(&pagemap, at, 16, 16));
-        put(&duplicate, 0, &[2]);
+        put(&duplicate, 3, &[own]);
         assert_eq!(asked.join().unwrap(), (left.clone(), 16));
     });
     assert_eq!(read(&pagemap, at, 16), left);

@@ -58,7 +58,7 @@ pub enum Memory {
     /// All of it.
     #[default]
     All,
-    /// All but what [`super::Withheld::set_memory`] says, at the latest while CRIU is at work, which must be accounted for before a restore
+    /// All but what [`super::Telling`] says, at the latest while CRIU is at work, which must be accounted for before a restore
     /// ([`super::pagemap::settle`]). The same holds as for shared memory ([`super::BegunDump::go`]).
     ButWithheld,
 }

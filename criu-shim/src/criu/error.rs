@@ -124,6 +124,12 @@ pub enum WithholdError {
         /// How many.
         objects: usize,
     },
+    /// The list is in the order of processes.
+    #[error("what is left out of process {pid} is told after that of others")]
+    Order {
+        /// The process.
+        pid: i32,
+    },
 }
 
 /// Why the memory that a dump left out could not be accounted for. The images are not fit for a restore then.

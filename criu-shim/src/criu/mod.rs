@@ -45,4 +45,4 @@ pub use process::ProcessId;
 pub use program::CriuProgram;
 pub(crate) use spawn::NO_BREAKPOINTS;
 pub use swrk::{BegunDump, DumpReport, RunningDump, Waited, WarmCriu};
-pub use withheld::{MOST as MOST_WITHHELD, ObjectId, ProcessRange, Withheld, fitting};
+pub use withheld::{MOST as MOST_WITHHELD, ObjectId, Telling, Withheld};

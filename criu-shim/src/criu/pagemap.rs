@@ -5,8 +5,8 @@
 //!
 //! CRIU was told that withheld memory ([`super::withheld`]) is not there. What there is of it is on the target, and is called
 //! lazy here: a page daemon brings it after the restore. Where it belongs to a mapping that no daemon is asked for
-//! ([`super::lazy`]), it is read from the frozen process and goes where CRIU would have put it, in a pages file of another
-//! number: what CRIU has written of one is on its way to the target already, perhaps.
+//! ([`super::lazy`]), as that of a library, it is called stored: the target puts it where CRIU would have put it ([`assemble`]), in a
+//! pages file of another number, because what CRIU has written of one is a part of what was sent, as it was sent.
 //!
 //! CRIU calls pages that it did write lazy as well, where they could be, and a lazy restore then passes over them: it
 //! expects a page daemon that reads the images. Ours does not, so in the end a page is lazy or in the images, never both.
@@ -19,7 +19,7 @@ use prost::Message;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// `PAGEMAP_MAGIC`. Source: CRIU's `criu/include/magic.h`.
@@ -34,10 +34,10 @@ const LAZY: u32 = 2;
 /// `PE_PRESENT`: the pages are in the pages file.
 pub(super) const PRESENT: u32 = 4;
 
-/// A pages file that was written again has its number with this bit. CRIU counts from 1.
-const REBUILT: u32 = 1 << 31;
+/// A pages file that the target makes has the number of CRIU's with this bit. CRIU counts from 1.
+const ASSEMBLED: u32 = 1 << 31;
 
-/// How much of a process is read at once, bytes.
+/// How much is copied at once, bytes.
 const CHUNK: u64 = 1 << 20;
 
 /// `pagemap_head`: the first entry of a pagemap image. Source: CRIU's `images/pagemap.proto`.
@@ -66,12 +66,16 @@ pub(super) struct PagemapEntry {
     /// Length in pages.
     #[prost(uint64, optional, tag = "5")]
     pub nr_pages: Option<u64>,
+    /// Not CRIU's, which passes over it: the target has the pages, and they are in the pages file once that is assembled. The number is
+    /// far from any that CRIU has.
+    #[prost(bool, optional, tag = "20001")]
+    pub stored: Option<bool>,
 }
 
 impl PagemapEntry {
     pub(super) fn new(range: &Range<u64>, flags: u32) -> Self {
         let nr_pages = Some((range.end - range.start) / PAGE);
-        Self { vaddr: range.start, compat_nr_pages: 0, in_parent: None, flags: Some(flags), nr_pages }
+        Self { vaddr: range.start, compat_nr_pages: 0, in_parent: None, flags: Some(flags), nr_pages, stored: None }
     }
 
     /// Whether the pages file has the pages, and nothing else.
@@ -90,6 +94,11 @@ impl PagemapEntry {
 /// Name of the pagemap image of a process.
 pub(super) fn pagemap_file(pid: i32) -> String {
     format!("pagemap-{pid}.img")
+}
+
+/// Name of a pages file.
+fn pages_file(id: u32) -> String {
+    format!("pages-{id}.img")
 }
 
 /// The processes of which there is memory in `images`: sorted.
@@ -113,33 +122,41 @@ pub fn processes(images: &Path) -> std::io::Result<Vec<i32>> {
 pub struct Settled {
     /// What the page daemon has to bring: sorted.
     pub lazy: Vec<Range<u64>>,
-    /// What was read from the process and is in the images now: sorted.
-    pub filled: Vec<Range<u64>>,
+    /// What the target has to put into the pages file before the restore: sorted.
+    pub stored: Vec<Range<u64>>,
+}
+
+/// A pages file that was put together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assembled {
+    /// Its name in the images.
+    pub name: String,
+    /// Its length, bytes.
+    pub bytes: u64,
+    /// Digest of these.
+    pub digest: blake3::Hash,
 }
 
 /// An image, taken apart.
 struct Pagemap<'a> {
     pages_id: u32,
     head: &'a [u8],
-    /// Each entry's range and flags, and its bytes.
-    entries: Vec<(Range<u64>, u32, &'a [u8])>,
+    entries: Vec<Entry<'a>>,
+}
+
+#[derive(Debug)]
+struct Entry<'a> {
+    range: Range<u64>,
+    flags: u32,
+    stored: bool,
+    bytes: &'a [u8],
 }
 
 /// What to write, so that nothing is left out.
 #[derive(Debug, PartialEq)]
 struct Plan {
     image: Vec<u8>,
-    pages: Vec<Piece>,
     settled: Settled,
-}
-
-/// A part of the pages file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Piece {
-    /// So many bytes of the old one.
-    Kept(u64),
-    /// Memory of the process.
-    Filled(Range<u64>),
 }
 
 /// The memory of one process that a restore fetches later, by its `pagemap-PID.img`: sorted.
@@ -150,69 +167,116 @@ pub fn lazy(images: &Path, pid: i32) -> Result<Vec<Range<u64>>, PagemapError> {
     let path = images.join(pagemap_file(pid));
     let image = read(&path)?;
     let pagemap = parse(&image).map_err(|source| PagemapError::Image { path, source })?;
-    Ok(pagemap.entries.into_iter().filter(|(_, flags, _)| *flags == LAZY).map(|(range, ..)| range).collect())
+    Ok(pagemap.entries.into_iter().filter(|entry| entry.flags == LAZY).map(|entry| entry.range).collect())
 }
 
 /// Settles what the dump left out of process `pid`, in its images.
 ///
 /// `left_out` is what there is of the memory that CRIU was told to leave out, and that the target has, or will have before the
-/// restore: sorted, apart, of whole pages. It becomes lazy, where a restore can take it lazily. Everything else is read from
-/// `memory`, which is `/proc/PID/mem` of the process, still frozen. Each file is replaced atomically, a pages file by one of another
-/// name, and one that stays the same is not written.
+/// restore: sorted, apart, of whole pages. It becomes lazy, where a restore can take it lazily, and stored where not. The image is
+/// replaced atomically, unless it stays the same.
 ///
-/// After success every page is either lazy or in the images. After an error the images are of no use.
+/// After success every page is lazy, stored, or in the images. After an error the images are of no use.
 ///
 /// # Errors
 /// [`PagemapError`].
-pub fn settle(images: &Path, pid: i32, left_out: &[Range<u64>], memory: &Path) -> Result<Settled, PagemapError> {
+pub fn settle(images: &Path, pid: i32, left_out: &[Range<u64>]) -> Result<Settled, PagemapError> {
     if !ranges::is_sorted(left_out) {
         return Err(PagemapError::LeftOut { pid });
     }
     let path = images.join(pagemap_file(pid));
     let image = read(&path)?;
     let pagemap = parse(&image).map_err(|source| PagemapError::Image { path: path.clone(), source })?;
-    let is_settled = pagemap.entries.iter().all(|(_, flags, _)| matches!(*flags, PRESENT | LAZY));
+    let is_settled = pagemap.entries.iter().all(|entry| matches!(entry.flags, PRESENT | LAZY));
     if left_out.is_empty() && is_settled {
         return Ok(Settled::default());
     }
     let lazy =
         if left_out.is_empty() { Vec::new() } else { ranges::intersection(left_out, &lazy::lazy_ranges(images, pid)?) };
     let plan = plan(&pagemap, pid, left_out, &lazy)?;
-    if !plan.settled.filled.is_empty() {
-        let pages = |id| images.join(format!("pages-{id}.img"));
-        let memory = File::open(memory).map_err(|source| PagemapError::Read { path: memory.to_owned(), source })?;
-        rebuild(&pages(pagemap.pages_id), &pages(pagemap.pages_id | REBUILT), &plan.pages, pid, &memory)?;
-    }
     replace(&path, |file| file.write_all(&plan.image).map_err(|source| write_error(&path, source)))?;
     Ok(plan.settled)
+}
+
+/// Puts the pages file of process `pid` together where [`settle`] has called memory stored: of what CRIU has written, and of what
+/// `stored` returns for addresses, at most 1 MiB at a time. None where nothing of the process is stored. Blocking.
+///
+/// # Errors
+/// [`PagemapError`]: the images are of no use.
+pub fn assemble(
+    images: &Path,
+    pid: i32,
+    mut stored: impl FnMut(Range<u64>) -> std::io::Result<Vec<u8>>,
+) -> Result<Option<Assembled>, PagemapError> {
+    let path = images.join(pagemap_file(pid));
+    let image = read(&path)?;
+    let Pagemap { pages_id, entries, .. } =
+        parse(&image).map_err(|source| PagemapError::Image { path: path.clone(), source })?;
+    if !entries.iter().any(|entry| entry.stored) {
+        return Ok(None);
+    }
+    if pages_id & ASSEMBLED == 0 {
+        // What would be written is what is read.
+        return Err(PagemapError::Image { path, source: ImageError::Entry(0) });
+    }
+    let name = pages_file(pages_id);
+    let (path, from) = (images.join(&name), images.join(pages_file(pages_id & !ASSEMBLED)));
+    let mut dumped = open_pages(&from)?;
+    let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
+    replace(&path, |file| {
+        let mut new = BufWriter::with_capacity(CHUNK as usize, file);
+        let mut buffer = vec![0; CHUNK as usize];
+        for Entry { range, stored: is_stored, .. } in entries.iter().filter(|entry| entry.flags & PRESENT != 0) {
+            for start in range.clone().step_by(CHUNK as usize) {
+                let end = range.end.min(start + CHUNK);
+                let part = &mut buffer[..(end - start) as usize];
+                if *is_stored {
+                    let failed = |source| PagemapError::Memory { pid, start, end, source };
+                    let pages = stored(start..end).map_err(failed)?;
+                    if pages.len() != part.len() {
+                        return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+                    }
+                    part.copy_from_slice(&pages);
+                } else {
+                    read_pages(dumped.as_mut(), part, &from)?;
+                }
+                hasher.update(part);
+                bytes += end - start;
+                new.write_all(part).map_err(|source| write_error(&path, source))?;
+            }
+        }
+        new.flush().map_err(|source| write_error(&path, source))
+    })?;
+    Ok(Some(Assembled { name, bytes, digest: hasher.finalize() }))
 }
 
 fn parse(image: &[u8]) -> Result<Pagemap<'_>, ImageError> {
     let all = image::entries(image, PAGEMAP_MAGIC)?;
     let (head, rest) = all.split_first().ok_or(ImageError::Count(0))?;
     let pages_id = PagemapHead::decode(*head).map_err(|_| ImageError::Entry(0))?.pages_id;
-    let mut entries: Vec<(Range<u64>, u32, &[u8])> = Vec::with_capacity(rest.len());
+    let mut entries: Vec<Entry<'_>> = Vec::with_capacity(rest.len());
     for (number, bytes) in (1..).zip(rest) {
         let bad = ImageError::Entry(number);
         let entry = PagemapEntry::decode(*bytes).map_err(|_| bad)?;
         let range = entry.range().ok_or(bad)?;
         let flags = entry.flags.unwrap_or(if entry.in_parent == Some(true) { PARENT } else { PRESENT });
-        let overlaps = entries.last().is_some_and(|(last, ..)| last.end > range.start);
+        let overlaps = entries.last().is_some_and(|last| last.range.end > range.start);
+        let stored = entry.stored == Some(true);
         // There is no earlier dump that could have anything.
-        if overlaps || flags & PARENT != 0 {
+        if overlaps || flags & PARENT != 0 || (stored && flags != PRESENT) {
             return Err(bad);
         }
-        entries.push((range, flags, bytes));
+        entries.push(Entry { range, flags, stored, bytes });
     }
     Ok(Pagemap { pages_id, head, entries })
 }
 
 /// Pure. What CRIU wrote stays as it is, in its order, but is never both lazy and present.
 fn plan(pagemap: &Pagemap<'_>, pid: i32, left_out: &[Range<u64>], lazy: &[Range<u64>]) -> Result<Plan, PagemapError> {
-    let mut plan = Plan { image: Vec::new(), pages: Vec::new(), settled: Settled::default() };
+    let mut plan = Plan { image: Vec::new(), settled: Settled::default() };
     let mut entries = vec![pagemap.head.to_vec()];
     let mut pieces = left_out.iter().flat_map(|range| ranges::cut(range, lazy)).peekable();
-    for (range, flags, bytes) in &pagemap.entries {
+    for Entry { range, flags, bytes, .. } in &pagemap.entries {
         while let Some((piece, is_lazy)) = pieces.next_if(|(piece, _)| piece.end <= range.start) {
             entries.push(plan.add(piece, is_lazy));
         }
@@ -221,84 +285,47 @@ fn plan(pagemap: &Pagemap<'_>, pid: i32, left_out: &[Range<u64>], lazy: &[Range<
         }
         let both = flags & (LAZY | PRESENT) == LAZY | PRESENT;
         entries.push(if both { PagemapEntry::new(range, PRESENT).encode_to_vec() } else { bytes.to_vec() });
-        if flags & PRESENT != 0 {
-            plan.keep(range.end - range.start);
-        }
     }
     for (piece, is_lazy) in pieces {
         entries.push(plan.add(piece, is_lazy));
     }
-    if !plan.settled.filled.is_empty() {
-        entries[0] = PagemapHead { pages_id: pagemap.pages_id | REBUILT }.encode_to_vec();
+    if !plan.settled.stored.is_empty() {
+        entries[0] = PagemapHead { pages_id: pagemap.pages_id | ASSEMBLED }.encode_to_vec();
     }
     plan.image = image::assemble(PAGEMAP_MAGIC, entries);
     Ok(plan)
 }
 
 impl Plan {
-    /// The next bytes of the old pages file stay.
-    fn keep(&mut self, length: u64) {
-        match self.pages.last_mut() {
-            Some(Piece::Kept(kept)) => *kept += length,
-            _ => self.pages.push(Piece::Kept(length)),
-        }
-    }
-
     /// An entry for memory that was left out.
     fn add(&mut self, piece: Range<u64>, is_lazy: bool) -> Vec<u8> {
-        let entry = PagemapEntry::new(&piece, if is_lazy { LAZY } else { PRESENT }).encode_to_vec();
-        if is_lazy {
-            self.settled.lazy.push(piece);
+        let entry = if is_lazy {
+            PagemapEntry::new(&piece, LAZY)
         } else {
-            self.pages.push(Piece::Filled(piece.clone()));
-            self.settled.filled.push(piece);
-        }
-        entry
+            PagemapEntry { stored: Some(true), ..PagemapEntry::new(&piece, PRESENT) }
+        };
+        if is_lazy { &mut self.settled.lazy } else { &mut self.settled.stored }.push(piece);
+        entry.encode_to_vec()
     }
 }
 
-/// Writes the pages file `from` again as `path`, with memory of the process where it belongs. Pages are in the order of their
-/// entries, so nothing can be appended. Whoever has the old one open may read it on; it has no name any more.
-fn rebuild(from: &Path, path: &Path, pieces: &[Piece], pid: i32, memory: &File) -> Result<(), PagemapError> {
-    let read_error = |source| PagemapError::Read { path: from.to_owned(), source };
-    let mut old = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(from) {
-        Ok(file) => Some(file),
-        // CRIU makes no pages file where it has no page to write.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(source) => return Err(read_error(source)),
-    };
-    replace(path, |file| {
-        let mut new = BufWriter::with_capacity(CHUNK as usize, file);
-        let mut chunk = vec![0; CHUNK as usize];
-        for piece in pieces {
-            match piece {
-                Piece::Kept(length) => {
-                    let copied = match &mut old {
-                        Some(old) => std::io::copy(&mut old.take(*length), &mut new).map_err(read_error)?,
-                        None => 0,
-                    };
-                    if copied != *length {
-                        return Err(PagemapError::PagesCutOff { path: from.to_owned() });
-                    }
-                }
-                Piece::Filled(range) => {
-                    for start in (range.start..range.end).step_by(CHUNK as usize) {
-                        let end = range.end.min(start + CHUNK);
-                        let part = &mut chunk[..(end - start) as usize];
-                        memory.read_exact_at(part, start).map_err(|source| PagemapError::Memory {
-                            pid,
-                            start,
-                            end,
-                            source,
-                        })?;
-                        new.write_all(part).map_err(|source| write_error(path, source))?;
-                    }
-                }
-            }
-        }
-        new.flush().map_err(|source| write_error(path, source))
-    })?;
-    if old.is_some() { std::fs::remove_file(from).map_err(|source| write_error(from, source)) } else { Ok(()) }
+/// CRIU's pages file; none where it made none, because it had no page to write.
+fn open_pages(path: &Path) -> Result<Option<File>, PagemapError> {
+    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(PagemapError::Read { path: path.to_owned(), source }),
+    }
+}
+
+/// The next bytes of the pages file that lies at `path`.
+fn read_pages(file: Option<&mut File>, part: &mut [u8], path: &Path) -> Result<(), PagemapError> {
+    let path = || path.to_owned();
+    let file = file.ok_or_else(|| PagemapError::PagesCutOff { path: path() })?;
+    file.read_exact(part).map_err(|source| match source.kind() {
+        std::io::ErrorKind::UnexpectedEof => PagemapError::PagesCutOff { path: path() },
+        _ => PagemapError::Read { path: path(), source },
+    })
 }
 
 fn replace(path: &Path, fill: impl FnOnce(&mut File) -> Result<(), PagemapError>) -> Result<(), PagemapError> {

@@ -10,18 +10,28 @@ fn page(number: u64) -> Range<u64> {
     number * PAGE..(number + 1) * PAGE
 }
 
-fn assemble(entries: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
-    assemble_with(3, entries)
+fn image_of(entries: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+    image_with(3, entries)
 }
 
-fn assemble_with(pages_id: u32, entries: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+fn image_with(pages_id: u32, entries: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
     image::assemble(PAGEMAP_MAGIC, std::iter::once(PagemapHead { pages_id }.encode_to_vec()).chain(entries))
 }
 
-/// A directory of images of process 1, and a file in the place of its memory: each page is filled with its number.
+fn stored(range: Range<u64>) -> Vec<u8> {
+    PagemapEntry { stored: Some(true), ..PagemapEntry::new(&range, PRESENT) }.encode_to_vec()
+}
+
+/// What a target has: pages 0 to 63, each of them filled with its number.
+fn store(range: Range<u64>) -> std::io::Result<Vec<u8>> {
+    let numbers = (range.start / PAGE..range.end / PAGE).map(|number| u8::try_from(number).ok().filter(|n| *n < 64));
+    let pages = numbers.map(|number| Some([number?; PAGE as usize]));
+    pages.collect::<Option<Vec<_>>>().map(|pages| pages.concat()).ok_or_else(|| std::io::ErrorKind::NotFound.into())
+}
+
+/// A directory of images of process 1.
 struct Dumped {
     images: tempfile::TempDir,
-    memory: tempfile::NamedTempFile,
 }
 
 impl Dumped {
@@ -32,22 +42,27 @@ impl Dumped {
         if let Some(pages) = pages {
             std::fs::write(images.path().join("pages-3.img"), pages).unwrap();
         }
-        let mut memory = tempfile::NamedTempFile::new().unwrap();
-        (0..64u8).for_each(|number| memory.write_all(&[number; PAGE as usize]).unwrap());
-        Self { images, memory }
+        Self { images }
     }
 
     fn settle(&self, left_out: &[Range<u64>]) -> Result<Settled, PagemapError> {
-        settle(self.images.path(), 1, left_out, self.memory.path())
+        settle(self.images.path(), 1, left_out)
+    }
+
+    fn assemble(&self) -> Result<Option<Assembled>, PagemapError> {
+        assemble(self.images.path(), 1, store)
     }
 
     fn file(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.images.path().join(name)).unwrap()
     }
 
-    /// The first byte of each page of the pages file that was written again.
+    /// The first byte of each page of the pages file that is put together.
     fn pages(&self) -> Vec<u8> {
-        let pages = self.file(&format!("pages-{}.img", 3 | REBUILT));
+        let assembled = self.assemble().unwrap().unwrap();
+        assert_eq!(assembled.name, format!("pages-{}.img", 3 | ASSEMBLED));
+        let pages = self.file(&assembled.name);
+        assert_eq!((assembled.bytes, assembled.digest), (pages.len() as u64, blake3::hash(&pages)));
         assert!(
             pages.chunks(PAGE as usize).all(|page| page.len() == PAGE as usize && page.iter().all(|b| *b == page[0]))
         );
@@ -57,53 +72,54 @@ impl Dumped {
 
 #[test]
 fn what_was_left_out_becomes_lazy_and_the_pages_are_not_touched() {
-    let pagemap = assemble([entry(page(1), PRESENT), entry(page(9), PRESENT)]);
+    let pagemap = image_of([entry(page(1), PRESENT), entry(page(9), PRESENT)]);
     let dumped = Dumped::new(&pagemap, Some(b"whatever"), &[0..8 * PAGE]);
     let before = std::fs::metadata(dumped.images.path().join("pages-3.img")).unwrap();
     let settled = dumped.settle(&[2 * PAGE..6 * PAGE]).unwrap();
-    assert_eq!(settled, Settled { lazy: vec![2 * PAGE..6 * PAGE], filled: vec![] });
-    let expected = assemble([entry(page(1), PRESENT), entry(2 * PAGE..6 * PAGE, LAZY), entry(page(9), PRESENT)]);
+    assert_eq!(settled, Settled { lazy: vec![2 * PAGE..6 * PAGE], stored: vec![] });
+    let expected = image_of([entry(page(1), PRESENT), entry(2 * PAGE..6 * PAGE, LAZY), entry(page(9), PRESENT)]);
     assert_eq!(dumped.file("pagemap-1.img"), expected);
     let after = std::fs::metadata(dumped.images.path().join("pages-3.img")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::ino(&before), std::os::unix::fs::MetadataExt::ino(&after));
     assert_eq!(std::fs::read_dir(dumped.images.path()).unwrap().count(), 3);
     assert_eq!(lazy(dumped.images.path(), 1).unwrap(), [2 * PAGE..6 * PAGE]);
+    assert_eq!(dumped.assemble().unwrap(), None);
 }
 
 #[test]
-fn what_can_not_come_later_is_read_from_the_process_and_put_in_its_place() {
-    let pagemap = assemble([entry(page(1), PRESENT), entry(page(9), PRESENT)]);
+fn what_can_not_come_later_is_put_in_its_place_by_who_has_it() {
+    let pagemap = image_of([entry(page(1), PRESENT), entry(page(9), PRESENT)]);
     let old = [[101; PAGE as usize], [109; PAGE as usize]].concat();
     let dumped = Dumped::new(&pagemap, Some(&old), &[3 * PAGE..5 * PAGE]);
     let settled = dumped.settle(&[2 * PAGE..6 * PAGE, page(12)]).unwrap();
-    assert_eq!(settled, Settled { lazy: vec![3 * PAGE..5 * PAGE], filled: vec![page(2), page(5), page(12)] });
-    let expected = assemble_with(
-        3 | REBUILT,
+    assert_eq!(settled, Settled { lazy: vec![3 * PAGE..5 * PAGE], stored: vec![page(2), page(5), page(12)] });
+    let expected = image_with(
+        3 | ASSEMBLED,
         [
             entry(page(1), PRESENT),
-            entry(page(2), PRESENT),
+            stored(page(2)),
             entry(3 * PAGE..5 * PAGE, LAZY),
-            entry(page(5), PRESENT),
+            stored(page(5)),
             entry(page(9), PRESENT),
-            entry(page(12), PRESENT),
+            stored(page(12)),
         ],
     );
     assert_eq!(dumped.file("pagemap-1.img"), expected);
     assert_eq!(dumped.pages(), [101, 2, 5, 109, 12]);
-    assert!(!dumped.images.path().join("pages-3.img").exists(), "nothing asks for it");
+    assert_eq!(dumped.file("pages-3.img"), old, "it lies there as it was sent");
 }
 
 #[test]
 fn a_process_of_which_criu_made_no_pages_file_gets_one() {
-    let dumped = Dumped::new(&assemble([]), None, &[page(3)]);
+    let dumped = Dumped::new(&image_of([]), None, &[page(3)]);
     let settled = dumped.settle(&[2 * PAGE..4 * PAGE]).unwrap();
-    assert_eq!(settled, Settled { lazy: vec![page(3)], filled: vec![page(2)] });
+    assert_eq!(settled, Settled { lazy: vec![page(3)], stored: vec![page(2)] });
     assert_eq!(dumped.pages(), [2]);
 }
 
 #[test]
 fn a_process_that_was_dumped_in_full_is_left_alone() {
-    let pagemap = assemble([entry(page(1), PRESENT)]);
+    let pagemap = image_of([entry(page(1), PRESENT)]);
     let dumped = Dumped::new(&pagemap, None, &[]);
     assert_eq!(dumped.settle(&[]).unwrap(), Settled::default());
     assert_eq!(dumped.file("pagemap-1.img"), pagemap);
@@ -111,14 +127,14 @@ fn a_process_that_was_dumped_in_full_is_left_alone() {
 
 #[test]
 fn what_criu_wrote_is_not_lazy_for_a_restore() {
-    let dumped = Dumped::new(&assemble([entry(page(1), LAZY | PRESENT)]), None, &[page(1)]);
+    let dumped = Dumped::new(&image_of([entry(page(1), LAZY | PRESENT)]), None, &[page(1)]);
     assert_eq!(dumped.settle(&[]).unwrap(), Settled::default());
-    assert_eq!(dumped.file("pagemap-1.img"), assemble([entry(page(1), PRESENT)]));
+    assert_eq!(dumped.file("pagemap-1.img"), image_of([entry(page(1), PRESENT)]));
 }
 
 #[test]
 fn memory_that_was_dumped_and_left_out_is_an_error() {
-    let pagemap = assemble([entry(3 * PAGE..6 * PAGE, PRESENT)]);
+    let pagemap = image_of([entry(3 * PAGE..6 * PAGE, PRESENT)]);
     let dumped = Dumped::new(&pagemap, None, &[0..8 * PAGE]);
     for both in [2 * PAGE..4 * PAGE, page(4), page(5), 2 * PAGE..9 * PAGE] {
         let error = dumped.settle(&[page(0), both]).unwrap_err();
@@ -130,23 +146,25 @@ fn memory_that_was_dumped_and_left_out_is_an_error() {
 
 #[test]
 fn a_pages_file_that_is_too_short_is_an_error() {
-    let pagemap = assemble([entry(page(1), PRESENT)]);
+    let pagemap = image_of([entry(page(1), PRESENT)]);
     for pages in [None, Some(&[0u8; 4095][..])] {
         let dumped = Dumped::new(&pagemap, pages, &[]);
-        assert!(matches!(dumped.settle(&[page(2)]), Err(PagemapError::PagesCutOff { .. })));
-        assert_eq!(dumped.file("pagemap-1.img"), pagemap);
+        dumped.settle(&[page(2)]).unwrap();
+        assert!(matches!(dumped.assemble(), Err(PagemapError::PagesCutOff { .. })));
+        assert!(!dumped.images.path().join(format!("pages-{}.img", 3 | ASSEMBLED)).exists());
     }
 }
 
 #[test]
-fn memory_that_can_not_be_read_is_an_error() {
-    let dumped = Dumped::new(&assemble([]), None, &[]);
-    assert!(matches!(dumped.settle(&[page(80)]), Err(PagemapError::Memory { pid: 1, start: 0x50000, .. })));
+fn memory_that_nobody_has_is_an_error() {
+    let dumped = Dumped::new(&image_of([]), None, &[]);
+    dumped.settle(&[page(80)]).unwrap();
+    assert!(matches!(dumped.assemble(), Err(PagemapError::Memory { pid: 1, start: 0x50000, .. })));
 }
 
 #[test]
 fn entries_that_contradict_themselves_are_refused() {
-    let bad = |entries: &[Vec<u8>]| parse(&assemble(entries.to_vec())).err();
+    let bad = |entries: &[Vec<u8>]| parse(&image_of(entries.to_vec())).err();
     let length = |nr_pages| PagemapEntry { nr_pages: Some(nr_pages), ..PagemapEntry::new(&page(1), PRESENT) };
     assert_eq!(bad(&[entry(page(1), PARENT)]), Some(ImageError::Entry(1)), "there is no parent");
     assert_eq!(bad(&[entry(page(5), LAZY), entry(page(4), PRESENT)]), Some(ImageError::Entry(2)));
@@ -168,7 +186,7 @@ proptest! {
         let left_out: Vec<_> = (left_out.into_iter())
             .filter(|range| entries.iter().all(|(other, _)| other.end <= range.start || range.end <= other.start))
             .collect();
-        let image = assemble(entries.iter().map(|(range, flags)| entry(range.clone(), *flags)));
+        let image = image_of(entries.iter().map(|(range, flags)| entry(range.clone(), *flags)));
         let before = parse(&image).unwrap();
         let plan = plan(&before, 1, &left_out, &ranges::intersection(&left_out, &lazy)).unwrap();
         let after = parse(&plan.image).unwrap();
@@ -178,8 +196,9 @@ proptest! {
         let kept: Vec<Vec<u8>> = entries.iter().map(one).collect();
         let mut rest = kept.iter().peekable();
         let mut added = Vec::new();
-        for (range, flags, bytes) in &after.entries {
+        for Entry { range, flags, stored, bytes } in &after.entries {
             if rest.next_if(|kept| kept.as_slice() == *bytes).is_none() {
+                prop_assert_eq!(*stored, *flags == PRESENT);
                 added.push((range.clone(), *flags));
             }
         }
@@ -192,16 +211,7 @@ proptest! {
         prop_assert_eq!(pages(&with(LAZY)), &pages(&left_out) & &pages(&lazy));
         prop_assert_eq!(pages(&with(PRESENT)), &pages(&left_out) - &pages(&lazy));
         prop_assert_eq!(with(LAZY), plan.settled.lazy);
-        prop_assert_eq!(with(PRESENT), plan.settled.filled);
-
-        // The pages file has as many bytes as the entries say.
-        let length = |range: &Range<u64>| range.end - range.start;
-        let said: u64 = after.entries.iter().filter(|(_, f, _)| f & PRESENT != 0).map(|(r, ..)| length(r)).sum();
-        let planned: u64 = plan.pages.iter().map(|piece| match piece {
-            Piece::Kept(length) => *length,
-            Piece::Filled(range) => length(range),
-        }).sum();
-        prop_assert_eq!(said, planned);
+        prop_assert_eq!(with(PRESENT), plan.settled.stored);
     }
 
     #[test]

@@ -18,7 +18,8 @@ const LENGTH: u64 = 1 << 20;
 const STATE_AT: u64 = 0;
 const OBJECT_COUNT_AT: u64 = 1;
 const RANGE_COUNT_AT: u64 = 2;
-const OBJECTS_AT: u64 = 3;
+const KNOWN_AT: u64 = 3;
+const OBJECTS_AT: u64 = 4;
 const RANGES_AT: u64 = OBJECTS_AT + 2 * MOST as u64;
 const TO_COME: u64 = 1;
 const HERE: u64 = 2;
@@ -36,38 +37,6 @@ pub struct ObjectId {
     pub device: u64,
     /// Inode, by which the images name it too.
     pub inode: u32,
-}
-
-/// Private memory of one process, of whole pages, by the id that CRIU knows the process by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ProcessRange {
-    /// The process, as the agent's `/proc` names it.
-    pub pid: i32,
-    /// First address, which comes first in the order too.
-    pub start: u64,
-    /// First address behind.
-    pub end: u64,
-}
-
-impl ProcessRange {
-    /// Each of `ranges` of process `pid`.
-    pub fn all(pid: i32, ranges: &[Range<u64>]) -> impl Iterator<Item = Self> {
-        ranges.iter().map(move |range| Self { pid, start: range.start, end: range.end })
-    }
-
-    fn length(&self) -> u64 {
-        self.end - self.start
-    }
-}
-
-/// As many of `ranges` as a list has room for: the longest, by process and address. The others are dumped.
-pub fn fitting(mut ranges: Vec<ProcessRange>) -> Vec<ProcessRange> {
-    if ranges.len() > MOST_RANGES {
-        ranges.sort_by_key(|range| std::cmp::Reverse(range.length()));
-        ranges.truncate(MOST_RANGES);
-    }
-    ranges.sort();
-    ranges
 }
 
 /// The list, empty at first. A clone is the same list.
@@ -106,22 +75,67 @@ impl Withheld {
         self.put(STATE_AT, [TO_COME])
     }
 
-    /// Puts `ranges`, which are [`fitting`], on the list after [`Withheld::expect_memory`]. CRIU, which may be at work, waits for
-    /// them before it looks at any memory; but only for seconds, and then dumps it all.
-    ///
-    /// # Errors
-    /// [`WithholdError`]: nothing is left out then.
-    pub fn set_memory(&self, ranges: &[ProcessRange]) -> Result<(), WithholdError> {
-        self.put(RANGES_AT, ranges.iter().flat_map(|range| [range.pid.unsigned_abs().into(), range.start, range.end]))?;
-        self.put(RANGE_COUNT_AT, [ranges.len() as u64])?;
-        // Last: the library looks at the others when it has seen this.
-        self.put(STATE_AT, [HERE])
+    /// Begins to say which, after [`Withheld::expect_memory`] and once.
+    pub fn tell(self) -> Telling {
+        Telling { list: self, ranges: 0, known: 0 }
     }
 
     fn put(&self, word: u64, words: impl IntoIterator<Item = u64>) -> Result<(), WithholdError> {
         let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
         self.list.write_all_at(&bytes, word * 8).map_err(WithholdError::List)
     }
+}
+
+/// Private memory goes onto the list, one process after the other. CRIU, which may be at work, waits for that of a process before it
+/// looks at any of it; but only for seconds, and then dumps all that is left.
+#[derive(Debug)]
+pub struct Telling {
+    list: Withheld,
+    /// How many ranges are on it.
+    ranges: usize,
+    /// The process that was told last.
+    known: u64,
+}
+
+impl Telling {
+    /// Puts `ranges` of process `pid`, as the agent's `/proc` names it, on the list: of whole pages, in their order. Processes come in
+    /// the order of their ids. Returns those for which there is room: the longest. The others are dumped.
+    ///
+    /// # Errors
+    /// [`WithholdError`]: what is left out is unknown, and the dump of no use.
+    pub fn process(&mut self, pid: i32, ranges: Vec<Range<u64>>) -> Result<Vec<Range<u64>>, WithholdError> {
+        let process = u64::from(pid.unsigned_abs());
+        if process <= self.known {
+            return Err(WithholdError::Order { pid });
+        }
+        let ranges = fitting(ranges, MOST_RANGES - self.ranges);
+        let words = ranges.iter().flat_map(|range| [process, range.start, range.end]);
+        self.list.put(RANGES_AT + 3 * self.ranges as u64, words)?;
+        self.ranges += ranges.len();
+        self.list.put(RANGE_COUNT_AT, [self.ranges as u64])?;
+        self.known = process;
+        // Last: the library looks at the others when it has seen this.
+        self.list.put(KNOWN_AT, [process])?;
+        Ok(ranges)
+    }
+
+    /// Nothing else is left out.
+    ///
+    /// # Errors
+    /// [`WithholdError`]: CRIU waits in vain for others, and dumps them.
+    pub fn end(self) -> Result<(), WithholdError> {
+        self.list.put(STATE_AT, [HERE])
+    }
+}
+
+/// As many of `ranges` as there is `room` for: the longest, in their order.
+fn fitting(mut ranges: Vec<Range<u64>>, room: usize) -> Vec<Range<u64>> {
+    if ranges.len() > room {
+        ranges.sort_by_key(|range| std::cmp::Reverse(range.end - range.start));
+        ranges.truncate(room);
+        ranges.sort_by_key(|range| range.start);
+    }
+    ranges
 }
 
 /// The library's own code.
@@ -131,15 +145,16 @@ impl Withheld {
 pub(super) mod list;
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
 mod tests {
     use super::list::{List, Ranges};
     use super::*;
     use std::os::fd::IntoRawFd;
 
     /// What of `list` the library finds at and behind `address`, until there is nothing.
-    fn found(ranges: Ranges) -> Vec<(u64, u64)> {
+    fn found(ranges: Ranges) -> Vec<Range<u64>> {
         let next = |before: &(u64, u64)| ranges.after(before.1);
-        std::iter::successors(ranges.after(0), next).collect()
+        std::iter::successors(ranges.after(0), next).map(|(start, end)| start..end).collect()
     }
 
     #[test]
@@ -159,31 +174,42 @@ mod tests {
 
         written.expect_memory().unwrap();
         assert!(read.withholds_memory());
-        let range = |pid, at: u64| ProcessRange { pid, start: at << 20, end: (at << 20) + 4096 * (1 + at % 3) };
-        let mut ranges: Vec<_> = (0..MOST_RANGES as u64 - 2).map(|at| range(i32::MAX, at)).collect();
-        ranges.extend([range(1, 5), range(1, 3)]);
-        let ranges = fitting(ranges);
-        assert_eq!(ranges.len(), MOST_RANGES);
-        written.set_memory(&ranges).unwrap();
-        for pid in [1, i32::MAX, 2] {
-            let expected: Vec<_> =
-                ranges.iter().filter(|range| range.pid == pid).map(|range| (range.start, range.end)).collect();
-            assert_eq!(found(read.memory(pid.unsigned_abs().into())), expected, "process {pid}");
-        }
+        let range = |at: u64| (at << 20)..(at << 20) + 4096 * (1 + at % 3);
+        let all: Vec<_> = (0..MOST_RANGES as u64 - 2).map(range).collect();
+        let mut telling = written.clone().tell();
+        assert_eq!(telling.process(1, vec![range(3), range(5)]).unwrap(), [range(3), range(5)]);
+        let ranges = |pid: i32| found(read.memory(pid.unsigned_abs().into()));
+        assert_eq!(ranges(1), [range(3), range(5)], "while the others are to come");
+        assert!(telling.process(1, vec![range(7)]).is_err(), "out of order");
+        assert_eq!(telling.process(i32::MAX, all.clone()).unwrap(), all);
+        telling.end().unwrap();
+        assert_eq!((ranges(1), ranges(2), ranges(i32::MAX)), (vec![range(3), range(5)], vec![], all));
         assert!(reads(&read), "they are still there");
     }
 
     #[test]
+    fn a_process_that_is_to_come_is_waited_for() {
+        let written = Withheld::new().unwrap();
+        let read = List::mapped(written.descriptor().unwrap().into_raw_fd()).unwrap();
+        written.expect_memory().unwrap();
+        let mut telling = written.tell();
+        telling.process(7, vec![]).unwrap();
+        let reading = std::thread::spawn(move || (found(read.memory(7)), found(read.memory(8)), found(read.memory(9))));
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        telling.process(8, vec![4096..8192]).unwrap();
+        telling.end().unwrap();
+        assert_eq!(reading.join().unwrap(), (vec![], vec![4096..8192], vec![]));
+    }
+
+    #[test]
     fn where_there_is_no_room_the_longest_ranges_are_left_out() {
-        let range = |pid, start, end| ProcessRange { pid, start, end };
-        assert_eq!(
-            fitting(vec![range(2, 0, 1), range(1, 8, 9), range(1, 0, 4)]),
-            [range(1, 0, 4), range(1, 8, 9), range(2, 0, 1)]
-        );
-        let many = (0..=MOST_RANGES as u64).map(|at| range(1, 10 * at, 10 * at + if at == 7 { 1 } else { 2 }));
-        let fitting = fitting(many.collect());
-        assert_eq!(fitting.len(), MOST_RANGES);
-        assert!(fitting.is_sorted() && fitting.iter().all(|range| range.start != 70));
+        assert_eq!(fitting(vec![0..4, 5..6, 8..10], 3), [0..4, 5..6, 8..10]);
+        assert_eq!(fitting(vec![0..4, 5..6, 8..10], 2), [0..4, 8..10]);
+        assert_eq!(fitting(vec![0..4], 0), []);
+        let mut telling = Withheld::new().unwrap().tell();
+        let many: Vec<_> = (0..MOST_RANGES as u64).map(|at| 2 * at..2 * at + 1).collect();
+        assert_eq!(telling.process(1, many[1..].to_vec()).unwrap(), many[1..]);
+        assert_eq!(telling.process(2, vec![0..1, 4..6]).unwrap(), [4..6]);
     }
 
     #[test]
@@ -192,7 +218,7 @@ mod tests {
         let objects = vec![ObjectId { device: u64::MAX, inode: u32::MAX }; MOST];
         list.set_objects(&objects).unwrap();
         list.expect_memory().unwrap();
-        list.set_memory(&vec![ProcessRange { pid: 1, start: 0, end: 1 }; MOST_RANGES]).unwrap();
+        list.clone().tell().process(1, vec![0..1; MOST_RANGES]).unwrap();
         assert_eq!(list.descriptor().unwrap().metadata().unwrap().len(), LENGTH);
         assert!(list.set_objects(&vec![objects[0]; MOST + 1]).is_err());
     }

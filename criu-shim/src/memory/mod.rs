@@ -47,4 +47,4 @@ pub use soft_dirty::SoftDirty;
 pub use tracker::{LastLook, Tracker};
 pub use vma::Reason;
 pub(crate) use vma::parse as parse_mappings;
-use vma::{Vma, tracking};
+use vma::{Vma, is_private_file, protecting, tracking};

@@ -13,6 +13,8 @@ use std::path::Path;
 pub const WP_ALLOWED: u64 = 1 << 0;
 /// Written since it was protected; also true of what was never protected.
 pub const WRITTEN: u64 = 1 << 1;
+/// A page of a mapped file, which nobody has written to through this mapping.
+pub const FILE: u64 = 1 << 2;
 /// In memory.
 pub const PRESENT: u64 = 1 << 3;
 /// In swap. The kernel also says so of what only has a marker in the page table, as a guard page.
@@ -116,6 +118,12 @@ impl Pagemap {
         let mut regions = [Region::default()];
         let (count, _) = self.scan_some(range, wanted, 1, &mut regions)?;
         Ok(count == 1 && regions.iter().any(|region| region.start == range.start))
+    }
+
+    /// True when any page of `range` is wanted. The kernel looks no further than to the first.
+    pub fn has_any(&self, range: Range, wanted: Wanted) -> io::Result<bool> {
+        let mut regions = [Region::default()];
+        self.scan_some(range, wanted, 1, &mut regions).map(|(count, _)| count > 0)
     }
 
     /// One call: how many regions it filled in, and the address up to which it looked.

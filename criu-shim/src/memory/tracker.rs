@@ -4,7 +4,9 @@ use super::obstacle::By;
 use super::pagemap::{self, Pagemap, Wanted};
 use super::range::{coalesce, covers};
 use super::uffd::Userfaultfd;
-use super::{AttachError, Obstacle, Range, Reason, TrackError, Vma, inject, obstacle, tracking, vma};
+use super::{
+    AttachError, Obstacle, Range, Reason, TrackError, Vma, inject, is_private_file, obstacle, protecting, vma,
+};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
@@ -97,7 +99,7 @@ impl Tracker {
         let wanted = Wanted {
             all: pagemap::WP_ALLOWED | pagemap::WRITTEN,
             any: pagemap::PRESENT | pagemap::SWAPPED,
-            none: pagemap::ZERO | self.guard(),
+            none: pagemap::ZERO | pagemap::FILE | self.guard(),
             told: pagemap::WRITTEN,
             protect: true,
         };
@@ -136,17 +138,22 @@ impl Tracker {
         let wanted = Wanted {
             all: pagemap::WP_ALLOWED,
             any: pagemap::PRESENT | pagemap::SWAPPED,
-            none: pagemap::ZERO,
-            told: pagemap::WRITTEN | self.guard(),
+            none: pagemap::ZERO | pagemap::FILE,
+            told: pagemap::WRITTEN | pagemap::SWAPPED | self.guard(),
             protect: false,
         };
         let mut look = LastLook::default();
-        for vma in self.mappings("maps")?.iter().filter(|vma| tracking(vma).is_ok()) {
+        for vma in self.mappings("maps")?.iter().filter(|vma| protecting(vma).is_ok()) {
             if !self.is_tracked(&pagemap, vma)? {
                 continue;
             }
             let regions = pagemap.scan(vma.range, wanted).map_err(|source| self.scan_error(source))?;
             if regions.iter().any(|region| region.is(pagemap::GUARD)) {
+                continue;
+            }
+            // What was thrown away of a file leaves a marker that reads as an unwritten page in swap, and the file's content is
+            // there again. Source: `zap_install_uffd_wp_if_needed` in linux `mm/memory.c`.
+            if is_private_file(vma) && regions.iter().any(|region| region.is(pagemap::SWAPPED)) {
                 continue;
             }
             look.covered.push(vma.range);
@@ -165,16 +172,16 @@ impl Tracker {
     /// when there is something to decide.
     fn track_new(&self, pagemap: &Pagemap) -> Result<Vec<Range>, TrackError> {
         let (mut tracked, mut fresh) = (Vec::new(), false);
-        for vma in self.mappings("maps")?.iter().filter(|vma| tracking(vma).is_ok()) {
+        for vma in self.mappings("maps")?.iter().filter(|vma| protecting(vma).is_ok()) {
             match self.is_tracked(pagemap, vma)? {
                 true => tracked.push(vma.range),
-                false => fresh = true,
+                false => fresh |= self.has_own_pages(pagemap, vma)?,
             }
         }
         if fresh {
             let known = coalesce(tracked.clone());
             for vma in self.mappings("smaps")?.iter().filter(|vma| !covers(&known, &vma.range)) {
-                if self.may_register(vma) && self.register(vma.range)? {
+                if self.may_register(vma) && self.has_own_pages(pagemap, vma)? && self.register(vma.range)? {
                     tracked.push(vma.range);
                 }
             }
@@ -191,13 +198,26 @@ impl Tracker {
         Ok(registered && covers(&self.tracked, &vma.range))
     }
 
+    /// False for a mapping of a file that has nothing but the file's pages, as most of a library's: to protect it would make the kernel
+    /// map those one by one.
+    fn has_own_pages(&self, pagemap: &Pagemap, vma: &Vma) -> Result<bool, TrackError> {
+        let wanted = Wanted {
+            any: pagemap::PRESENT | pagemap::SWAPPED,
+            none: pagemap::ZERO | pagemap::FILE,
+            told: pagemap::PRESENT,
+            ..Wanted::default()
+        };
+        let found = || pagemap.has_any(vma.range, wanted).map_err(|source| self.scan_error(source));
+        Ok(!is_private_file(vma) || found()?)
+    }
+
     fn may_register(&self, vma: &Vma) -> bool {
-        match tracking(vma) {
+        match protecting(vma) {
             Ok(()) => true,
             // Perhaps one of ours that has grown. The kernel refuses if it is another's.
             Err(Reason::Userfaultfd) => {
                 self.tracked.iter().any(|known| known.start < vma.range.end && vma.range.start < known.end)
-                    && tracking(&Vma { flags: Vec::new(), ..vma.clone() }).is_ok()
+                    && protecting(&Vma { flags: Vec::new(), ..vma.clone() }).is_ok()
             }
             Err(_) => false,
         }

@@ -68,7 +68,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Whether a mapping can be tracked, and why not.
+/// Whether a mapping can be tracked by any engine, and why not.
 ///
 /// With the flags that only smaps has, the answer is final. Without them it is a sieve: what it refuses is refused,
 /// what it takes needs a second look. Source of the flags: Documentation/filesystems/proc.rst of the kernel.
@@ -76,6 +76,17 @@ impl fmt::Display for Reason {
 /// # Errors
 /// The reason against it.
 pub fn tracking(vma: &Vma) -> Result<(), Reason> {
+    if is_private_file(vma) { Err(Reason::File) } else { protecting(vma) }
+}
+
+/// The same by write protection, which tells what was written to a private mapping of a file from the file's own pages.
+///
+/// Not where code is: nobody writes there, and the kernel would map its pages one by one instead of some together. Nor where the
+/// file has no name any more, or is a device.
+///
+/// # Errors
+/// The reason against it.
+pub fn protecting(vma: &Vma) -> Result<(), Reason> {
     let flagged = |flags: &[&[u8; 2]]| flags.iter().any(|flag| vma.flags.contains(flag));
     if vma.shared || flagged(&[b"sh"]) {
         return Err(Reason::Shared);
@@ -86,10 +97,12 @@ pub fn tracking(vma: &Vma) -> Result<(), Reason> {
     if flagged(&[b"io", b"pf", b"ss"]) {
         return Err(Reason::Special);
     }
-    if vma.inode != 0 || vma.name.starts_with('/') {
+    let file = vma.inode != 0 || vma.name.starts_with('/');
+    if file && !is_private_file(vma) {
         return Err(Reason::File);
     }
-    let anonymous = vma.name.is_empty()
+    let anonymous = file
+        || vma.name.is_empty()
         || ["[heap]", "[stack]"].contains(&vma.name.as_str())
         || ["[anon:", "[stack:"].iter().any(|prefix| vma.name.starts_with(prefix));
     if !anonymous {
@@ -104,11 +117,22 @@ pub fn tracking(vma: &Vma) -> Result<(), Reason> {
     if flagged(&[b"um", b"uw", b"ui"]) {
         return Err(Reason::Userfaultfd);
     }
-    let least = if vma.name == "[stack]" { MIN_STACK } else { MIN_LENGTH };
+    let least = match vma.name.as_str() {
+        "[stack]" => MIN_STACK,
+        // A library has a few pages in each of some short mappings, which are the same in every process.
+        _ if file => 0,
+        _ => MIN_LENGTH,
+    };
     if vma.range.len() < least {
         return Err(Reason::Short);
     }
     Ok(())
+}
+
+/// Whether it is a private mapping of a file of which protection tells what was written.
+pub fn is_private_file(vma: &Vma) -> bool {
+    let named = vma.name.starts_with('/') && !vma.name.starts_with("/dev/") && !vma.name.ends_with(" (deleted)");
+    vma.inode != 0 && named && !vma.shared && !vma.executable
 }
 
 /// The mappings in the text of a maps or smaps file, in ascending order. The first line that is none of either is the
@@ -202,6 +226,30 @@ VmFlags: rd ex mr mw me
         check("10000000-10010000 rw-p 00000000 00:00 0 [heap]", "rd wr", Ok(()));
         check("10000000-10200000 rw-p 00000000 00:00 0 [stack]", "rd wr gd", Ok(()));
         check("10000000-10200000 rw-p 00000000 00:00 0 [anon:arena]", "rd wr", Ok(()));
+    }
+
+    #[test]
+    fn what_was_written_to_a_library_is_seen_by_protection_alone() {
+        let protecting = |line: &str, flags: &str| {
+            let vma = parse(line).unwrap().remove(0);
+            assert_eq!(tracking(&vma), Err(Reason::File), "{line}");
+            let flags = flags.split_ascii_whitespace().map(|flag| flag.as_bytes().try_into().unwrap()).collect();
+            protecting(&Vma { flags, ..vma })
+        };
+        for permissions in ["rw-p", "r--p"] {
+            let line = format!("10000000-10001000 {permissions} 00000000 fd:01 9 /lib/x");
+            assert_eq!(protecting(&line, "rd wr mr mw me ac"), Ok(()));
+            assert_eq!(protecting(&line, "rd wr lo"), Err(Reason::Locked));
+            assert_eq!(protecting(&line, "rd wr ht"), Err(Reason::HugeTlb));
+            assert_eq!(protecting(&line, "rd wr io"), Err(Reason::Special));
+            assert_eq!(protecting(&line, "rd wr uw"), Err(Reason::Userfaultfd));
+        }
+        assert_eq!(protecting("10000000-10200000 ---p 00000000 fd:01 9 /lib/x", "mr mw"), Err(Reason::Unreadable));
+        for other in
+            ["r-xp 00000000 fd:01 9 /lib/x", "rw-p 00000000 fd:01 9 /lib/x (deleted)", "rw-p 00000000 00:05 9 /dev/mem"]
+        {
+            assert_eq!(protecting(&format!("10000000-10200000 {other}"), "rd wr"), Err(Reason::File));
+        }
     }
 
     #[test]

@@ -21,8 +21,8 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Files that are complete once CRIU has closed them, by what their names begin with: those of one process, which CRIU opens once, while
 /// it is at work with that (`dump_one_task` of its `criu/cr-dump.c`), and nobody writes again. All others are written to the end, or
-/// again: `pagemap-1.img` ([`crate::criu::pagemap`]), `files.img` ([`crate::criu::mend`]). Pages that have to be written again get
-/// another name.
+/// again: `pagemap-1.img` ([`crate::criu::pagemap`]), `files.img` ([`crate::criu::mend`]). The pages file that a target puts together has
+/// another name, and is none of these.
 const FINAL: [&str; 6] = ["core-", "fdinfo-", "fs-", "ids-", "mm-", "pages-"];
 
 /// Why the files of a dump can't be sent.

@@ -159,13 +159,10 @@ impl Line<'_> {
             dump(criu, || may_begin.recv().unwrap_or_default(), &copied)
         });
         // A dump that has failed meanwhile waits for neither.
-        let LastLook { written, withheld, copied, shared } = precopy::last_look(followed, move |withheld| {
-            begin.send(withheld).ok();
-        })
-        .await;
-        // CRIU is about to look at memory.
-        let told = list.map_or(Ok(()), |list| list.set_memory(&withheld));
-        let told = told.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)));
+        let begin = move |withheld| _ = begin.send(withheld);
+        let looked = precopy::last_look(followed, begin, list).await;
+        let (looked, told) = looked.map_or_else(|failure| (LastLook::default(), Err(failure)), |look| (look, Ok(())));
+        let LastLook { written, copied, shared } = looked;
         tell_copied.send(copied).ok();
         let early = async {
             let mut round = begun.await?;
@@ -305,8 +302,7 @@ async fn fill_in(shared: Vec<Shared>, images: PathBuf) -> Result<u64, Failure> {
 fn leave_nothing_out(images: &Path, copied: &[Copied]) -> Result<(), LeftOutError> {
     for image_pid in pagemap::processes(images).map_err(LeftOutError::List)? {
         let copied = copied.iter().find(|one| one.image_pid == image_pid);
-        let (pid, left_out) = copied.map_or((image_pid, &[][..]), |one| (one.pid, one.ranges.as_slice()));
-        pagemap::settle(images, image_pid, left_out, Path::new(&format!("/proc/{pid}/mem")))?;
+        pagemap::settle(images, image_pid, copied.map_or(&[], |one| one.ranges.as_slice()))?;
     }
     Ok(())
 }

@@ -5,17 +5,25 @@
 
 use crate::agent::room::{NoRoom, Share};
 use crate::agent::transfer::hashing::{Digest, Hashing};
+use crate::agent::transfer::manifest::Landed;
+use crate::agent::transfer::message::Part;
 use crate::agent::transfer::pages::{DecodeError, Decoder, PAGE, PagesError, Place, Sink};
+use crate::criu::pagemap::Assembled;
 use crate::criu::{MOST_WITHHELD, PagemapError, pagemap, shared};
 use crate::pages::store::{NamedSums, SharedWriter, StoreError, StoreWriter};
 use crate::pages::{PageRange, RangeError};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use thiserror::Error;
 
 /// Most processes of one move. Beyond that something else is wrong.
 const MAX_PROCESSES: usize = 10_000;
+
+/// Most threads that put pages files together.
+const MOST_WORKERS: usize = 4;
 
 /// Why memory could not be taken.
 #[derive(Debug, Error)]
@@ -82,6 +90,15 @@ pub enum FinishError {
     /// CRIU's image does not say.
     #[error("read which memory of process {pid} is to come from the store")]
     Image {
+        /// The process, as the images name it.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: PagemapError,
+    },
+    /// What it asks for is not here, or can't be put in its place.
+    #[error("put the pages file of process {pid} together")]
+    Assemble {
         /// The process, as the images name it.
         pid: i32,
         /// Why.
@@ -257,6 +274,41 @@ impl Memory {
             writer.settle().map_err(|source| MemoryError::SharedStore { inode, source })?;
         }
         Ok(())
+    }
+
+    /// The images of a round have landed: puts the pages files together of which this has a part, and CRIU the rest. Blocking.
+    ///
+    /// # Errors
+    /// Where a page is missing: the processes can't be restored.
+    pub(super) fn assemble(&self, images: &Path) -> Result<Vec<(Part, Landed)>, FinishError> {
+        let processes = pagemap::processes(images).map_err(FinishError::List)?;
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mine = std::iter::from_fn(|| processes.get(next.fetch_add(1, Ordering::Relaxed)));
+            mine.filter_map(|pid| self.assemble_one(*pid, images).transpose()).collect::<Result<Vec<_>, _>>()
+        };
+        // The application stands still meanwhile.
+        let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_WORKERS));
+        let all: Result<Vec<_>, _> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..workers.min(processes.len())).map(|_| scope.spawn(work)).collect();
+            let mut all = vec![work()];
+            all.extend(others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic))));
+            all.into_iter().collect()
+        });
+        all.map(|files| files.into_iter().flatten().collect())
+    }
+
+    fn assemble_one(&self, pid: i32, images: &Path) -> Result<Option<(Part, Landed)>, FinishError> {
+        let stored = |range: std::ops::Range<u64>| {
+            let never_came = StoreError::NeverCame { pid, address: range.start };
+            let length = (range.end - range.start) as usize;
+            let read = self.stores.get(&pid).ok_or(never_came).and_then(|store| store.read(range.start, length));
+            read.map_err(std::io::Error::other)
+        };
+        let file = pagemap::assemble(images, pid, stored).map_err(|source| FinishError::Assemble { pid, source })?;
+        Ok(file.map(|Assembled { name, bytes, digest }| {
+            (Part::Image { name }, Landed { bytes, digest: Digest::from(digest) })
+        }))
     }
 
     /// A cut has landed: shows what CRIU's `images` of it say is to come, all of which must be there, as stores in `directory`. They are
@@ -515,6 +567,39 @@ pub(crate) mod tests {
         memory.finish(directory.path(), &images).expect("all that is asked for");
         assert_eq!(pids(directory.path()).expect("a directory"), [1], "CRIU hands over 1 and never 17");
         assert!(!directory.path().join("17.pages").exists());
+    }
+
+    #[test]
+    fn what_no_daemon_may_bring_is_put_into_the_pages_file_and_taken_out_of_the_store() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let images = directory.path().join("images");
+        std::fs::create_dir(&images).expect("a directory");
+        // `pagemap_head`, and an `mm` image without any mapping: what is left out can't come later.
+        let image = |magic: u32, entry: Vec<u8>| crate::criu::image::assemble(magic, [entry]);
+        std::fs::write(images.join("pagemap-1.img"), image(0x5608_4025, vec![0x08, 4])).expect("an image");
+        std::fs::write(images.join("mm-1.img"), image(0x5749_2820, Vec::new())).expect("an image");
+        let settled = pagemap::settle(&images, 1, &[0x1000..0x3000, 0x5000..0x6000]).expect("settled");
+        assert_eq!(settled.stored, [0x1000..0x3000, 0x5000..0x6000]);
+
+        let mut memory = Memory::default();
+        let refused = memory.assemble(&images).expect_err("it has nothing of that process");
+        assert!(matches!(refused, FinishError::Assemble { pid: 1, .. }));
+        let mut store = StoreWriter::create(directory.path(), 1).expect("a store");
+        store.write(0x5000, &[5; PAGE]).expect("a page");
+        store.write(0x1000, &[1; PAGE]).expect("a page");
+        memory.stores.insert(1, store);
+        memory.assemble(&images).expect_err("a page never came");
+        memory.stores.get_mut(&1).expect("a store").zero(0x2000, PAGE as u64).expect("a page");
+
+        let assembled = memory.assemble(&images).expect("all is there");
+        let name = format!("pages-{}.img", 4_u32 | 1 << 31);
+        let expected = [[1; PAGE], [0; PAGE], [5; PAGE]].concat();
+        assert_eq!(std::fs::read(images.join(&name)).expect("pages"), expected);
+        let landed = Landed { bytes: expected.len() as u64, digest: Digest::from(blake3::hash(&expected)) };
+        assert_eq!(assembled, [(Part::Image { name }, landed)]);
+        memory.finish(directory.path(), &images).expect("nothing is to come");
+        let store = crate::pages::store::Store::open(directory.path(), 1).expect("a store");
+        assert!(store.extents().is_empty(), "no daemon may bring it");
     }
 
     #[test]

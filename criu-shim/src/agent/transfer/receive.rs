@@ -241,12 +241,20 @@ impl Landing {
         match kind {
             RoundKind::Early => {}
             RoundKind::Rehearsal => {
-                let cut = round.only(is_of_cut);
+                let mut cut = round.only(is_of_cut);
+                for (part, landed) in self.memory.assemble(&images.join(IMAGES))? {
+                    self.may_have(1, &cut)?;
+                    add_assembled(&mut cut, part, landed)?;
+                }
                 self.cut = cut.bytes();
                 store(images, &cut, Vec::new())?;
                 self.memory.show(&images.join(MEMORY), &images.join(IMAGES))?;
             }
             RoundKind::Last => {
+                for (part, landed) in self.memory.assemble(&images.join(IMAGES))? {
+                    self.may_have(1, round)?;
+                    add_assembled(&mut self.manifest, part, landed)?;
+                }
                 sums = std::mem::take(&mut self.memory).finish(&rest.join(MEMORY), &images.join(IMAGES))?;
             }
         }
@@ -444,6 +452,11 @@ impl Directories {
     fn of(&self, part: &Part) -> &Path {
         if is_of_cut(part) { &self.images } else { &self.rest }
     }
+}
+
+/// Another file of images lies there, which was put together of what has landed.
+fn add_assembled(manifest: &mut Manifest, part: Part, landed: Landed) -> Result<(), ReceiveError> {
+    if manifest.add(part.clone(), landed) { Ok(()) } else { Err(ReceiveError::Twice(part)) }
 }
 
 /// Whether such a part of a cut is of no use after the rehearsal.

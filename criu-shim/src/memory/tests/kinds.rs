@@ -1,7 +1,7 @@
 //! Kinds of memory: which of them are followed before the freeze, by whichever engine, and which are left to the dump.
 
-use super::child::{Child, MIB};
-use super::{Kind, kinds, pages};
+use super::child::{Child, MIB, PAGE};
+use super::{Kind, NONE, kinds, pages};
 use crate::memory::{AttachError, Obstacle, Range, Tracker};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -73,17 +73,80 @@ fn huge_pages_of_hugetlbfs_are_left_to_the_dump() {
     }
 }
 
-#[test]
-fn pages_of_a_private_file_mapping_that_were_written_are_left_to_the_dump() {
+/// A private mapping of a file full of sevens, of which `written` pages have been.
+fn library(child: &mut Child, written: &[u64]) -> (tempfile::NamedTempFile, Range) {
     let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().set_len(LENGTH).unwrap();
+    std::fs::write(file.path(), vec![7; LENGTH as usize]).unwrap();
     let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
-    let mut child = Child::new();
     let text = child.bytes(path.as_bytes_with_nul());
     let fd = child.good(libc::SYS_openat, &[libc::AT_FDCWD as u64, text, libc::O_RDWR as u64]);
-    let area = mapped(&mut child, libc::MAP_PRIVATE, fd).unwrap();
+    let area = mapped(child, libc::MAP_PRIVATE, fd).unwrap();
+    written.iter().for_each(|page| child.store(area.start + page * PAGE, 1));
+    (file, area)
+}
+
+#[test]
+fn pages_of_a_private_file_mapping_that_were_written_are_followed_by_protection_alone() {
+    let mut child = Child::new();
+    let (_file, area) = library(&mut child, &[0]);
+    for kind in kinds() {
+        assert_eq!(is_followed(&child, kind, area), matches!(kind, Kind::WriteProtect), "{kind:?}");
+    }
+}
+
+#[test]
+fn of_a_file_mapping_only_the_pages_of_the_process_itself_are_sent() {
+    let mut child = Child::new();
+    let (_file, area) = library(&mut child, &[2, 5]);
+    // The file's own pages are mapped too.
+    child.good(libc::SYS_madvise, &[area.start, LENGTH, libc::MADV_POPULATE_READ as u64]);
+    let mut tracker = Tracker::attach(child.pid).unwrap();
+    assert_eq!(pages(&tracker.take_written().unwrap(), area), [2, 5]);
+    assert_eq!(pages(&tracker.take_written().unwrap(), area), NONE);
+    // Again, for the first time, and where nothing was mapped.
+    child.good(libc::SYS_madvise, &[area.start + 9 * PAGE, PAGE, libc::MADV_DONTNEED as u64]);
+    for page in [5, 7, 9] {
+        child.store(area.start + page * PAGE, 2);
+    }
+    let look = tracker.last_look().unwrap();
+    assert_eq!((pages(&look.written, area), pages(&look.present, area)), (vec![5, 7, 9], vec![2, 5, 7, 9]));
+    assert!(look.covered.iter().any(|range| range.contains(&area)));
+}
+
+#[test]
+fn a_file_mapping_of_which_nothing_was_written_is_left_alone_until_it_is() {
+    let mut child = Child::new();
+    let (_file, area) = library(&mut child, &[]);
+    let mut tracker = Tracker::attach(child.pid).unwrap();
+    tracker.take_written().unwrap();
+    let covered = |tracker: &mut Tracker| {
+        let look = tracker.last_look().unwrap();
+        look.covered.iter().any(|range| range.contains(&area))
+    };
+    assert!(!covered(&mut tracker));
     child.store(area.start, 1);
-    check(&child, "a file", area, false);
+    assert!(!covered(&mut tracker), "it is dumped");
+    assert_eq!(pages(&tracker.take_written().unwrap(), area), [0]);
+    assert!(covered(&mut tracker));
+}
+
+#[test]
+fn what_a_process_has_thrown_away_of_a_file_mapping_is_not_given_back_to_it() {
+    let mut child = Child::new();
+    let (_file, area) = library(&mut child, &[2, 5]);
+    let mut tracker = Tracker::attach(child.pid).unwrap();
+    assert_eq!(pages(&tracker.take_written().unwrap(), area), [2, 5]);
+    child.good(libc::SYS_madvise, &[area.start + 2 * PAGE, PAGE, libc::MADV_DONTNEED as u64]);
+    let doubtful = tracker.last_look().unwrap();
+    let covered = doubtful.covered.iter().any(|range| range.contains(&area));
+    assert!(!covered || pages(&doubtful.present, area) == [5], "it holds what the file does");
+    // Once it is read, nothing is in doubt.
+    child.good(libc::SYS_madvise, &[area.start, LENGTH, libc::MADV_POPULATE_READ as u64]);
+    let look = tracker.last_look().unwrap();
+    assert!(look.covered.iter().any(|range| range.contains(&area)));
+    assert_eq!(pages(&look.present, area), [5]);
+    child.store(area.start + 2 * PAGE, 3);
+    assert_eq!(pages(&tracker.last_look().unwrap().written, area), [2]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::sent::SentPages;
 use super::shared::{Shared, SharedMemory};
 use crate::agent::transfer::message::Part;
 use crate::causes::chain;
-use crate::criu::{ObjectId, ProcessId, ProcessRange, fitting, ranges};
+use crate::criu::{ObjectId, ProcessId, Telling, WithholdError, ranges};
 use crate::freezer::{Freezer, FreezerError};
 use crate::memory::{AttachError, Attached, Engine, Range, Sent, TrackError};
 use std::path::Path;
@@ -60,9 +60,7 @@ impl Written {
 pub struct LastLook {
     /// What must still be sent.
     pub written: Vec<Written>,
-    /// What the dump leaves out of the processes' own memory, whether there is anything or not.
-    pub withheld: Vec<ProcessRange>,
-    /// What there is of it, all of which the target has then.
+    /// What there is of what the dump leaves out of the processes' own memory, all of which the target has then.
     pub copied: Vec<Copied>,
     /// Shared memory that the dump leaves out. What differs in it is still to be found.
     pub shared: Vec<Shared>,
@@ -71,8 +69,6 @@ pub struct LastLook {
 /// What the target has of one process, once the last of it is sent.
 #[derive(Clone, Debug)]
 pub struct Copied {
-    /// The process, as this node's `/proc` names it.
-    pub pid: i32,
     /// The process, as CRIU's images name it.
     pub image_pid: i32,
     /// Every page of these that there is.
@@ -214,29 +210,32 @@ impl Followed {
     /// The last look, at processes that are frozen. One that can't be looked at is dumped whole. Blocking.
     ///
     /// `begin` is called, with the shared memory that it leaves out, when a dump may begin: it changes nothing of what is
-    /// looked at from then on.
-    pub fn last_look(&mut self, begin: impl FnOnce(Vec<ObjectId>)) -> LastLook {
+    /// looked at from then on. It is told of each process what it leaves out of it as soon as that is known.
+    ///
+    /// # Errors
+    /// Where it could not be told. It is of no use then.
+    pub fn last_look(
+        &mut self,
+        begin: impl FnOnce(Vec<ObjectId>),
+        telling: &mut Telling,
+    ) -> Result<LastLook, WithholdError> {
         let mut look = LastLook { shared: self.shared.last_look(), ..LastLook::default() };
         let alive = self.processes.iter_mut().filter(|process| process.id.is_alive());
         // In a dump, a thread has the stack pointer of CRIU's parasite.
-        let alive: Vec<_> = alive.map(|process| (stack_pages(process.id.pid), process)).collect();
+        let mut alive: Vec<_> = alive.map(|process| (stack_pages(process.id.pid), process)).collect();
+        // As CRIU comes to them, about: parents have the lower ids, mostly.
+        alive.sort_by_key(|(_, process)| process.id.pid);
         begin(look.shared.iter().map(|shared| shared.id).collect());
         for (stacks, process) in alive {
             let (pid, image_pid) = (process.id.pid, process.image_pid);
             let seen = process.engine.last_look().unwrap_or_default();
             look.written.push(process.written(seen.written));
             let Some(touched) = stacks.and_then(|stacks| touched_pages(pid, stacks)) else { continue };
-            let withheld = ranges::without(&addresses(&seen.covered), &touched);
-            look.withheld.extend(ProcessRange::all(pid, &withheld));
-            look.copied.push(Copied { pid, image_pid, ranges: addresses(&seen.present) });
+            let withheld = telling.process(pid, ranges::without(&addresses(&seen.covered), &touched))?;
+            let ranges = ranges::intersection(&addresses(&seen.present), &withheld);
+            look.copied.push(Copied { image_pid, ranges });
         }
-        look.withheld = fitting(look.withheld);
-        for Copied { pid, ranges, .. } in &mut look.copied {
-            let withheld: Vec<_> =
-                (look.withheld.iter()).filter(|range| range.pid == *pid).map(|range| range.start..range.end).collect();
-            *ranges = ranges::intersection(ranges, &withheld);
-        }
-        look
+        Ok(look)
     }
 }
 

@@ -31,7 +31,7 @@ use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromSource, FromTarget};
 use crate::agent::transfer::send::{self, RoundSender, SendError};
 use crate::causes::chain;
-use crate::criu::ObjectId;
+use crate::criu::{ObjectId, Withheld};
 use crate::freezer::Freezer;
 use crate::memory::ReadError;
 use answers::{Answer, Answers};
@@ -360,23 +360,33 @@ pub async fn follow(freezer: Freezer) -> Result<Followed, String> {
     attached.map_err(|error| chain(&error))?.map_err(|error| chain(&error))
 }
 
-/// Looks at the frozen processes, and says by `begin` when the dump may begin and what shared memory it leaves out. Where it
-/// does not work at all, the dump can't be completed, and the attempt fails.
+/// Looks at the frozen processes, says by `begin` when the dump may begin and what shared memory it leaves out, and puts on the `list`
+/// what it leaves out of each process. Without a list it leaves nothing out.
+///
+/// # Errors
+/// Where it does not work: what the dump leaves out is unknown, and the attempt fails.
 pub async fn last_look(
     followed: &mut Option<Followed>,
     begin: impl FnOnce(Vec<ObjectId>) + Send + 'static,
-) -> LastLook {
+    list: Option<Withheld>,
+) -> Result<LastLook, Failure> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    let Some(list) = list else {
+        begin(Vec::new());
+        return Ok(LastLook::default());
+    };
+    let mut telling = list.tell();
     let Some(mut looking) = followed.take() else {
         begin(Vec::new());
-        return LastLook::default();
+        return telling.end().map(|()| LastLook::default()).map_err(|error| failed(&error));
     };
-    match tokio::task::spawn_blocking(move || (looking.last_look(begin), looking)).await {
-        Ok((look, looked)) => {
-            *followed = Some(looked);
-            look
-        }
-        Err(_) => LastLook::default(),
-    }
+    let looking = tokio::task::spawn_blocking(move || {
+        let look = looking.last_look(begin, &mut telling).and_then(|look| telling.end().map(|()| look));
+        (look, looking)
+    });
+    let (look, looked) = looking.await.map_err(|error| failed(&error))?;
+    *followed = Some(looked);
+    look.map_err(|error| failed(&error))
 }
 
 /// Takes out what was put into processes that run again, or are gone, and ends what watched their files.
