@@ -105,12 +105,9 @@ impl TargetDriver {
         let (ownership, node) = (self.context.ownership(&self.key), self.context.settings.node_name.clone());
         let (attempt, events, since) = (self.local.attempt, self.own_events.clone(), Since::now());
         tokio::spawn(async move {
-            match ownership.is_taken(attempt, &node).await {
-                Ok(true) => {
-                    events.send(Event::StillTaken { attempt, since }).await.ok();
-                }
-                // The watch will show what became of it, or it is committed before the processes run.
-                Ok(false) | Err(_) => {}
+            // Otherwise the watch will show what became of it, or it is committed before the processes run.
+            if let Ok(true) = ownership.is_taken(attempt, &node).await {
+                events.send(Event::StillTaken { attempt, since }).await.ok();
             }
         });
     }
