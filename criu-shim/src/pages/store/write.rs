@@ -142,7 +142,8 @@ impl StoreWriter {
     /// Ends the taking in and writes the index, so that a [`super::Store`] can be opened.
     ///
     /// `present` are the pages that the image calls lazy. That is the truth: what the store has beside them was unmapped
-    /// since it was sent, and is dropped.
+    /// since it was sent, or is in the images, and is dropped. Its place in the file is not given back: a file system that writes what
+    /// is dirty there before it does, as ext4, keeps the caller waiting for its disk, and the file goes soon.
     ///
     /// # Errors
     /// [`StoreError::Missing`] if a page of `present` was never given; there is no index then. [`StoreError::Write`],
@@ -151,7 +152,6 @@ impl StoreWriter {
         let present = self.all_of(present)?;
         let orphans = self.extents.keep_only(&present);
         let stale = orphans.iter().map(|range| range.end - range.start).sum();
-        orphans.into_iter().try_for_each(|orphan| self.give_back(orphan))?;
         self.write_index(&self.directory, &self.extents)?;
         let data = self.extents.data().iter().map(|extent| extent.length).sum();
         let sums = self.keeping.as_ref().map(|keeping| NamedSums::of(&keeping.sums)).transpose()?;
@@ -168,20 +168,20 @@ impl StoreWriter {
         self.keeping.map_or(Ok(()), |keeping| keeping.sums.remove())
     }
 
+    /// Gives back a part of the data file that no extent has. It is never served, whether that works or not.
+    fn give_back(&self, orphan: Range<u64>) -> Result<(), StoreError> {
+        match (punch(&self.file, orphan.clone()), &self.keeping) {
+            (Ok(()), Some(keeping)) => keeping.sums.zeroed(orphan),
+            (Ok(()), None) | (Err(_), _) => Ok(()),
+        }
+    }
+
     /// `present`, all of which the store has.
     fn all_of(&self, present: &[PageRange]) -> Result<Vec<PageRange>, StoreError> {
         let present = PageRange::merged(present);
         match present.iter().find_map(|range| self.extents.first_gap(*range)) {
             Some(address) => Err(StoreError::Missing { pid: self.pid, address }),
             None => Ok(present),
-        }
-    }
-
-    /// Gives back a part of the data file that no extent has. It is never served, whether that works or not.
-    fn give_back(&self, orphan: Range<u64>) -> Result<(), StoreError> {
-        match (punch(&self.file, orphan.clone()), &self.keeping) {
-            (Ok(()), Some(keeping)) => keeping.sums.zeroed(orphan),
-            (Ok(()), None) | (Err(_), _) => Ok(()),
         }
     }
 
