@@ -169,8 +169,8 @@ pub enum PagemapError {
         /// The process.
         pid: i32,
     },
-    /// The memory of the process could not be read.
-    #[error("read {start:#x}..{end:#x} of process {pid}")]
+    /// Memory of the process that should have landed could not be read.
+    #[error("take {start:#x}..{end:#x} of process {pid} out of what has landed")]
     Memory {
         /// The process.
         pid: i32,

@@ -198,23 +198,33 @@ pub fn settle(images: &Path, pid: i32, left_out: &[Range<u64>]) -> Result<Settle
     Ok(plan.settled)
 }
 
-/// Puts the pages file of process `pid` together where [`settle`] has called memory stored: of what CRIU has written, and of what
-/// `stored` returns for addresses, at most 1 MiB at a time. None where nothing of the process is stored. Blocking.
+/// How long the pages file of process `pid` is that [`assemble`] puts together, bytes. None where nothing of the process is stored. Blocking.
 ///
 /// # Errors
 /// [`PagemapError`]: the images are of no use.
+pub fn assembled(images: &Path, pid: i32) -> Result<Option<u64>, PagemapError> {
+    let path = images.join(pagemap_file(pid));
+    let image = read(&path)?;
+    let entries = parse(&image).map_err(|source| PagemapError::Image { path, source })?.entries;
+    let present = entries.iter().filter(|entry| entry.flags & PRESENT != 0);
+    let bytes = present.map(|entry| entry.range.end - entry.range.start).sum();
+    Ok(entries.iter().any(|entry| entry.stored).then_some(bytes))
+}
+
+/// Puts the pages file of process `pid` together where [`settle`] has called memory stored: of what CRIU has written, and of what
+/// `stored` returns for addresses, at most 1 MiB at a time. Blocking.
+///
+/// # Errors
+/// [`PagemapError`]: the images are of no use. Also where nothing of the process is stored.
 pub fn assemble(
     images: &Path,
     pid: i32,
     mut stored: impl FnMut(Range<u64>) -> std::io::Result<Vec<u8>>,
-) -> Result<Option<Assembled>, PagemapError> {
+) -> Result<Assembled, PagemapError> {
     let path = images.join(pagemap_file(pid));
     let image = read(&path)?;
     let Pagemap { pages_id, entries, .. } =
         parse(&image).map_err(|source| PagemapError::Image { path: path.clone(), source })?;
-    if !entries.iter().any(|entry| entry.stored) {
-        return Ok(None);
-    }
     if pages_id & ASSEMBLED == 0 {
         // What would be written is what is read.
         return Err(PagemapError::Image { path, source: ImageError::Entry(0) });
@@ -247,7 +257,7 @@ pub fn assemble(
         }
         new.flush().map_err(|source| write_error(&path, source))
     })?;
-    Ok(Some(Assembled { name, bytes, digest: hasher.finalize() }))
+    Ok(Assembled { name, bytes, digest: hasher.finalize() })
 }
 
 fn parse(image: &[u8]) -> Result<Pagemap<'_>, ImageError> {

@@ -19,8 +19,9 @@ use tracing::debug;
 /// together.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Files that are complete once CRIU has closed them, by what their names begin with: those of one process, which CRIU opens once, while
-/// it is at work with that (`dump_one_task` of its `criu/cr-dump.c`), and nobody writes again. All others are written to the end, or
+/// Files that are complete once CRIU has closed them, by what their names begin with: those of one process, or of one object of shared
+/// memory, which CRIU opens once, while it is at work with that (`dump_one_task` of its `criu/cr-dump.c`), and nobody writes again. But
+/// for those that are empty: of shared memory that was left out they are removed ([`crate::criu::Shared`]). All others are written to the end, or
 /// again: `pagemap-1.img` ([`crate::criu::pagemap`]), `files.img` ([`crate::criu::mend`]). The pages file that a target puts together has
 /// another name, and is none of these.
 const FINAL: [&str; 6] = ["core-", "fdinfo-", "fs-", "ids-", "mm-", "pages-"];
@@ -105,17 +106,22 @@ impl Ahead {
         while let Some(closed) = self.closed.as_ref().filter(|_| !ended.is_cancelled()) {
             let mut names: Vec<String> = closed.names().into_iter().filter(|name| is_final(name)).collect();
             names.retain(|name| !self.sent.contains_key(name));
-            let directory = directory.to_owned();
-            let reading = tokio::task::spawn_blocking(move || complete(&directory, names));
-            let mut images = Vec::new();
-            // What is not found here goes with the rest.
-            for (name, mark, image) in reading.await.unwrap_or_default() {
-                self.sent.insert(name, mark);
-                images.push(image);
+            if !names.is_empty() {
+                let directory = directory.to_owned();
+                let reading = tokio::task::spawn_blocking(move || complete(&directory, names));
+                let mut images = Vec::new();
+                // What is not found here goes with the rest.
+                for (name, mark, image) in reading.await.unwrap_or_default() {
+                    self.sent.insert(name, mark);
+                    images.push(image);
+                }
+                send(round, images).await?;
             }
-            send(round, images).await?;
             tokio::time::timeout(LOOK, ended.cancelled()).await.ok();
         }
+        // The kernel lets it go only when nobody can look at it any more, ten milliseconds later and more. Nobody waits for that.
+        let closed = self.closed.take();
+        tokio::task::spawn_blocking(move || drop(closed));
         Ok(())
     }
 }
@@ -131,6 +137,9 @@ fn complete(directory: &Path, names: Vec<String>) -> Vec<(String, Mark, Image)> 
         let path = directory.join(&name);
         // Before it is read: what is written after this is noticed.
         let mark = Mark::of(&path.symlink_metadata().ok()?);
+        if mark.bytes == 0 {
+            return None;
+        }
         let content = content(&path).ok()?;
         Some((name.clone(), mark, Image { part: Part::Image { name }, content }))
     };
@@ -142,7 +151,7 @@ fn complete(directory: &Path, names: Vec<String>) -> Vec<(String, Mark, Image)> 
 /// # Errors
 /// [`ImagesError`], also where one that has gone is not as it was.
 pub(super) fn read(directories: &[PathBuf], ahead: &Ahead) -> Result<Vec<Image>, ImagesError> {
-    let mut files = Vec::new();
+    let (mut files, mut missing) = (Vec::new(), ahead.sent.clone());
     for directory in directories {
         let failed = |source| ImagesError::List { path: directory.clone(), source };
         for entry in directory.read_dir().map_err(failed)? {
@@ -153,10 +162,13 @@ pub(super) fn read(directories: &[PathBuf], ahead: &Ahead) -> Result<Vec<Image>,
             let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
             match ahead.sent.get(&name) {
                 None => files.push((name, path)),
-                Some(mark) if *mark == Mark::of(&entry.metadata().map_err(failed)?) => {}
+                Some(mark) if *mark == Mark::of(&entry.metadata().map_err(failed)?) => drop(missing.remove(&name)),
                 Some(_) => return Err(ImagesError::Changed { path }),
             }
         }
+    }
+    if let Some((name, _)) = missing.pop_first() {
+        return Err(ImagesError::Changed { path: name.into() });
     }
     files.sort();
     files
@@ -225,6 +237,8 @@ mod tests {
         assert_eq!(lengths, expected.map(|(name, length)| (format!("the image {name}"), length)));
         write("e", 2).expect("a file");
         assert!(matches!(read(&directories, &ahead), Err(ImagesError::Changed { path }) if path.ends_with("e")));
+        std::fs::remove_file(directory.path().join("e")).expect("removed");
+        assert!(matches!(read(&directories, &ahead), Err(ImagesError::Changed { path }) if path.ends_with("e")));
     }
 
     #[test]
@@ -254,6 +268,7 @@ mod tests {
         for name in ["core-1.img", "mm-1.img", "pagemap-1.img"] {
             std::fs::write(directory.path().join(name), name).expect("a file");
         }
+        std::fs::write(directory.path().join("pages-7.img"), "").expect("of shared memory that was left out");
         let ended = CancellationToken::new();
         let mut round = send::begin(&source, 1, true).await.expect("begin");
         let hearing = async {
@@ -271,6 +286,7 @@ mod tests {
         };
         let (sent, heard) = tokio::join!(ahead.send(&mut round, directory.path(), &ended), hearing);
         sent.expect("sent");
+        std::fs::remove_file(directory.path().join("pages-7.img")).expect("removed, because it is empty");
         assert_eq!(heard, ["the image core-1.img", "the image mm-1.img", "the image core-2.img"]);
         let rest = read(&[directory.path().to_owned()], &ahead).expect("as they were");
         assert_eq!(rest.iter().map(name).collect::<Vec<_>>(), ["the image pagemap-1.img"]);

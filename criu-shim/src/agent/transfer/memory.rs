@@ -114,6 +114,24 @@ pub enum FinishError {
         #[source]
         source: RangeError,
     },
+    /// It is not as long as CRIU's image says.
+    #[error("the pages of shared memory {inode} are not all here")]
+    SharedMissing {
+        /// Its inode, by which the images name it.
+        inode: u32,
+    },
+    /// It can't be told whether all of it is here.
+    #[error("see whether all shared memory is here")]
+    SharedLengths(#[source] PagemapError),
+    /// There is no room for the pages files that are put together.
+    #[error("put the pages file of process {pid} together")]
+    NoRoom {
+        /// The process, as the images name it.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: NoRoom,
+    },
     /// CRIU's image does not say.
     #[error("read which pages of shared memory {inode} are to come from the store")]
     SharedImage {
@@ -276,21 +294,31 @@ impl Memory {
         Ok(())
     }
 
-    /// The images of a round have landed: puts the pages files together of which this has a part, and CRIU the rest. Blocking.
+    /// The images of a round have landed: puts the pages files together of which this has a part, and CRIU the rest. They come out of
+    /// `room`. Blocking.
     ///
     /// # Errors
-    /// Where a page is missing: the processes can't be restored.
-    pub(super) fn assemble(&self, images: &Path) -> Result<Vec<(Part, Landed)>, FinishError> {
+    /// Where a page is missing: the processes can't be restored. Where there is no room.
+    pub(super) fn assemble(&self, images: &Path, room: &mut Share) -> Result<Vec<(Part, Landed)>, FinishError> {
         let processes = pagemap::processes(images).map_err(FinishError::List)?;
+        let mut lengths = Vec::new();
+        for &pid in &processes {
+            let bytes = pagemap::assembled(images, pid).map_err(|source| FinishError::Assemble { pid, source })?;
+            lengths.extend(bytes.map(|bytes| (pid, bytes)));
+        }
+        let mut written = Vec::new();
+        for &(pid, bytes) in &lengths {
+            written.push(room.take(bytes).map_err(|source| FinishError::NoRoom { pid, source })?);
+        }
         let next = AtomicUsize::new(0);
         let work = || {
-            let mine = std::iter::from_fn(|| processes.get(next.fetch_add(1, Ordering::Relaxed)));
-            mine.filter_map(|pid| self.assemble_one(*pid, images).transpose()).collect::<Result<Vec<_>, _>>()
+            let mine = std::iter::from_fn(|| lengths.get(next.fetch_add(1, Ordering::Relaxed)));
+            mine.map(|(pid, _)| self.assemble_one(*pid, images)).collect::<Result<Vec<_>, _>>()
         };
         // The application stands still meanwhile.
         let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_WORKERS));
         let all: Result<Vec<_>, _> = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..workers.min(processes.len())).map(|_| scope.spawn(work)).collect();
+            let others: Vec<_> = (1..workers.min(lengths.len())).map(|_| scope.spawn(work)).collect();
             let mut all = vec![work()];
             all.extend(others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic))));
             all.into_iter().collect()
@@ -298,7 +326,7 @@ impl Memory {
         all.map(|files| files.into_iter().flatten().collect())
     }
 
-    fn assemble_one(&self, pid: i32, images: &Path) -> Result<Option<(Part, Landed)>, FinishError> {
+    fn assemble_one(&self, pid: i32, images: &Path) -> Result<(Part, Landed), FinishError> {
         let stored = |range: std::ops::Range<u64>| {
             let never_came = StoreError::NeverCame { pid, address: range.start };
             let length = (range.end - range.start) as usize;
@@ -306,9 +334,8 @@ impl Memory {
             read.map_err(std::io::Error::other)
         };
         let file = pagemap::assemble(images, pid, stored).map_err(|source| FinishError::Assemble { pid, source })?;
-        Ok(file.map(|Assembled { name, bytes, digest }| {
-            (Part::Image { name }, Landed { bytes, digest: Digest::from(digest) })
-        }))
+        let Assembled { name, bytes, digest } = file;
+        Ok((Part::Image { name }, Landed { bytes, digest: Digest::from(digest) }))
     }
 
     /// A cut has landed: shows what CRIU's `images` of it say is to come, all of which must be there, as stores in `directory`. They are
@@ -347,9 +374,12 @@ impl Memory {
     /// Where a page is missing: the processes can't be restored.
     pub fn finish(self, directory: &Path, images: &Path) -> Result<Vec<NamedSums>, FinishError> {
         let (lasts, mut sums) = (self.lasts, Vec::new());
-        let Self { mut stores, shared, .. } = self;
-        for (inode, writer) in shared {
+        let Self { mut stores, shared: of_shared, .. } = self;
+        for (inode, writer) in of_shared {
             sums.extend(finish_shared(inode, writer, images)?);
+        }
+        if lasts && let Some(inode) = shared::incomplete(images).map_err(FinishError::SharedLengths)? {
+            return Err(FinishError::SharedMissing { inode });
         }
         if stores.is_empty() {
             return Ok(sums);
@@ -581,17 +611,21 @@ pub(crate) mod tests {
         let settled = pagemap::settle(&images, 1, &[0x1000..0x3000, 0x5000..0x6000]).expect("settled");
         assert_eq!(settled.stored, [0x1000..0x3000, 0x5000..0x6000]);
 
+        let mut room = Room::new(|| u64::MAX).promise(0).expect("room");
         let mut memory = Memory::default();
-        let refused = memory.assemble(&images).expect_err("it has nothing of that process");
+        let refused = memory.assemble(&images, &mut room).expect_err("it has nothing of that process");
         assert!(matches!(refused, FinishError::Assemble { pid: 1, .. }));
         let mut store = StoreWriter::create(directory.path(), 1).expect("a store");
         store.write(0x5000, &[5; PAGE]).expect("a page");
         store.write(0x1000, &[1; PAGE]).expect("a page");
         memory.stores.insert(1, store);
-        memory.assemble(&images).expect_err("a page never came");
+        memory.assemble(&images, &mut room).expect_err("a page never came");
         memory.stores.get_mut(&1).expect("a store").zero(0x2000, PAGE as u64).expect("a page");
 
-        let assembled = memory.assemble(&images).expect("all is there");
+        let mut little = Room::new(|| 2 * PAGE as u64).promise(0).expect("room");
+        let refused = memory.assemble(&images, &mut little).expect_err("it is three pages");
+        assert!(matches!(refused, FinishError::NoRoom { pid: 1, .. }));
+        let assembled = memory.assemble(&images, &mut room).expect("all is there");
         let name = format!("pages-{}.img", 4_u32 | 1 << 31);
         let expected = [[1; PAGE], [0; PAGE], [5; PAGE]].concat();
         assert_eq!(std::fs::read(images.join(&name)).expect("pages"), expected);

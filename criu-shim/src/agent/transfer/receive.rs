@@ -1,7 +1,7 @@
 //! Receiving: parts become regular files of an attempt's own directory, and their digests are kept beside them.
 //!
 //! The bytes of files are not hashed here: what counts is what lies on the disk when it is used, which `stored` compares. Those of
-//! memory are, as they come. What comes is written by the thread that takes it from the connection: one more to hand it to
+//! memory are, as they come, and of the pages files that are put together. What comes is written by the thread that takes it from the connection: one more to hand it to
 //! would cost more than what it could do meanwhile.
 
 use crate::agent::room::{NoRoom, Share};
@@ -242,7 +242,7 @@ impl Landing {
             RoundKind::Early => {}
             RoundKind::Rehearsal => {
                 let mut cut = round.only(is_of_cut);
-                for (part, landed) in self.memory.assemble(&images.join(IMAGES))? {
+                for (part, landed) in self.memory.assemble(&images.join(IMAGES), &mut self.share)? {
                     self.may_have(1, &cut)?;
                     add_assembled(&mut cut, part, landed)?;
                 }
@@ -251,7 +251,7 @@ impl Landing {
                 self.memory.show(&images.join(MEMORY), &images.join(IMAGES))?;
             }
             RoundKind::Last => {
-                for (part, landed) in self.memory.assemble(&images.join(IMAGES))? {
+                for (part, landed) in self.memory.assemble(&images.join(IMAGES), &mut self.share)? {
                     self.may_have(1, round)?;
                     add_assembled(&mut self.manifest, part, landed)?;
                 }

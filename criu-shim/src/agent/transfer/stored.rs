@@ -2,7 +2,7 @@
 //!
 //! A digest that was right when the bytes came in says nothing about what CRIU will read. So what is about to be relied on is
 //! read back and compared, every time: before a commit that is made on it alone, and before CRIU gets its request. It is
-//! the one place where the target computes digests of files, because a second time would lengthen the freeze.
+//! the one place where the target computes digests of files that were sent, because a second time would lengthen the freeze.
 //!
 //! Memory that goes into a page store has no entry, nor has the pages file of shared memory, which is one too: reading a gigabyte back
 //! would take longer than the whole freeze. A store knows by itself whether a page is missing. Where it is to be the only copy of a
