@@ -264,9 +264,9 @@ impl TargetDriver {
 
     fn reach(&mut self, step: TargetStep) {
         self.report.step = step;
-        // While it is one of these steps, the source is frozen and waits.
+        // While it is one of these steps, the source is frozen and waits, or the application needs its first pages.
         match step {
-            TargetStep::Staged | TargetStep::Held | TargetStep::Committed => {
+            TargetStep::Staged | TargetStep::Held | TargetStep::Committed | TargetStep::Resumed => {
                 self.reporter.report_later(self.report.clone());
             }
             _ => self.reporter.report(self.report.clone()),

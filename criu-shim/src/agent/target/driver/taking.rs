@@ -24,6 +24,8 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(60);
 /// How long what was taken counts without another look at the object, also where the node was suspended. The operator commits what
 /// was taken far later (`operator/src/transition/taken.rs`), and may give its state up after that.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long the processes run before it is written that they do.
+const FIRST_PAGES: Duration = Duration::from_millis(100);
 /// Name of the file that is there as long as CRIU had no request, in the attempt's directory. No container has a name that begins so.
 const UNRELEASED: &str = ".unreleased";
 
@@ -197,6 +199,8 @@ impl TargetDriver {
         let (ownership, node) = (self.context.ownership(&self.key), self.context.settings.node_name.clone());
         let events = self.own_events.clone();
         tokio::spawn(async move {
+            // What follows from it all over the cluster would take processors from the application, whose first pages are being brought.
+            tokio::time::sleep(FIRST_PAGES).await;
             let decision = ownership.keep(attempt, &node).await;
             events.send(Event::Kept { attempt, decision }).await.ok();
         });
