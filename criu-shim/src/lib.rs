@@ -12,6 +12,7 @@ pub mod freezer;
 pub mod local;
 pub mod memory;
 pub mod pages;
+mod processors;
 pub mod relay;
 pub mod shim;
 pub mod supervised;

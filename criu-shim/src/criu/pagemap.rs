@@ -233,9 +233,12 @@ pub fn assemble(
     let (path, from) = (images.join(&name), images.join(pages_file(pages_id & !ASSEMBLED)));
     let mut dumped = open_pages(&from)?;
     let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
+    let present = entries.iter().filter(|entry| entry.flags & PRESENT != 0);
+    let longest = present.map(|entry| entry.range.end - entry.range.start).max().unwrap_or_default();
     replace(&path, |file| {
         let mut new = BufWriter::with_capacity(CHUNK as usize, file);
-        let mut buffer = vec![0; CHUNK as usize];
+        // To clear more than is needed takes longer than to read it.
+        let mut buffer = vec![0; longest.min(CHUNK) as usize];
         for Entry { range, stored: is_stored, .. } in entries.iter().filter(|entry| entry.flags & PRESENT != 0) {
             for start in range.clone().step_by(CHUNK as usize) {
                 let end = range.end.min(start + CHUNK);

@@ -22,6 +22,8 @@ pub struct Vma {
     pub executable: bool,
     /// Writes go to a file or to other processes.
     pub shared: bool,
+    /// Where in the mapped file the first address is, bytes.
+    pub offset: u64,
     /// Device of the mapped file, as stat(2) says it; 0 without one.
     pub device: u64,
     /// Inode of the mapped file, 0 without one.
@@ -155,7 +157,7 @@ fn header(line: &str) -> Option<Vma> {
     let mut parts = line.splitn(6, ' ');
     let (start, end) = parts.next()?.split_once('-')?;
     let permissions = parts.next()?.as_bytes();
-    let (_offset, device, inode) = (parts.next()?, parts.next()?.split_once(':')?, parts.next()?);
+    let (offset, device, inode) = (parts.next()?, parts.next()?.split_once(':')?, parts.next()?);
     let number = |text| u32::from_str_radix(text, 16).ok();
     let &[read, _, execute, sharing] = permissions else { return None };
     let range = Range { start: u64::from_str_radix(start, 16).ok()?, end: u64::from_str_radix(end, 16).ok()? };
@@ -164,6 +166,7 @@ fn header(line: &str) -> Option<Vma> {
         readable: read == b'r',
         executable: execute == b'x',
         shared: sharing == b's',
+        offset: u64::from_str_radix(offset, 16).ok()?,
         device: libc::makedev(number(device.0)?, number(device.1)?),
         inode: inode.parse().ok()?,
         name: parts.next().unwrap_or_default().trim_start().to_owned(),
@@ -201,6 +204,7 @@ VmFlags: rd ex mr mw me
         assert!(vmas[0].flags.contains(b"uw") && !vmas[0].executable);
         assert_eq!(vmas[1].name, "/usr/lib/a b.so (deleted)");
         assert!(vmas[1].executable && (vmas[1].device, vmas[1].inode) == (0xfd01, 77));
+        assert_eq!(vmas[1].offset, 0x1000);
         assert_eq!(vmas[2].name, "");
         assert!(vmas[2].flags.is_empty());
     }

@@ -33,7 +33,7 @@ const MOST_THREADS: usize = 4;
 /// How many threads list a tree, and read it in the freeze, when the application uses none.
 fn threads(frozen: bool) -> usize {
     let most = if frozen { MOST_THREADS } else { 2 };
-    std::thread::available_parallelism().map_or(1, usize::from).min(most)
+    crate::processors::processors().min(most)
 }
 
 /// What a tree is; it decides how deletions are told.

@@ -6,6 +6,7 @@ use crate::agent::files::TreeKind;
 use crate::agent::files::places;
 use crate::agent::source::cpu::SourceCpu;
 use crate::agent::source::dial::Dial;
+use crate::agent::source::mapped;
 use crate::agent::source::precopy::{PreCopy, Trees};
 use crate::agent::source::preflight::Inspected;
 use crate::agent::transfer::link::{self, Incoming, LinkReceiver, LinkSender};
@@ -127,7 +128,8 @@ async fn introduce(
     let mut dial = Dial::new(context, key, attempt, peer).map_err(unreachable)?;
     let talk = async {
         let (container, bytes) = (&inspected.name, inspected.memory_bytes);
-        let stream = dial.begin(&context.settings.node_name, container, bytes).await.map_err(unreachable)?;
+        let mapped = mapped::of(inspected.container.freezer.clone()).await;
+        let stream = dial.begin(&context.settings.node_name, container, bytes, mapped).await.map_err(unreachable)?;
         let (sender, mut receiver) = link::open_lasting::<_, FromSource, FromTarget>(stream, dial);
         match receiver.next().await.map_err(|error| unreachable(chain(&error)))? {
             Incoming::Message(FromTarget::Accepted { codec }) => {

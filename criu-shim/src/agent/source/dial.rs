@@ -4,7 +4,7 @@ use crate::agent::context::{Context, Key};
 use crate::agent::identity::Tls;
 use crate::agent::source::connect::Peer;
 use crate::agent::transfer::hello::{self, Answer, GoOn, Hello};
-use crate::agent::transfer::message::{Codec, Preamble, VERSION};
+use crate::agent::transfer::message::{Codec, MappedFile, Preamble, VERSION};
 use crate::agent::transfer::session::{Renewal, Renewed};
 use crate::agent::transfer::wire::{self, SourceStream};
 use crate::causes::chain;
@@ -58,15 +58,22 @@ impl Dial {
         Ok(Self { identity: context.identity.clone(), address, name, link })
     }
 
-    /// The first connection, of `source_node` for `container`, by which about `bytes` bytes will come.
+    /// The first connection, of `source_node` for `container`, by which about `bytes` bytes will come, of processes that have `mapped`
+    /// this.
     ///
     /// # Errors
     /// With a sentence.
-    pub async fn begin(&mut self, source_node: &str, container: &str, bytes: u64) -> Result<SourceStream, String> {
+    pub async fn begin(
+        &mut self,
+        source_node: &str,
+        container: &str,
+        bytes: u64,
+        mapped: Vec<MappedFile>,
+    ) -> Result<SourceStream, String> {
         let mut stream = self.connect().await?;
         let GoOn { version, migration, attempt, session, .. } = self.link.clone();
         let (source_node, container, codecs) = (source_node.to_owned(), container.to_owned(), vec![Codec::Lz4]);
-        let preamble = Preamble { version, migration, attempt, container, session, source_node, bytes, codecs };
+        let preamble = Preamble { version, migration, attempt, container, session, source_node, bytes, codecs, mapped };
         hello::say(&mut stream, &Hello::Begin(preamble)).await.map_err(|error| chain(&error))?;
         Ok(stream)
     }

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 /// How often it is looked which files are complete. Dumping a process takes some milliseconds, and what is found together goes
-/// together.
-const LOOK: Duration = Duration::from_millis(10);
+/// together. Where all of a dump takes less, what is looked at meanwhile is only in its way.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Files that are complete once CRIU has closed them, by what their names begin with: those of one process, or of one object of shared
 /// memory, which CRIU opens once, while it is at work with that (`dump_one_task` of its `criu/cr-dump.c`), and nobody writes again. But

@@ -14,6 +14,7 @@ pub mod freeze;
 pub mod frozen;
 mod images;
 pub mod last_word;
+mod mapped;
 pub mod precopy;
 pub mod preflight;
 mod round;

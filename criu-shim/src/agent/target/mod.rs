@@ -10,3 +10,4 @@ pub mod local;
 pub mod lost;
 pub mod registry;
 pub mod stage;
+mod warm;

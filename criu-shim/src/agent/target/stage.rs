@@ -289,13 +289,21 @@ fn tree_of(archive: &str) -> &str {
     archive.split_once('-').map_or(archive, |(_, tree)| tree)
 }
 
+/// The root of the container that is restored, as this process sees it. Without its volumes. Blocking.
+///
+/// # Errors
+/// With the failure to report.
+pub(super) fn container_root(context: &Context, restore: &RestoreEntry) -> Result<PathBuf, Failure> {
+    let bundle = Bundle::read(&restore.bundle, context.node.root());
+    let bundle = bundle.map_err(|error| retryable(FailureReason::RestoreFailed, chain(&error)))?;
+    Ok(context.node.path(&bundle.rootfs))
+}
+
 /// Where a tree belongs, as this process sees it.
 fn place(context: &Context, restore: &RestoreEntry, tree: &str) -> Result<(PathBuf, TreeKind), Failure> {
     let missing = |what: String| retryable(FailureReason::RestoreFailed, format!("the replacement has no {what}"));
     if tree == LAYER {
-        let bundle = Bundle::read(&restore.bundle, context.node.root())
-            .map_err(|error| retryable(FailureReason::RestoreFailed, chain(&error)))?;
-        return Ok((context.node.path(&bundle.rootfs), TreeKind::Layer));
+        return Ok((container_root(context, restore)?, TreeKind::Layer));
     }
     if tree == "shm" {
         let place = places::shared_memory(&context.node, &restore.bundle)

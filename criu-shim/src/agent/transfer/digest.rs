@@ -4,6 +4,7 @@
 //! subtrees, and the digest is that of the plain function. Files are read and not mapped, because one that is cut under a
 //! mapping would end the agent.
 
+use crate::processors::processors;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 use blake3::{Hash, Hasher};
 use std::fs::OpenOptions;
@@ -34,7 +35,7 @@ pub struct Whole {
 pub fn digests(files: &[Whole]) -> Vec<Result<Hash>> {
     let leaves: Vec<Leaf<'_>> = files.iter().enumerate().flat_map(|(file, whole)| leaves(file, whole)).collect();
     let bytes: u64 = files.iter().map(|whole| whole.bytes).sum();
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(leaves.len());
+    let threads = processors().min(MAX_THREADS).min(leaves.len());
     // One more thread takes longer to begin than a few small files to be read.
     let threads = threads.min(usize::try_from(bytes.div_ceil(LEAF)).unwrap_or(threads));
     let (next, (done, results)) = (AtomicUsize::new(0), mpsc::channel());

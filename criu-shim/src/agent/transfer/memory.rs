@@ -12,6 +12,7 @@ use crate::criu::pagemap::Assembled;
 use crate::criu::{MOST_WITHHELD, PagemapError, pagemap, shared};
 use crate::pages::store::{NamedSums, SharedWriter, StoreError, StoreWriter};
 use crate::pages::{PageRange, RangeError};
+use crate::processors::processors;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::panic::resume_unwind;
@@ -316,7 +317,7 @@ impl Memory {
             mine.map(|(pid, _)| self.assemble_one(*pid, images)).collect::<Result<Vec<_>, _>>()
         };
         // The application stands still meanwhile.
-        let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_WORKERS));
+        let workers = processors().min(MOST_WORKERS);
         let all: Result<Vec<_>, _> = std::thread::scope(|scope| {
             let others: Vec<_> = (1..workers.min(lengths.len())).map(|_| scope.spawn(work)).collect();
             let mut all = vec![work()];

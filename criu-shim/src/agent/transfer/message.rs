@@ -31,6 +31,19 @@ pub struct Preamble {
     /// How the source can compress pages. An older one does not say, and hears that its version is another.
     #[serde(default)]
     pub codecs: Vec<Codec>,
+    /// What of which files the processes have in memory. A target that lacks them in its own reads them from its disk before the freeze.
+    #[serde(default)]
+    pub mapped: Vec<MappedFile>,
+}
+
+/// A file that processes have mapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MappedFile {
+    /// Absolute, as the processes see it.
+    pub path: String,
+    /// First byte and the first that is no longer in it, of each part that is in memory, in ascending order.
+    pub parts: Vec<(u64, u64)>,
 }
 
 /// What the source says.

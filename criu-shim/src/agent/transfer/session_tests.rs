@@ -124,7 +124,8 @@ async fn over(cuts: Vec<usize>) -> (Sent, Heard) {
     wire::prepare(&stream).expect("options");
     let GoOn { version, migration, attempt, session, .. } = go_on(0);
     let (container, source_node, codecs) = ("app".into(), "a".into(), Vec::new());
-    let preamble = Preamble { version, migration, attempt, container, session, source_node, bytes: 0, codecs };
+    let preamble =
+        Preamble { version, migration, attempt, container, session, source_node, bytes: 0, codecs, mapped: Vec::new() };
     hello::say(&mut stream, &Hello::Begin(preamble)).await.expect("said");
     (open_lasting(stream, Redial(line)), opening.await.expect("a link"))
 }

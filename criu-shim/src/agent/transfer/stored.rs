@@ -13,6 +13,7 @@ use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::message::{FILES, IMAGES, MAX_PARTS, MEMORY, NameError, Part};
 use crate::pages::store::{NamedSums, StoreError, is_shared, is_shared_name};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -155,7 +156,13 @@ pub fn store(directory: &Path, manifest: &Manifest, sums: Vec<NamedSums>) -> std
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(&document)?;
-    std::fs::rename(&new, &path)
+    match renameat_with(CWD, &new, CWD, &path, RenameFlags::EXCHANGE) {
+        // Where a file takes the place of another, ext4 writes it to the disk at once (`auto_da_alloc`, ext4(5)), in the freeze. What has
+        // to be on the disk before it counts is synced where that is decided.
+        Ok(()) => std::fs::remove_file(&new),
+        // The first of all; or a file system that can't.
+        Err(_) => std::fs::rename(&new, &path),
+    }
 }
 
 /// Compares everything that lies in the attempt's `directory` with its manifest: the same files, of the same lengths, with the

@@ -10,6 +10,7 @@
 
 use super::StoreError;
 use crate::pages::PAGE;
+use crate::processors::processors;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
@@ -247,7 +248,7 @@ fn compare_all(data_path: &Path) -> Result<(), StoreError> {
     let open = |source| StoreError::Open { path: data_path.to_owned(), source };
     let data = File::open(data_path).map_err(open)?;
     let length = data.metadata().map_err(open)?.len();
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS) as u64;
+    let threads = processors().min(MOST_THREADS) as u64;
     let each = length.div_ceil(threads).next_multiple_of(AT_ONCE as u64).max(PAGE);
     thread::scope(|scope| {
         let (sums, data) = (&sums, &data);

@@ -226,6 +226,8 @@ impl Followed {
         // As CRIU comes to them, about: parents have the lower ids, mostly.
         alive.sort_by_key(|(_, process)| process.id.pid);
         begin(look.shared.iter().map(|shared| shared.id).collect());
+        // Who lets CRIU go on was woken on this processor, and would wait until all is looked at even where another has nothing to do.
+        std::thread::yield_now();
         for (stacks, process) in alive {
             let (pid, image_pid) = (process.id.pid, process.image_pid);
             let seen = process.engine.last_look().unwrap_or_default();

@@ -6,6 +6,7 @@ use crate::agent::transfer::send::{RoundSender, SendError};
 use crate::criu::{MOST_WITHHELD, ObjectId, SharedError, shared};
 use crate::memory::Range;
 use crate::memory::shared::{SharedObject, device, find};
+use crate::processors::processors;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error, Read};
 use std::path::Path;
@@ -127,7 +128,7 @@ pub async fn send_shared(
     objects: Vec<Shared>,
     frozen: bool,
 ) -> Result<Duration, SendError> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let processors = processors();
     let threads = if frozen { processors.min(MOST_THREADS) } else { 1 };
     let mut compared = Duration::ZERO;
     for shared in objects {

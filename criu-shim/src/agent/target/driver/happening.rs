@@ -115,7 +115,7 @@ impl TargetDriver {
 
     async fn source_arrived(&mut self, arrival: Arrival, migration: Option<&Migration>) {
         let codec = arrival.preamble.codecs.iter().copied().find(|codec| *codec == Codec::Lz4);
-        let Preamble { version, attempt, container, session, bytes, .. } = arrival.preamble;
+        let Preamble { version, attempt, container, session, bytes, mapped, .. } = arrival.preamble;
         let lane = self.lane_of(&container);
         let refusal = match (self.refusal(&arrival.names, version, attempt, migration), lane) {
             (Some(refusal), _) => Some(refusal),
@@ -135,6 +135,8 @@ impl TargetDriver {
         };
         self.lanes[lane].source = Some(arrival.sender);
         self.lanes[lane].again = Some((session, arrival.again));
+        self.lanes[lane].mapped = mapped;
+        self.warm(lane);
         if let Err(error) = landing.expect(bytes) {
             return self.fail(retryable(FailureReason::TransferFailed, chain(&error))).await;
         }

@@ -7,7 +7,7 @@ use super::syncing::Syncing;
 use crate::agent::duty::LaneLocal;
 use crate::agent::journal::{LaneEntry, RestoreEntry};
 use crate::agent::transfer::link::LinkSender;
-use crate::agent::transfer::message::FromTarget;
+use crate::agent::transfer::message::{FromTarget, MappedFile};
 use crate::agent::transfer::receive::Landing;
 use crate::agent::transfer::session::Renewed;
 use crate::agent::transfer::wire::TargetStream;
@@ -33,6 +33,8 @@ pub(super) struct Lane {
     pub(super) receiving: Option<Receiving>,
     /// What `runc restore` needs from the start is here.
     pub(super) early: bool,
+    /// What the processes have in memory of files, by the source.
+    pub(super) mapped: Vec<MappedFile>,
     /// A shim's question that is not answered yet.
     pub(super) asked: Option<(Create, mpsc::Sender<ToShim>)>,
     /// The restore that a shim was told to begin last.

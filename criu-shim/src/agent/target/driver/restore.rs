@@ -9,7 +9,7 @@ use crate::agent::duty::TargetDuty;
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::source::freeze::millis;
-use crate::agent::target::stage;
+use crate::agent::target::{stage, warm};
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::stored::Pages;
@@ -24,6 +24,7 @@ use std::time::Instant;
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, Strategy, TargetStep};
 use tokio::sync::mpsc;
+use tracing::debug;
 
 impl TargetDriver {
     /// Answers the shims' questions, once they can be answered.
@@ -150,11 +151,28 @@ impl TargetDriver {
             // Before the go where the pod is replaced first.
             self.lift_limits(lane, criu).await;
             self.prepare_pages(lane).await;
+            self.warm(lane);
             if !self.lanes[lane].local.staged {
                 // It waits once what has landed is in place. runc has made its mount points by now.
                 self.place_what_landed(lane);
             }
         }
+    }
+
+    /// Has what the processes will want of the container's files read from the disk, once it is known and a container waits.
+    pub(super) fn warm(&self, lane: usize) {
+        let Lane { restore, mapped, local, .. } = &self.lanes[lane];
+        let Some(restore) = restore.clone().filter(|_| local.waiting && !local.released && !mapped.is_empty()) else {
+            return;
+        };
+        let (context, mapped, migration) = (self.context.clone(), mapped.clone(), self.key.name.clone());
+        tokio::task::spawn_blocking(move || {
+            // Without it CRIU waits for the disk, no more.
+            match stage::container_root(&context, &restore) {
+                Ok(root) => debug!(migration, bytes = warm::read_ahead(&root, &mapped), "files are read ahead"),
+                Err(failure) => debug!(migration, message = failure.message, "no files are read ahead"),
+            }
+        });
     }
 
     /// Whether the restore must not go on, whoever comes for it.
