@@ -1,7 +1,7 @@
 //! The page daemon: serves CRIU's lazy restore from the page store of its own node.
 //!
 //! Owns the userfaultfds of the restored processes, from the moment CRIU hands them over until every page is where it
-//! belongs; the order in which pages are put; and the giving back of the store's memory behind them. It decides nothing
+//! belongs; the order in which pages are put; and the [giving back](freeing) of the store's memory behind them. It decides nothing
 //! about the move. It never lets go of a userfaultfd while pages are missing and all is well: the kernel would show
 //! zeros in their place, to a process that has no way of noticing.
 //!
@@ -13,6 +13,7 @@
 mod alive;
 mod book;
 mod error;
+mod freeing;
 mod guard;
 mod link;
 mod live;

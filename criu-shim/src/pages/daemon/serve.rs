@@ -2,6 +2,7 @@
 
 use super::book::{Book, SpaceId};
 use super::error::DaemonError;
+use super::freeing::Freeing;
 use super::guard::Guard;
 use super::link::{Heard, Link, listen};
 use super::live::{Live, Outcome};
@@ -11,7 +12,7 @@ use super::userfault::{Message, Userfault};
 use crate::causes::chain;
 use crate::local::has_ran_mark;
 use crate::pages::PAGE;
-use crate::pages::store::{Store, StoreError};
+use crate::pages::store::Store;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,8 @@ const FREE: u64 = 1 << 20;
 const NO_MEMORY_LIMIT: Duration = Duration::from_secs(10);
 /// Pause, in milliseconds, before memory is asked for again.
 const NO_MEMORY_PAUSE: u16 = 5;
+/// Pause, in milliseconds, before it is looked again whether enough was given back.
+const BEHIND_PAUSE: u16 = 10;
 /// How long nothing is filled in after the restore, unless the relay says before that the processes run: until then CRIU
 /// needs the processor, and locks of the memory, for its last steps.
 const REST: Duration = Duration::from_secs(1);
@@ -107,8 +110,7 @@ struct Daemon<'a> {
     book: Book,
     /// Since when there has been no memory.
     no_memory_since: Option<Instant>,
-    /// Whether the file system gives memory back.
-    frees: bool,
+    freeing: Freeing,
 }
 
 impl<'a> Daemon<'a> {
@@ -129,7 +131,7 @@ impl<'a> Daemon<'a> {
             live: BTreeMap::new(),
             book: Book::default(),
             no_memory_since: None,
-            frees: true,
+            freeing: Freeing::default(),
         })
     }
 
@@ -139,12 +141,13 @@ impl<'a> Daemon<'a> {
             self.hear()?;
             self.answer_faults()?;
             if self.finished.is_some() {
-                if self.fills() {
+                if self.fills() && !self.freeing.is_behind() {
                     self.fill()?;
                     self.give_back();
                 }
                 self.let_go_of_full()?;
                 if self.live.is_empty() {
+                    self.freeing.end();
                     return Ok(());
                 }
             }
@@ -162,8 +165,10 @@ impl<'a> Daemon<'a> {
     /// Takes in what CRIU, the processes and their threads say. Waits for it only if there is nothing else to do.
     fn hear(&mut self) -> Result<(), DaemonError> {
         let waiting = self.live.values().any(|live| !live.faults.is_empty());
-        let timeout = match (waiting || (self.fills() && self.book.has_work()), self.no_memory_since, self.finished) {
+        let fills = self.fills() && self.book.has_work();
+        let timeout = match (waiting || fills, self.no_memory_since, self.finished) {
             (true, Some(_), _) => EpollTimeout::from(NO_MEMORY_PAUSE),
+            (true, None, _) if !waiting && self.freeing.is_behind() => EpollTimeout::from(BEHIND_PAUSE),
             (true, None, _) => EpollTimeout::ZERO,
             (false, _, Some(since)) if !self.fills() => rest_of(since),
             (false, ..) => EpollTimeout::NONE,
@@ -342,13 +347,8 @@ impl<'a> Daemon<'a> {
     fn give_back(&mut self) {
         let has_run = self.has_run();
         for (pid, store) in self.stores.iter().filter(|(_, store)| has_run || !store.lasts()) {
-            let Some(range) = self.book.free(*pid, store.length(), FREE) else { continue };
-            if !self.frees {
-                continue;
-            }
-            if let Err(error) = store.free(range) {
-                eprintln!("criu-pages: memory is used twice until all is served: {}", chain(&error));
-                self.frees = false;
+            if let Some(range) = self.book.free(*pid, store.length(), FREE) {
+                self.freeing.part(store, range);
             }
         }
     }
@@ -377,17 +377,7 @@ impl<'a> Daemon<'a> {
         if self.finished.is_none() || store.lasts() && !self.has_run() {
             return Ok(());
         }
-        if self.frees
-            && store.length() > 0
-            && let Err(error) = store.free(0..store.length())
-        {
-            eprintln!("criu-pages: {}", chain(&error));
-        }
-        match store.remove() {
-            // No page is lost by that, and whoever made the directory removes it.
-            Err(error @ StoreError::Remove { .. }) => eprintln!("criu-pages: {}", chain(&error)),
-            other => other.map_err(|source| DaemonError::Store { pid, source })?,
-        }
+        self.freeing.whole(&store);
         Ok(())
     }
 

@@ -37,7 +37,7 @@ mod write;
 pub use error::StoreError;
 pub use index::Extent;
 pub use mapping::Bytes;
-pub use read::Store;
+pub use read::{Store, UsedUp};
 pub use shared::{SharedWriter, is_shared, is_shared_name};
 pub use sums::NamedSums;
 pub use write::{StoreWriter, Stored};

@@ -9,13 +9,14 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The finished store of one process.
 #[derive(Debug)]
 pub struct Store {
     data_path: PathBuf,
     index_path: PathBuf,
-    file: File,
+    file: Arc<File>,
     mapping: Mapping,
     length: u64,
     extents: Vec<Extent>,
@@ -46,7 +47,7 @@ impl Store {
         let mapping =
             Mapping::of(&file, length).map_err(|source| StoreError::Map { path: data_path.clone(), source })?;
         let sums = Sums::open(&data_path)?;
-        Ok(Self { data_path, index_path, file, mapping, length, extents: index.extents, sums })
+        Ok(Self { data_path, index_path, file: Arc::new(file), mapping, length, extents: index.extents, sums })
     }
 
     /// Where which pages lie, by ascending address. A page in none of them reads as zero.
@@ -79,24 +80,46 @@ impl Store {
         self.length
     }
 
-    /// Gives back the memory of a part of the data file, which nobody needs any more.
+    /// What of it nobody needs any more can be given back with this, also by another thread.
+    pub fn used_up(&self) -> UsedUp {
+        let sums = self.sums.as_ref().map(|sums| sums.path().to_owned());
+        // The index first: without it the data can't be served.
+        let paths = [self.index_path.clone(), self.data_path.clone()].into_iter().chain(sums).collect();
+        UsedUp { file: self.file.clone(), data_path: self.data_path.clone(), length: self.length, paths }
+    }
+}
+
+/// A store, for who gives it back.
+#[derive(Debug)]
+pub struct UsedUp {
+    file: Arc<File>,
+    data_path: PathBuf,
+    length: u64,
+    paths: Vec<PathBuf>,
+}
+
+impl UsedUp {
+    /// Length of the data file, bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Gives back the memory of a part of the data file, which nobody needs any more. Blocking, on some file systems for as long as the
+    /// disk is busy.
     ///
     /// # Errors
-    /// [`StoreError::Free`] on a file system that can't; the pages are then kept until [`Store::remove`].
+    /// [`StoreError::Free`] on a file system that can't; the pages are then kept until [`UsedUp::remove`].
     pub fn free(&self, range: Range<u64>) -> Result<(), StoreError> {
         punch(&self.file, range).map_err(|source| StoreError::Free { path: self.data_path.clone(), source })
     }
 
-    /// Removes the files of the store.
+    /// Removes the files of the store. Blocking.
     ///
     /// # Errors
     /// [`StoreError::Remove`].
     pub fn remove(self) -> Result<(), StoreError> {
-        // The index first: without it the data can't be served.
-        for path in [self.index_path, self.data_path] {
-            std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source })?;
-        }
-        self.sums.map_or(Ok(()), Sums::remove)
+        let remove = |path: PathBuf| std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source });
+        self.paths.into_iter().try_for_each(remove)
     }
 }
 

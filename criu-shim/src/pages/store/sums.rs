@@ -145,6 +145,11 @@ impl Sums {
         std::fs::remove_file(&self.path).map_err(|source| StoreError::Remove { path: self.path, source })
     }
 
+    /// Their file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Links their file and the data file into another directory, under the same names.
     ///
     /// # Errors

@@ -128,7 +128,7 @@ fn an_empty_store_is_a_store() {
     let (finished, stored) = Fixture::new().finish(&[]).unwrap();
     assert_eq!(stored, Stored { data: 0, zero: 0, stale: 0, sums: None });
     assert!(finished.store().extents().is_empty());
-    finished.store().remove().unwrap();
+    finished.store().used_up().remove().unwrap();
     assert_eq!(std::fs::read_dir(finished.directory.path()).unwrap().count(), 0);
 }
 
@@ -168,7 +168,7 @@ fn an_index_of_another_process_or_of_other_data_is_refused() {
 fn memory_is_given_back_piece_by_piece() {
     let (finished, _) = Fixture::new().with(0, "abcd").finish(&[range(0, 4)]).unwrap();
     let store = finished.store();
-    store.free(0..2 * PAGE).unwrap();
+    store.used_up().free(0..2 * PAGE).unwrap();
     assert_eq!(finished.blocks() * 512, 2 * PAGE);
     assert_eq!(store.length(), 4 * PAGE);
     let has = |offset, length| store.bytes(offset, length, &mut Vec::new()).is_ok();
