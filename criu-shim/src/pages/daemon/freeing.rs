@@ -1,23 +1,21 @@
 //! The thread that gives back what of the stores is used up. A file system may wait for its disk in that, for hundreds of milliseconds,
 //! and whoever answers faults may not.
+//!
+//! Memory is given back as it is used up, where it can't be used for anything else. What lies on a disk is given back when all of it is
+//! used up: the kernel writes and forgets pages of it by itself where memory is short, but while a part is given back it lets nobody read
+//! another from the disk (the `invalidate_lock` of its `mm/filemap.c`).
 
 use crate::causes::chain;
 use crate::pages::store::{Store, UsedUp};
 use std::ops::Range;
 use std::panic::resume_unwind;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-
-/// How far it may be behind before no more is used up than what is waited for, bytes: so much memory is used twice.
-const BEHIND: u64 = 256 << 20;
 
 /// Gives back, in the order in which it is told.
 #[derive(Debug, Default)]
 pub(super) struct Freeing {
     thread: Option<(Sender<Work>, JoinHandle<()>)>,
-    waiting: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -28,20 +26,16 @@ enum Work {
 }
 
 impl Freeing {
-    /// Gives back a part of a store, soon.
+    /// Gives back a part of a store, soon, or with all of it.
     pub(super) fn part(&mut self, store: &Store, range: Range<u64>) {
-        self.waiting.fetch_add(range.end - range.start, Ordering::Relaxed);
-        self.tell(Work::Part(store.used_up(), range));
+        if store.is_in_memory() {
+            self.tell(Work::Part(store.used_up(), range));
+        }
     }
 
     /// Gives back a store and removes its files, soon.
     pub(super) fn whole(&mut self, store: &Store) {
         self.tell(Work::Whole(store.used_up()));
-    }
-
-    /// Whether so much waits to be given back that no more should be used up.
-    pub(super) fn is_behind(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > BEHIND
     }
 
     /// Waits until all of it is given back.
@@ -55,15 +49,14 @@ impl Freeing {
     fn tell(&mut self, work: Work) {
         let (sender, _) = self.thread.get_or_insert_with(|| {
             let (sender, receiver) = channel();
-            let waiting = self.waiting.clone();
-            (sender, std::thread::spawn(move || give_back(&receiver, &waiting)))
+            (sender, std::thread::spawn(move || give_back(&receiver)))
         });
         // It ends early only by a panic, which `end` passes on.
         sender.send(work).ok();
     }
 }
 
-fn give_back(receiver: &Receiver<Work>, waiting: &AtomicU64) {
+fn give_back(receiver: &Receiver<Work>) {
     // Whether the file system gives memory back.
     let mut frees = true;
     let mut free = |store: &UsedUp, range: Range<u64>| {
@@ -74,12 +67,9 @@ fn give_back(receiver: &Receiver<Work>, waiting: &AtomicU64) {
     };
     for work in receiver {
         match work {
-            Work::Part(store, range) => {
-                let length = range.end - range.start;
-                free(&store, range);
-                waiting.fetch_sub(length, Ordering::Relaxed);
-            }
+            Work::Part(store, range) => free(&store, range),
             Work::Whole(store) => {
+                // Somebody else may have the file open.
                 if store.length() > 0 {
                     free(&store, 0..store.length());
                 }
@@ -95,6 +85,7 @@ mod tests {
     use super::*;
     use crate::pages::store::StoreWriter;
     use crate::pages::{PAGE, PageRange};
+    use std::fs::DirEntry;
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
@@ -108,19 +99,20 @@ mod tests {
         Store::open(directory, PID).expect("opened")
     }
 
+    /// Bytes that the files in `directory` take.
+    fn taken(directory: &Path) -> u64 {
+        let blocks = |file: std::io::Result<DirEntry>| file?.metadata().map(|metadata| metadata.blocks() * 512);
+        directory.read_dir().expect("a list").map(|file| blocks(file).expect("it is there")).sum()
+    }
+
     #[test]
-    fn what_is_used_up_is_given_back_and_what_is_left_is_removed() {
-        let directory = tempfile::tempdir().expect("a directory");
+    fn memory_is_given_back_as_it_is_used_up() {
+        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
         let store = store(directory.path());
-        let blocks = |path: &Path| path.metadata().expect("it is there").blocks() * 512;
-        let files: Vec<_> =
-            directory.path().read_dir().expect("a list").map(|file| file.expect("one").path()).collect();
-        let all = || files.iter().map(|path| blocks(path)).sum::<u64>();
-        let (before, mut freeing) = (all(), Freeing::default());
+        let (before, mut freeing) = (taken(directory.path()), Freeing::default());
         freeing.part(&store, 0..PAGE);
         freeing.end();
-        assert_eq!(before - all(), PAGE);
-        assert!(!freeing.is_behind());
+        assert_eq!(before - taken(directory.path()), PAGE);
         freeing.whole(&store);
         freeing.end();
         assert_eq!(directory.path().read_dir().expect("a list").count(), 0);
@@ -128,11 +120,16 @@ mod tests {
     }
 
     #[test]
-    fn it_is_behind_while_much_waits() {
-        let freeing = Freeing::default();
-        freeing.waiting.store(BEHIND, Ordering::Relaxed);
-        assert!(!freeing.is_behind());
-        freeing.waiting.store(BEHIND + 1, Ordering::Relaxed);
-        assert!(freeing.is_behind());
+    fn what_lies_on_a_disk_is_given_back_at_the_end() {
+        // Not in /tmp, which may be memory itself.
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+        let store = store(directory.path());
+        let (before, mut freeing) = (taken(directory.path()), Freeing::default());
+        freeing.part(&store, 0..PAGE);
+        freeing.end();
+        assert_eq!(before, taken(directory.path()));
+        freeing.whole(&store);
+        freeing.end();
+        assert_eq!(directory.path().read_dir().expect("a list").count(), 0);
     }
 }

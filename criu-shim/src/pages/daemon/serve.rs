@@ -31,8 +31,6 @@ const FREE: u64 = 1 << 20;
 const NO_MEMORY_LIMIT: Duration = Duration::from_secs(10);
 /// Pause, in milliseconds, before memory is asked for again.
 const NO_MEMORY_PAUSE: u16 = 5;
-/// Pause, in milliseconds, before it is looked again whether enough was given back.
-const BEHIND_PAUSE: u16 = 10;
 /// How long nothing is filled in after the restore, unless the relay says before that the processes run: until then CRIU
 /// needs the processor, and locks of the memory, for its last steps.
 const REST: Duration = Duration::from_secs(1);
@@ -141,7 +139,7 @@ impl<'a> Daemon<'a> {
             self.hear()?;
             self.answer_faults()?;
             if self.finished.is_some() {
-                if self.fills() && !self.freeing.is_behind() {
+                if self.fills() {
                     self.fill()?;
                     self.give_back();
                 }
@@ -165,10 +163,8 @@ impl<'a> Daemon<'a> {
     /// Takes in what CRIU, the processes and their threads say. Waits for it only if there is nothing else to do.
     fn hear(&mut self) -> Result<(), DaemonError> {
         let waiting = self.live.values().any(|live| !live.faults.is_empty());
-        let fills = self.fills() && self.book.has_work();
-        let timeout = match (waiting || fills, self.no_memory_since, self.finished) {
+        let timeout = match (waiting || (self.fills() && self.book.has_work()), self.no_memory_since, self.finished) {
             (true, Some(_), _) => EpollTimeout::from(NO_MEMORY_PAUSE),
-            (true, None, _) if !waiting && self.freeing.is_behind() => EpollTimeout::from(BEHIND_PAUSE),
             (true, None, _) => EpollTimeout::ZERO,
             (false, _, Some(since)) if !self.fills() => rest_of(since),
             (false, ..) => EpollTimeout::NONE,

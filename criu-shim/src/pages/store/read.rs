@@ -11,12 +11,17 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// What statfs(2) says of file systems that have no disk: TMPFS_MAGIC and RAMFS_MAGIC of the kernel's `include/uapi/linux/magic.h`.
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+const RAMFS: rustix::fs::FsWord = 0x8584_58f6;
+
 /// The finished store of one process.
 #[derive(Debug)]
 pub struct Store {
     data_path: PathBuf,
     index_path: PathBuf,
     file: Arc<File>,
+    in_memory: bool,
     mapping: Mapping,
     length: u64,
     extents: Vec<Extent>,
@@ -47,7 +52,19 @@ impl Store {
         let mapping =
             Mapping::of(&file, length).map_err(|source| StoreError::Map { path: data_path.clone(), source })?;
         let sums = Sums::open(&data_path)?;
-        Ok(Self { data_path, index_path, file: Arc::new(file), mapping, length, extents: index.extents, sums })
+        let kind = rustix::fs::fstatfs(&file)
+            .map_err(|errno| StoreError::Open { path: data_path.clone(), source: errno.into() })?;
+        let in_memory = [TMPFS, RAMFS].contains(&kind.f_type);
+        Ok(Self {
+            data_path,
+            index_path,
+            file: Arc::new(file),
+            in_memory,
+            mapping,
+            length,
+            extents: index.extents,
+            sums,
+        })
     }
 
     /// Where which pages lie, by ascending address. A page in none of them reads as zero.
@@ -78,6 +95,11 @@ impl Store {
     /// Length of the data file, bytes.
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// Whether it lies in memory and not on a disk, so that the kernel can't take that memory for something else by itself.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// What of it nobody needs any more can be given back with this, also by another thread.
