@@ -51,7 +51,8 @@ mod tests {
         let parts = mapped_parts(std::process::id() as i32);
         let own: Vec<_> = parts.iter().filter(|part| Path::new(&part.path) == program).collect();
         assert!(!own.is_empty());
-        let whole = |part: &&MappedPart| part.start < part.end && part.start % 4096 == 0 && part.start < length;
+        let whole =
+            |part: &&MappedPart| part.start < part.end && part.start.is_multiple_of(4096) && part.start < length;
         assert!(own.iter().all(whole), "{own:?}");
         assert!(parts.iter().all(|part| part.path.starts_with('/')), "{parts:?}");
     }

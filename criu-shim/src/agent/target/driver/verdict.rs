@@ -14,6 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, Migration, TargetStep};
+use tokio::task::yield_now;
 use tracing::{error, info, warn};
 
 /// Pause before the API server or the disk is tried again.
@@ -78,7 +79,6 @@ impl TargetDriver {
             MayResume::Committed(proof) => proof.attempt(),
             MayResume::Taken(proof) => proof.attempt(),
         };
-        info!(migration = self.key.name, attempt, "resuming");
         for lane in 0..self.lanes.len() {
             if self.lanes[lane].local.held {
                 self.tell_relay(lane, ToRelay::Resume).await;
@@ -86,6 +86,9 @@ impl TargetDriver {
                 self.lanes[lane].local.held = false;
             }
         }
+        // Who writes to the relays is next on this thread, before whatever else there is to say.
+        yield_now().await;
+        info!(migration = self.key.name, attempt, "resuming");
     }
 
     /// The processes of a container run here. Heard from the relay, from the shim, or seen; the first is enough.
