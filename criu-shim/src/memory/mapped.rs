@@ -15,29 +15,38 @@ pub struct MappedPart {
     pub end: u64,
 }
 
-/// What process `pid` has in memory of files with a name. Nothing where that can't be told: before Linux 6.7, or of a process that has
+/// What process `pid` has in memory of files that have a name and are mapped for itself, as programs and libraries are; what is no more
+/// than `apart` bytes apart in one mapping is one part. Nothing where that can't be told: before Linux 6.7, or of a process that has
 /// ended. Blocking.
-pub fn mapped_parts(pid: i32) -> Vec<MappedPart> {
+pub fn mapped_parts(pid: i32, apart: u64) -> Vec<MappedPart> {
     let directory = Path::new("/proc").join(pid.to_string());
-    let maps = std::fs::read_to_string(directory.join("maps")).unwrap_or_default();
+    let maps = std::fs::read(directory.join("maps")).unwrap_or_default();
     let Ok(pagemap) = Pagemap::open(&directory.join("pagemap")) else { return Vec::new() };
-    let mut parts = Vec::new();
-    for vma in vma::parse(&maps).unwrap_or_default().iter().filter(|vma| is_file(vma)) {
+    let mut parts: Vec<MappedPart> = Vec::new();
+    for vma in vma::parse(&String::from_utf8_lossy(&maps)).unwrap_or_default().iter().filter(|vma| is_file(vma)) {
         let wanted = Wanted { all: PRESENT, told: PRESENT, ..Wanted::default() };
-        let found = pagemap.scan(vma.range, wanted).unwrap_or_default();
-        parts.extend(found.iter().map(|region| {
-            let in_file = |address: u64| address - vma.range.start + vma.offset;
+        let mut last: Option<(u64, u64)> = None;
+        let mut add = |part: Option<(u64, u64)>| {
+            parts.extend(part.map(|(start, end)| MappedPart { path: vma.name.clone(), start, end }));
+        };
+        for region in pagemap.scan(vma.range, wanted).unwrap_or_default() {
+            let in_file = |address: u64| (address - vma.range.start).saturating_add(vma.offset);
             let (start, end) = (in_file(region.range().start), in_file(region.range().end));
-            MappedPart { path: vma.name.clone(), start, end }
-        }));
+            match &mut last {
+                Some((_, before)) if start <= before.saturating_add(apart) => *before = end,
+                _ => add(last.replace((start, end))),
+            }
+        }
+        add(last);
     }
     parts
 }
 
-/// Whether a file with a name is mapped, and no device.
+/// Whether a file with a name is mapped, for this process alone, and no device.
 fn is_file(vma: &Vma) -> bool {
     let gone = vma.name.ends_with(" (deleted)");
-    vma.inode != 0 && vma.name.starts_with('/') && !vma.name.starts_with("/dev/") && !gone
+    let readable = !vma.name.contains(char::REPLACEMENT_CHARACTER);
+    vma.inode != 0 && !vma.shared && vma.name.starts_with('/') && !vma.name.starts_with("/dev/") && !gone && readable
 }
 
 #[cfg(test)]
@@ -48,13 +57,16 @@ mod tests {
     fn what_this_process_runs_is_told() {
         let program = std::env::current_exe().expect("a program");
         let length = std::fs::metadata(&program).expect("its length").len();
-        let parts = mapped_parts(std::process::id() as i32);
+        let parts = mapped_parts(std::process::id() as i32, 0);
         let own: Vec<_> = parts.iter().filter(|part| Path::new(&part.path) == program).collect();
         assert!(!own.is_empty());
         let whole =
             |part: &&MappedPart| part.start < part.end && part.start.is_multiple_of(4096) && part.start < length;
         assert!(own.iter().all(whole), "{own:?}");
         assert!(parts.iter().all(|part| part.path.starts_with('/')), "{parts:?}");
+        let fewer = mapped_parts(std::process::id() as i32, u64::MAX);
+        let of_program = fewer.iter().filter(|part| Path::new(&part.path) == program).count();
+        assert!(of_program > 0 && of_program <= own.len(), "one for each mapping: {fewer:?}");
     }
 
     #[test]
@@ -66,5 +78,6 @@ mod tests {
         {
             assert!(!is(&format!("10000000-10001000 r-xp 00000000 {other}")), "{other}");
         }
+        assert!(!is("10000000-10001000 rw-s 00000000 fd:01 9 /data"), "others write to it");
     }
 }

@@ -110,6 +110,23 @@ mod tests {
     }
 
     #[test]
+    fn each_packet_has_its_own_length_up_to_a_limit() {
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let packet = |length: usize| Packet { bytes: vec![7; length], descriptors: Vec::new() };
+        for length in [3, 5000, 1] {
+            send(a.as_fd(), &packet(length)).unwrap();
+        }
+        for length in [3, 5000, 1] {
+            assert_eq!(peek(b.as_fd()).unwrap().unwrap().bytes.len(), length);
+            assert_eq!(receive(b.as_fd()).unwrap().unwrap().bytes, vec![7; length]);
+        }
+        let size = 4 * MAX_PACKET;
+        nix::sys::socket::setsockopt(&a, nix::sys::socket::sockopt::SndBufForce, &size).unwrap();
+        send(a.as_fd(), &packet(MAX_PACKET + 1)).unwrap();
+        assert_eq!(receive(b.as_fd()).unwrap_err().kind(), ErrorKind::InvalidData);
+    }
+
+    #[test]
     fn the_end_of_the_connection_is_no_packet() {
         let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         drop(a);

@@ -125,10 +125,10 @@ async fn introduce(
             format!("the agent of node {} at {}: {what}", peer.node, peer.address),
         )
     };
+    let mapped = mapped::of(inspected.container.freezer.clone()).await;
     let mut dial = Dial::new(context, key, attempt, peer).map_err(unreachable)?;
     let talk = async {
         let (container, bytes) = (&inspected.name, inspected.memory_bytes);
-        let mapped = mapped::of(inspected.container.freezer.clone()).await;
         let stream = dial.begin(&context.settings.node_name, container, bytes, mapped).await.map_err(unreachable)?;
         let (sender, mut receiver) = link::open_lasting::<_, FromSource, FromTarget>(stream, dial);
         match receiver.next().await.map_err(|error| unreachable(chain(&error)))? {

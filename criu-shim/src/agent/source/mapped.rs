@@ -7,21 +7,26 @@ use crate::agent::transfer::message::MappedFile;
 use crate::freezer::Freezer;
 use crate::memory::{MappedPart, mapped_parts};
 use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Parts that are no further apart than this are one, bytes: a disk reads that much in one go anyway.
 const APART: u64 = 128 << 10;
-/// Bytes that the names and parts may take in a message, about. A message has 64 KiB.
+/// Bytes that all of it may take in a message, which has 64 KiB.
 const MOST: usize = 32 << 10;
-/// Bytes that a part takes in a message, at most.
-const PART: usize = 44;
+
+/// Parts that are looked at, of all processes together.
+const MOST_PARTS: usize = 1 << 16;
+/// How long is looked. A process that changes its mappings all the time may keep whoever asks for them waiting.
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// Of the processes in `freezer`.
 pub(super) async fn of(freezer: Freezer) -> Vec<MappedFile> {
     let looking = tokio::task::spawn_blocking(move || {
-        let parts = freezer.pids().unwrap_or_default().into_iter().flat_map(mapped_parts);
-        list(parts)
+        let parts = freezer.pids().unwrap_or_default().into_iter().flat_map(|pid| mapped_parts(pid, APART));
+        list(parts.take(MOST_PARTS))
     });
-    looking.await.unwrap_or_default()
+    timeout(LIMIT, looking).await.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 /// All of it, in few parts; less where a message could not hold it.
@@ -40,10 +45,12 @@ fn list(all: impl Iterator<Item = MappedPart>) -> Vec<MappedFile> {
                 _ => whole.push((start, end)),
             }
         }
-        let takes = path.len() + (whole.len() + 1) * PART;
+        let file = MappedFile { path, parts: whole };
+        // As it is sent: a name may be of characters that take six.
+        let takes = serde_json::to_vec(&file).map_or(usize::MAX, |json| json.len() + 1);
         if takes <= room {
             room -= takes;
-            files.push(MappedFile { path, parts: whole });
+            files.push(file);
         }
     }
     files
@@ -70,7 +77,9 @@ mod tests {
     fn a_message_can_hold_it() {
         let scattered: Vec<(u64, u64)> = (0..50).map(|part| (part << 30, (part << 30) + 4096)).collect();
         let files = list((0..1000).flat_map(|file| of_file(&format!("/usr/lib/{file}"), &scattered)));
-        assert!(!files.is_empty());
-        assert!(serde_json::to_vec(&files).expect("json").len() <= MOST);
+        let length = |files: &[MappedFile]| serde_json::to_vec(files).expect("json").len();
+        assert!(!files.is_empty() && length(&files) <= MOST + 2);
+        let files = list((0..10).flat_map(|file| of_file(&format!("/{}{file}", "\u{1}".repeat(4000)), &[(0, 1)])));
+        assert!(!files.is_empty() && length(&files) <= MOST + 2);
     }
 }

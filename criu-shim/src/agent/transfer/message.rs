@@ -31,7 +31,7 @@ pub struct Preamble {
     /// How the source can compress pages. An older one does not say, and hears that its version is another.
     #[serde(default)]
     pub codecs: Vec<Codec>,
-    /// What of which files the processes have in memory. A target that lacks them in its own reads them from its disk before the freeze.
+    /// What of which files the processes have in memory. A target reads what it lacks from its disk while the container waits.
     #[serde(default)]
     pub mapped: Vec<MappedFile>,
 }

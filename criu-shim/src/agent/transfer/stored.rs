@@ -140,7 +140,7 @@ struct Entry {
 }
 
 /// Writes `manifest`, and the `sums` of page stores that last, in place of what is in the attempt's `directory` (0600), whole or not at
-/// all. Blocking.
+/// all for who reads it; after a power cut only where it was synced. Blocking.
 ///
 /// # Errors
 /// Where it can't be written; the one before stands then.
@@ -159,7 +159,11 @@ pub fn store(directory: &Path, manifest: &Manifest, sums: Vec<NamedSums>) -> std
     match renameat_with(CWD, &new, CWD, &path, RenameFlags::EXCHANGE) {
         // Where a file takes the place of another, ext4 writes it to the disk at once (`auto_da_alloc`, ext4(5)), in the freeze. What has
         // to be on the disk before it counts is synced where that is decided.
-        Ok(()) => std::fs::remove_file(&new),
+        // The one before. What is left of it does no harm, and the next one is written over it.
+        Ok(()) => {
+            std::fs::remove_file(&new).ok();
+            Ok(())
+        }
         // The first of all; or a file system that can't.
         Err(_) => std::fs::rename(&new, &path),
     }

@@ -54,6 +54,16 @@ fn what_has_landed_and_was_not_touched_is_as_it_was_sent() {
 }
 
 #[test]
+fn a_manifest_takes_the_place_of_the_one_before_and_leaves_nothing() {
+    let attempt = Attempt::landed();
+    std::fs::write(attempt.path("manifest.new"), [b' '; 9000]).expect("what an agent that was killed has left");
+    store(attempt.0.path(), &Manifest::default(), Vec::new()).expect("store");
+    assert_eq!(archives(attempt.0.path()).expect("a list").len(), 0, "the new one has none");
+    assert!(!attempt.path("manifest.new").exists());
+    store(attempt.0.path(), &Manifest::default(), Vec::new()).expect("store again");
+}
+
+#[test]
 fn an_archive_that_is_still_being_received_is_none_of_those_that_have_landed() {
     let attempt = Attempt::landed();
     std::fs::write(attempt.path("files/0000000004-layer"), b"ta").expect("write");

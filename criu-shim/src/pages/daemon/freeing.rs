@@ -6,13 +6,14 @@
 //! another from the disk (the `invalidate_lock` of its `mm/filemap.c`).
 
 use crate::causes::chain;
-use crate::pages::store::{Store, UsedUp};
+use crate::pages::store::{Store, StoreError, UsedUp};
+use std::io::Write;
 use std::ops::Range;
-use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 
-/// Gives back, in the order in which it is told.
+/// Gives back, in the order in which it is told. No page is lost where that fails, and whoever made the directory of the stores removes
+/// it.
 #[derive(Debug, Default)]
 pub(super) struct Freeing {
     thread: Option<(Sender<Work>, JoinHandle<()>)>,
@@ -33,7 +34,7 @@ impl Freeing {
         }
     }
 
-    /// Gives back a store and removes its files, soon.
+    /// Removes a store, soon. What is left of it goes with its last descriptor.
     pub(super) fn whole(&mut self, store: &Store) {
         self.tell(Work::Whole(store.used_up()));
     }
@@ -42,42 +43,48 @@ impl Freeing {
     pub(super) fn end(&mut self) {
         if let Some((sender, thread)) = self.thread.take() {
             drop(sender);
-            thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            if thread.join().is_err() {
+                say("giving memory back has panicked");
+            }
         }
     }
 
     fn tell(&mut self, work: Work) {
-        let (sender, _) = self.thread.get_or_insert_with(|| {
+        if self.thread.is_none() {
             let (sender, receiver) = channel();
-            (sender, std::thread::spawn(move || give_back(&receiver)))
-        });
-        // It ends early only by a panic, which `end` passes on.
-        sender.send(work).ok();
+            let thread = Builder::new().spawn(move || give_back(&receiver));
+            self.thread = thread.ok().map(|thread| (sender, thread));
+        }
+        match &self.thread {
+            // It ends early only by a panic, which `end` tells.
+            Some((sender, _)) => _ = sender.send(work),
+            None => carry_out(work).unwrap_or_else(|error| say(&chain(&error))),
+        }
     }
 }
 
 fn give_back(receiver: &Receiver<Work>) {
-    // Whether the file system gives memory back.
-    let mut frees = true;
-    let mut free = |store: &UsedUp, range: Range<u64>| {
-        if let Err(error) = if frees { store.free(range) } else { Ok(()) } {
-            eprintln!("criu-pages: memory is used twice until all is served: {}", chain(&error));
-            frees = false;
-        }
-    };
+    // A file system that can't punch holes says so each time.
+    let mut said = false;
     for work in receiver {
-        match work {
-            Work::Part(store, range) => free(&store, range),
-            Work::Whole(store) => {
-                // Somebody else may have the file open.
-                if store.length() > 0 {
-                    free(&store, 0..store.length());
-                }
-                // No page is lost where that fails, and whoever made the directory removes it.
-                store.remove().unwrap_or_else(|error| eprintln!("criu-pages: {}", chain(&error)));
-            }
+        if let Err(error) = carry_out(work)
+            && !std::mem::replace(&mut said, true)
+        {
+            say(&chain(&error));
         }
     }
+}
+
+fn carry_out(work: Work) -> Result<(), StoreError> {
+    match work {
+        Work::Part(store, range) => store.free(range),
+        Work::Whole(store) => store.remove(),
+    }
+}
+
+/// Says it where that can be said: the log may be on a full disk.
+fn say(what: &str) {
+    writeln!(std::io::stderr(), "criu-pages: {what}").ok();
 }
 
 #[cfg(test)]
@@ -124,6 +131,9 @@ mod tests {
         // Not in /tmp, which may be memory itself.
         let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
         let store = store(directory.path());
+        if store.is_in_memory() {
+            return eprintln!("not tried: {} lies in memory", directory.path().display());
+        }
         let (before, mut freeing) = (taken(directory.path()), Freeing::default());
         freeing.part(&store, 0..PAGE);
         freeing.end();

@@ -105,9 +105,8 @@ impl Store {
     /// What of it nobody needs any more can be given back with this, also by another thread.
     pub fn used_up(&self) -> UsedUp {
         let sums = self.sums.as_ref().map(|sums| sums.path().to_owned());
-        // The index first: without it the data can't be served.
         let paths = [self.index_path.clone(), self.data_path.clone()].into_iter().chain(sums).collect();
-        UsedUp { file: self.file.clone(), data_path: self.data_path.clone(), length: self.length, paths }
+        UsedUp { file: self.file.clone(), data_path: self.data_path.clone(), paths }
     }
 }
 
@@ -116,16 +115,10 @@ impl Store {
 pub struct UsedUp {
     file: Arc<File>,
     data_path: PathBuf,
-    length: u64,
     paths: Vec<PathBuf>,
 }
 
 impl UsedUp {
-    /// Length of the data file, bytes.
-    pub fn length(&self) -> u64 {
-        self.length
-    }
-
     /// Gives back the memory of a part of the data file, which nobody needs any more. Blocking, on some file systems for as long as the
     /// disk is busy.
     ///
@@ -141,6 +134,7 @@ impl UsedUp {
     /// [`StoreError::Remove`].
     pub fn remove(self) -> Result<(), StoreError> {
         let remove = |path: PathBuf| std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source });
+        // The index first: without it the data can't be served.
         self.paths.into_iter().try_for_each(remove)
     }
 }

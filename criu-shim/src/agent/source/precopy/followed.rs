@@ -348,9 +348,13 @@ mod tests {
     fn the_beginning_of_executable_memory_and_the_stack_are_touched() {
         let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
         let pid = child.id() as i32;
-        // read(2) of its input: everything is loaded, and it stays so. While it runs, the kernel tells no stack pointer of it.
-        while !std::fs::read_to_string(format!("/proc/{pid}/syscall")).expect("it lives").starts_with("0 0x0 ") {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+        // Until it waits for input, everything is loaded, and it stays in one call. While it runs, the kernel tells no stack pointer.
+        let waits_in = || std::fs::read_to_string(format!("/proc/{pid}/syscall")).expect("it lives");
+        let (begun, mut before) = (std::time::Instant::now(), String::new());
+        while before != waits_in() || before.starts_with("running") || !maps(pid).contains("/libc.so") {
+            assert!(begun.elapsed().as_secs() < 60, "it does not wait: {before}");
+            before = waits_in();
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
         let stacks = stack_pages(pid).expect("a process that waits");
         let touched = touched_pages(pid, stacks.clone()).expect("a process that waits");

@@ -83,6 +83,7 @@ impl TargetDriver {
                     lane.local.waiting = false;
                     lane.local.held = false;
                     lane.placing.leave_container();
+                    lane.warming = None;
                 }
             }
         }

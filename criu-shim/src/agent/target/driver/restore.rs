@@ -9,7 +9,8 @@ use crate::agent::duty::TargetDuty;
 use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::source::freeze::millis;
-use crate::agent::target::{stage, warm};
+use crate::agent::target::stage;
+use crate::agent::target::warm::{self, Warming};
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::stored::Pages;
@@ -160,16 +161,17 @@ impl TargetDriver {
     }
 
     /// Has what the processes will want of the container's files read from the disk, once it is known and a container waits.
-    pub(super) fn warm(&self, lane: usize) {
-        let Lane { restore, mapped, local, .. } = &self.lanes[lane];
+    pub(super) fn warm(&mut self, lane: usize) {
+        let Lane { restore, mapped, local, warming, .. } = &mut self.lanes[lane];
         let Some(restore) = restore.clone().filter(|_| local.waiting && !local.released && !mapped.is_empty()) else {
             return;
         };
+        let off = warming.insert(Warming::default()).off();
         let (context, mapped, migration) = (self.context.clone(), mapped.clone(), self.key.name.clone());
         tokio::task::spawn_blocking(move || {
             // Without it CRIU waits for the disk, no more.
             match stage::container_root(&context, &restore) {
-                Ok(root) => debug!(migration, bytes = warm::read_ahead(&root, &mapped), "files are read ahead"),
+                Ok(root) => debug!(migration, bytes = warm::read_ahead(&root, &mapped, &off), "files are read ahead"),
                 Err(failure) => debug!(migration, message = failure.message, "no files are read ahead"),
             }
         });
@@ -217,7 +219,8 @@ impl TargetDriver {
         for lane in 0..self.lanes.len() {
             let (context, directory) = (self.context.clone(), self.lane_directory(lane));
             let options = release_options(migration);
-            let Lane { local, restore, placing: of_lane, adopted, .. } = &mut self.lanes[lane];
+            let Lane { local, restore, placing: of_lane, adopted, warming, .. } = &mut self.lanes[lane];
+            *warming = None;
             let pages = if *adopted { Pages::All } else { Pages::OfImages };
             let Some(restore) = restore.clone().filter(|_| local.waiting && !local.released && !local.resumed) else {
                 continue;
