@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use e2e::lab::{Node, ServiceAction};
-use e2e::scenario::manifests::Ticker;
+use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::moment::{Moment, Owner, Signs};
 use e2e::scenario::under_way::UnderWay;
 use e2e::scenario::watch::Watch;
@@ -13,7 +13,9 @@ use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, until};
 
 /// How long it stays so. Longer than an agent waits for an answer (3 s), so that it has to ask again.
 const OUTAGE: Duration = Duration::from_secs(5);
-/// How long a dump and a restore of little memory may take; what is taken is looked at once more where it takes longer.
+/// Memory of the ticker, MiB, all of which a dump looks at: the API server hangs before that is over.
+const MEMORY: usize = 512;
+/// How long a dump and a restore of it may take; what is taken is looked at once more where it takes longer.
 const LATE: Duration = Duration::from_secs(20);
 /// Moves in which the API server may hang too late.
 const TRIES: usize = 10;
@@ -46,8 +48,8 @@ fn what_is_taken_goes_on_while_the_api_server_does_not_answer() -> Result<()> {
     let sandbox = Sandbox::new(cluster.kube(), "api-server-taken")?;
     let collector = Collector::listen(cluster.host_address())?;
     let watch = Watch::start(&sandbox)?;
-    let ticker = Ticker { mib: 64, collector: collector.address() };
-    sandbox.apply(&ticker.deployment("ticker"))?;
+    let ticker = Ticker { mib: MEMORY, collector: collector.address() };
+    sandbox.apply(&manifests::with_scattered_memory(&ticker.deployment("ticker")))?;
     sandbox.ready_pod("ticker")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
     for number in 1..=TRIES {
@@ -96,8 +98,8 @@ fn a_pod_that_nothing_owns_stays_frozen_while_the_api_server_does_not_answer() -
     let sandbox = Sandbox::new(cluster.kube(), "api-server-bare")?;
     let collector = Collector::listen(cluster.host_address())?;
     let watch = Watch::start(&sandbox)?;
-    let ticker = Ticker { mib: 64, collector: collector.address() };
-    sandbox.apply(&ticker.pod("bare"))?;
+    let ticker = Ticker { mib: MEMORY, collector: collector.address() };
+    sandbox.apply(&manifests::with_scattered_memory(&ticker.pod("bare")))?;
     sandbox.ready_pod("bare")?;
     until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
     for number in 1..=TRIES {
