@@ -1,9 +1,5 @@
 //! The thread that gives back what of the stores is used up. A file system may wait for its disk in that, for hundreds of milliseconds,
 //! and whoever answers faults may not.
-//!
-//! Memory is given back as it is used up, where it can't be used for anything else. What lies on a disk is given back when all of it is
-//! used up: the kernel writes and forgets pages of it by itself where memory is short, but while a part is given back it lets nobody read
-//! another from the disk (the `invalidate_lock` of its `mm/filemap.c`).
 
 use crate::causes::chain;
 use crate::pages::store::{Store, StoreError, UsedUp};
@@ -27,14 +23,12 @@ enum Work {
 }
 
 impl Freeing {
-    /// Gives back a part of a store, soon, or with all of it.
+    /// Gives back a part of a store, soon.
     pub(super) fn part(&mut self, store: &Store, range: Range<u64>) {
-        if store.is_in_memory() {
-            self.tell(Work::Part(store.used_up(), range));
-        }
+        self.tell(Work::Part(store.used_up(), range));
     }
 
-    /// Removes a store, soon. What is left of it goes with its last descriptor.
+    /// Gives back what is left of a store and removes it, soon.
     pub(super) fn whole(&mut self, store: &Store) {
         self.tell(Work::Whole(store.used_up()));
     }
@@ -113,8 +107,8 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_back_as_it_is_used_up() {
-        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+    fn what_is_used_up_is_given_back_and_what_is_left_is_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
         let store = store(directory.path());
         let (before, mut freeing) = (taken(directory.path()), Freeing::default());
         freeing.part(&store, 0..PAGE);
@@ -124,22 +118,5 @@ mod tests {
         freeing.end();
         assert_eq!(directory.path().read_dir().expect("a list").count(), 0);
         freeing.end();
-    }
-
-    #[test]
-    fn what_lies_on_a_disk_is_given_back_at_the_end() {
-        // Not in /tmp, which may be memory itself.
-        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
-        let store = store(directory.path());
-        if store.is_in_memory() {
-            return eprintln!("not tried: {} lies in memory", directory.path().display());
-        }
-        let (before, mut freeing) = (taken(directory.path()), Freeing::default());
-        freeing.part(&store, 0..PAGE);
-        freeing.end();
-        assert_eq!(before, taken(directory.path()));
-        freeing.whole(&store);
-        freeing.end();
-        assert_eq!(directory.path().read_dir().expect("a list").count(), 0);
     }
 }

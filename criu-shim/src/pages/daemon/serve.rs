@@ -339,7 +339,7 @@ impl<'a> Daemon<'a> {
         Ok(())
     }
 
-    /// Gives back the memory of what no process needs any more; on a disk that waits for the end, see [`super::freeing`].
+    /// Gives back the memory of what no process needs any more, so that it is not used twice for longer than it must.
     fn give_back(&mut self) {
         let has_run = self.has_run();
         for (pid, store) in self.stores.iter().filter(|(_, store)| has_run || !store.lasts()) {

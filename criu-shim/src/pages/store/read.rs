@@ -11,17 +11,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What statfs(2) says of file systems that have no disk: TMPFS_MAGIC and RAMFS_MAGIC of the kernel's `include/uapi/linux/magic.h`.
-const TMPFS: rustix::fs::FsWord = 0x0102_1994;
-const RAMFS: rustix::fs::FsWord = 0x8584_58f6;
-
 /// The finished store of one process.
 #[derive(Debug)]
 pub struct Store {
     data_path: PathBuf,
     index_path: PathBuf,
     file: Arc<File>,
-    in_memory: bool,
     mapping: Mapping,
     length: u64,
     extents: Vec<Extent>,
@@ -52,19 +47,7 @@ impl Store {
         let mapping =
             Mapping::of(&file, length).map_err(|source| StoreError::Map { path: data_path.clone(), source })?;
         let sums = Sums::open(&data_path)?;
-        let kind = rustix::fs::fstatfs(&file)
-            .map_err(|errno| StoreError::Open { path: data_path.clone(), source: errno.into() })?;
-        let in_memory = [TMPFS, RAMFS].contains(&kind.f_type);
-        Ok(Self {
-            data_path,
-            index_path,
-            file: Arc::new(file),
-            in_memory,
-            mapping,
-            length,
-            extents: index.extents,
-            sums,
-        })
+        Ok(Self { data_path, index_path, file: Arc::new(file), mapping, length, extents: index.extents, sums })
     }
 
     /// Where which pages lie, by ascending address. A page in none of them reads as zero.
@@ -97,16 +80,15 @@ impl Store {
         self.length
     }
 
-    /// Whether it lies in memory and not on a disk, so that the kernel can't take that memory for something else by itself.
-    pub fn is_in_memory(&self) -> bool {
-        self.in_memory
-    }
-
     /// What of it nobody needs any more can be given back with this, also by another thread.
     pub fn used_up(&self) -> UsedUp {
-        let sums = self.sums.as_ref().map(|sums| sums.path().to_owned());
-        let paths = [self.index_path.clone(), self.data_path.clone()].into_iter().chain(sums).collect();
-        UsedUp { file: self.file.clone(), data_path: self.data_path.clone(), paths }
+        UsedUp {
+            file: self.file.clone(),
+            length: self.length,
+            index_path: self.index_path.clone(),
+            data_path: self.data_path.clone(),
+            sums_path: self.sums.as_ref().map(|sums| sums.path().to_owned()),
+        }
     }
 }
 
@@ -114,8 +96,10 @@ impl Store {
 #[derive(Debug)]
 pub struct UsedUp {
     file: Arc<File>,
+    length: u64,
+    index_path: PathBuf,
     data_path: PathBuf,
-    paths: Vec<PathBuf>,
+    sums_path: Option<PathBuf>,
 }
 
 impl UsedUp {
@@ -128,14 +112,22 @@ impl UsedUp {
         punch(&self.file, range).map_err(|source| StoreError::Free { path: self.data_path.clone(), source })
     }
 
-    /// Removes the files of the store. Blocking.
+    /// Removes the files of the store, and gives back what is left of it, also where somebody else has its data file open. Blocking.
     ///
     /// # Errors
     /// [`StoreError::Remove`].
     pub fn remove(self) -> Result<(), StoreError> {
-        let remove = |path: PathBuf| std::fs::remove_file(&path).map_err(|source| StoreError::Remove { path, source });
-        // The index first: without it the data can't be served.
-        self.paths.into_iter().try_for_each(remove)
+        let remove = |path: &Path| {
+            std::fs::remove_file(path).map_err(|source| StoreError::Remove { path: path.to_owned(), source })
+        };
+        // First: without it nobody can take what is given back for pages of zeroes.
+        remove(&self.index_path)?;
+        if self.length > 0 {
+            // What can't be given back goes with the last who has it open.
+            punch(&self.file, 0..self.length).ok();
+        }
+        remove(&self.data_path)?;
+        self.sums_path.as_deref().map_or(Ok(()), remove)
     }
 }
 
