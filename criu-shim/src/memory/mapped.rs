@@ -25,28 +25,30 @@ pub fn mapped_parts(pid: i32, apart: u64) -> Vec<MappedPart> {
     let mut parts: Vec<MappedPart> = Vec::new();
     for vma in vma::parse(&String::from_utf8_lossy(&maps)).unwrap_or_default().iter().filter(|vma| is_file(vma)) {
         let wanted = Wanted { all: PRESENT, told: PRESENT, ..Wanted::default() };
-        let mut last: Option<(u64, u64)> = None;
-        let mut add = |part: Option<(u64, u64)>| {
-            parts.extend(part.map(|(start, end)| MappedPart { path: vma.name.clone(), start, end }));
-        };
-        for region in pagemap.scan(vma.range, wanted).unwrap_or_default() {
-            let in_file = |address: u64| (address - vma.range.start).saturating_add(vma.offset);
-            let (start, end) = (in_file(region.range().start), in_file(region.range().end));
-            match &mut last {
-                Some((_, before)) if start <= before.saturating_add(apart) => *before = end,
-                _ => add(last.replace((start, end))),
-            }
-        }
-        add(last);
+        let in_file = |address: u64| (address - vma.range.start).saturating_add(vma.offset);
+        let found = pagemap.scan(vma.range, wanted).unwrap_or_default();
+        let found = found.iter().map(|region| (in_file(region.range().start), in_file(region.range().end)));
+        let part = |(start, end)| MappedPart { path: vma.name.clone(), start, end };
+        parts.extend(joined(found, apart).into_iter().map(part));
     }
     parts
 }
 
-/// Whether a file with a name is mapped, for this process alone, and no device.
+/// `parts` in ascending order, with those made one that overlap, or are no more than `apart` bytes apart.
+pub fn joined(parts: impl IntoIterator<Item = (u64, u64)>, apart: u64) -> Vec<(u64, u64)> {
+    let mut whole: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in parts {
+        match whole.last_mut() {
+            Some(last) if start <= last.1.saturating_add(apart) => last.1 = last.1.max(end),
+            _ => whole.push((start, end)),
+        }
+    }
+    whole
+}
+
+/// Whether a file of which the name can be told is mapped, for this process alone.
 fn is_file(vma: &Vma) -> bool {
-    let gone = vma.name.ends_with(" (deleted)");
-    let readable = !vma.name.contains(char::REPLACEMENT_CHARACTER);
-    vma.inode != 0 && !vma.shared && vma.name.starts_with('/') && !vma.name.starts_with("/dev/") && !gone && readable
+    vma::is_private_file_or_code(vma) && !vma.name.contains(char::REPLACEMENT_CHARACTER)
 }
 
 #[cfg(test)]

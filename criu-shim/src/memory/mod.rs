@@ -39,7 +39,7 @@ pub use engine::{Attached, Engine};
 pub use error::{AttachError, ReadError, TrackError};
 pub use flags::Flags;
 pub use inject::give_back;
-pub use mapped::{MappedPart, mapped_parts};
+pub use mapped::{MappedPart, joined, mapped_parts};
 pub use obstacle::Obstacle;
 pub use range::Range;
 pub use read::{MemoryReader, Piece};

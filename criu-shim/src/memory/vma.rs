@@ -133,8 +133,13 @@ pub fn protecting(vma: &Vma) -> Result<(), Reason> {
 
 /// Whether it is a private mapping of a file of which protection tells what was written.
 pub fn is_private_file(vma: &Vma) -> bool {
+    is_private_file_or_code(vma) && !vma.executable
+}
+
+/// Whether it is a private mapping of a file that has a name, and is no device.
+pub fn is_private_file_or_code(vma: &Vma) -> bool {
     let named = vma.name.starts_with('/') && !vma.name.starts_with("/dev/") && !vma.name.ends_with(" (deleted)");
-    vma.inode != 0 && named && !vma.shared && !vma.executable
+    vma.inode != 0 && named && !vma.shared
 }
 
 /// The mappings in the text of a maps or smaps file, in ascending order. The first line that is none of either is the

@@ -5,7 +5,7 @@
 
 use crate::agent::transfer::message::MappedFile;
 use crate::freezer::Freezer;
-use crate::memory::{MappedPart, mapped_parts};
+use crate::memory::{MappedPart, joined, mapped_parts};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -38,14 +38,7 @@ fn list(all: impl Iterator<Item = MappedPart>) -> Vec<MappedFile> {
     let (mut files, mut room) = (Vec::new(), MOST);
     for (path, mut parts) in by_path {
         parts.sort_unstable();
-        let mut whole: Vec<(u64, u64)> = Vec::new();
-        for (start, end) in parts {
-            match whole.last_mut() {
-                Some(last) if start <= last.1.saturating_add(APART) => last.1 = last.1.max(end),
-                _ => whole.push((start, end)),
-            }
-        }
-        let file = MappedFile { path, parts: whole };
+        let file = MappedFile { path, parts: joined(parts, APART) };
         // As it is sent: a name may be of characters that take six.
         let takes = serde_json::to_vec(&file).map_or(usize::MAX, |json| json.len() + 1);
         if takes <= room {

@@ -29,10 +29,7 @@ impl TargetDriver {
         self.reporter.report(self.report.clone());
         // Nobody can tell the processes to run any more. The sooner, the sooner the source does.
         self.give_up_claim();
-        for lane in &mut self.lanes {
-            lane.placing.call_off();
-            lane.warming = None;
-        }
+        self.lanes.iter_mut().for_each(|lane| lane.placing.call_off());
         self.tell_relays(&ToRelay::Abandon).await;
         self.call_rehearsal_off().await;
     }
@@ -49,7 +46,6 @@ impl TargetDriver {
         for lane in &mut self.lanes {
             // What is still put in place would keep the container's files from being taken down.
             lane.placing.stop().await;
-            lane.warming = None;
         }
         let deadline = tokio::time::Instant::now() + CALL_OFF_LIMIT;
         self.tell_relays(&ToRelay::Abandon).await;

@@ -83,7 +83,6 @@ impl TargetDriver {
                     lane.local.waiting = false;
                     lane.local.held = false;
                     lane.placing.leave_container();
-                    lane.warming = None;
                 }
             }
         }

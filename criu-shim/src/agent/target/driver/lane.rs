@@ -6,7 +6,6 @@ use super::receiving::Receiving;
 use super::syncing::Syncing;
 use crate::agent::duty::LaneLocal;
 use crate::agent::journal::{LaneEntry, RestoreEntry};
-use crate::agent::target::warm::Warming;
 use crate::agent::transfer::link::LinkSender;
 use crate::agent::transfer::message::{FromTarget, MappedFile};
 use crate::agent::transfer::receive::Landing;
@@ -36,8 +35,6 @@ pub(super) struct Lane {
     pub(super) early: bool,
     /// What the processes have in memory of files, by the source.
     pub(super) mapped: Vec<MappedFile>,
-    /// What of it is being read from the disk.
-    pub(super) warming: Option<Warming>,
     /// A shim's question that is not answered yet.
     pub(super) asked: Option<(Create, mpsc::Sender<ToShim>)>,
     /// The restore that a shim was told to begin last.
@@ -94,7 +91,6 @@ impl Lane {
         self.running = true;
         (self.refused, self.failed) = (false, false);
         self.relay = None;
-        self.warming = None;
         self.in_place = false;
         let LaneLocal { staged, resumed, .. } = self.local;
         self.local = LaneLocal { staged, resumed, ..LaneLocal::default() };

@@ -8,6 +8,7 @@ use crate::agent::duty::LaneLocal;
 use crate::agent::failure::retryable;
 use crate::agent::target::event::Event;
 use crate::agent::target::stage::{self, Arriving, Placed, Trees};
+use crate::agent::target::warm::Warming;
 use crate::agent::transfer::growing::Growing;
 use crate::agent::transfer::message::FromTarget;
 use crate::causes::chain;
@@ -39,6 +40,8 @@ pub(super) struct Placing {
     landed: u32,
     /// The last round that had when the task began.
     up_to: u32,
+    /// Files of the container that are read ahead.
+    warming: Option<Warming>,
 }
 
 impl Placing {
@@ -67,11 +70,13 @@ impl Placing {
 
     /// Nobody wants it any more. It ends soon.
     pub(super) fn call_off(&mut self) {
+        self.warming = None;
         self.off.iter().for_each(|off| off.store(true, Ordering::Relaxed));
     }
 
     /// The container is on its way out: nothing more goes into its layer.
     pub(super) fn leave_container(&mut self) {
+        self.warming = None;
         self.gone.store(true, Ordering::Relaxed);
     }
 
@@ -82,7 +87,13 @@ impl Placing {
 
     /// All that has landed is put in place by somebody else from now on.
     pub(super) fn hand_over(&mut self) {
+        self.warming = None;
         self.more = false;
+    }
+
+    /// Files are about to be read ahead. For who reads: whether nobody wants it any more.
+    pub(super) fn warms(&mut self) -> Arc<AtomicBool> {
+        self.warming.insert(Warming::default()).off()
     }
 
     /// What is in place.

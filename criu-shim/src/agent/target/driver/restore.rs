@@ -10,7 +10,7 @@ use crate::agent::failure::retryable;
 use crate::agent::journal::RestoreEntry;
 use crate::agent::source::freeze::millis;
 use crate::agent::target::stage;
-use crate::agent::target::warm::{self, Warming};
+use crate::agent::target::warm;
 use crate::agent::transfer::message::{FromTarget, IMAGES};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::stored::Pages;
@@ -162,11 +162,11 @@ impl TargetDriver {
 
     /// Has what the processes will want of the container's files read from the disk, once it is known and a container waits.
     pub(super) fn warm(&mut self, lane: usize) {
-        let Lane { restore, mapped, local, warming, .. } = &mut self.lanes[lane];
+        let Lane { restore, mapped, local, placing, .. } = &mut self.lanes[lane];
         let Some(restore) = restore.clone().filter(|_| local.waiting && !local.released && !mapped.is_empty()) else {
             return;
         };
-        let off = warming.insert(Warming::default()).off();
+        let off = placing.warms();
         let (context, mapped, migration) = (self.context.clone(), mapped.clone(), self.key.name.clone());
         tokio::task::spawn_blocking(move || {
             // Without it CRIU waits for the disk, no more.
@@ -219,14 +219,14 @@ impl TargetDriver {
         for lane in 0..self.lanes.len() {
             let (context, directory) = (self.context.clone(), self.lane_directory(lane));
             let options = release_options(migration);
-            let Lane { local, restore, placing: of_lane, adopted, warming, .. } = &mut self.lanes[lane];
-            *warming = None;
+            let Lane { local, restore, placing: of_lane, adopted, .. } = &mut self.lanes[lane];
             let pages = if *adopted { Pages::All } else { Pages::OfImages };
             let Some(restore) = restore.clone().filter(|_| local.waiting && !local.released && !local.resumed) else {
                 continue;
             };
-            of_lane.settle().await;
+            // First, because what is read ahead is in the way of what is still put in place.
             of_lane.hand_over();
+            of_lane.settle().await;
             let archives = of_lane.placed();
             placing.push((
                 lane,
