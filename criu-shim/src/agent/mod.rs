@@ -16,6 +16,7 @@ mod fixture;
 pub mod host;
 pub mod identity;
 pub mod images;
+pub mod injector;
 pub mod install;
 pub mod journal;
 pub mod keeper;

@@ -2,11 +2,14 @@
 
 use clap::{Parser, Subcommand};
 use criu_shim::agent::host::NodeRoot;
+use criu_shim::agent::injector;
 use criu_shim::agent::install::{self, containerd};
 use criu_shim::agent::keeper;
 use criu_shim::agent::run::{self, READY};
 use criu_shim::agent::settings::Settings;
 use criu_shim::causes::chain;
+use criu_shim::criu::leave_container;
+use criu_shim::memory::serve_injections;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -37,6 +40,13 @@ enum Task {
     Uninstall {
         /// The node's file system.
         #[arg(long, default_value = "/proc/1/root")]
+        root: PathBuf,
+    },
+    /// Make processes run system calls, as standard input says.
+    #[command(hide = true, name = injector::TASK)]
+    Inject {
+        /// The node's file system.
+        #[arg(long = injector::ROOT)]
         root: PathBuf,
     },
     /// Run a program of the node, with the node's file system as root directory.
@@ -82,6 +92,10 @@ fn execute(task: Task) -> Result<(), String> {
         Task::Uninstall { root } => {
             log_to_stderr();
             install::uninstall(&NodeRoot::at(&root)).map_err(|error| chain(&error))
+        }
+        Task::Inject { root } => {
+            leave_container(&root).map_err(|error| chain(&error))?;
+            serve_injections().map_err(|error| chain(&error))
         }
         Task::OnNode { root, program } => {
             Err(format!("run {program:?}: {}", containerd::become_on_node(&root, &program)))

@@ -19,6 +19,9 @@ pub enum CriuError {
         #[source]
         source: std::io::Error,
     },
+    /// A process can't enter that cgroup.
+    #[error("leave the container for a cgroup apart")]
+    Leave(#[source] std::io::Error),
     /// CRIU was asked for a dump of a container that is another by now.
     #[error("the container's mounts have changed since CRIU was asked for a dump")]
     Changed,

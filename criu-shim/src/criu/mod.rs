@@ -40,7 +40,7 @@ pub use dump::{DumpOptions, DumpRequest, Memory};
 pub use error::{CriuError, PagemapError, SharedError, WithholdError};
 pub use log::{first_error, last_errors};
 pub use mappings::Mappings;
-pub use place::{Place, own_cgroups};
+pub use place::{Place, leave_container};
 pub use process::ProcessId;
 pub use program::CriuProgram;
 pub(crate) use spawn::NO_BREAKPOINTS;

@@ -12,7 +12,7 @@
 //! CRIU, its code ends in a breakpoint, which ends the process when nobody traces it; and while CRIU's first system call is
 //! written over the process' own code.
 
-use crate::memory::{self, AttachError, Range};
+use crate::memory::{AttachError, Injector, Range, parse_mappings};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -32,12 +32,12 @@ struct Left {
     descriptors: Vec<u64>,
 }
 
-/// Has process `pid` give back what a CRIU that was killed has left in it. Returns whether there was anything. The process
+/// Has `injector` make process `pid` give back what a CRIU that was killed has left in it. Returns whether there was anything. The process
 /// must run: it can't be stopped for that where it is frozen. Blocking, five seconds at most. No CRIU may be at work in it.
 ///
 /// # Errors
 /// It still has something of it then, and runs on. A process that has ended is no error.
-pub fn remove(pid: i32) -> Result<bool, AttachError> {
+pub fn remove(pid: i32, injector: &Injector) -> Result<bool, AttachError> {
     let begun = Instant::now();
     loop {
         let left = match find(pid) {
@@ -46,7 +46,7 @@ pub fn remove(pid: i32) -> Result<bool, AttachError> {
             Err(AttachError::Gone { .. }) => return Ok(false),
             Err(error) => return Err(error),
         };
-        match memory::give_back(pid, left.ranges, left.descriptors) {
+        match injector.give_back(pid, left.ranges, left.descriptors) {
             Ok(()) => return Ok(true),
             Err(AttachError::Gone { .. }) => return Ok(false),
             Err(AttachError::AtWork { .. }) if begun.elapsed() < BACK_WITHIN => std::thread::sleep(LOOK),
@@ -74,7 +74,7 @@ fn find(pid: i32) -> Result<Left, AttachError> {
 
 /// The mappings of CRIU's memory file in the text of a maps file.
 fn ranges(maps: &str) -> Result<Vec<Range>, &str> {
-    let vmas = memory::parse_mappings(maps)?;
+    let vmas = parse_mappings(maps)?;
     Ok(vmas.into_iter().filter(|vma| vma.shared && is_criu(&vma.name)).map(|vma| vma.range).collect())
 }
 
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_in_a_process_that_has_ended() {
-        assert!(!remove(i32::MAX).unwrap());
+        assert!(!remove(i32::MAX, &Injector::Here).unwrap());
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -139,12 +139,12 @@ mod tests {
             child.wait_idle();
             assert_eq!(find(child.pid).unwrap().ranges.len(), 2);
 
-            assert!(remove(child.pid).unwrap());
+            assert!(remove(child.pid, &Injector::Here).unwrap());
             assert_eq!(find(child.pid).unwrap(), Left::default());
             child.wait_idle();
             assert_eq!((child.descriptors(), child.status("SigBlk"), child.syscall()), before);
             assert!(child.good(libc::SYS_getpid, &[]) > 0);
-            assert!(!remove(child.pid).unwrap());
+            assert!(!remove(child.pid, &Injector::Here).unwrap());
         }
 
         #[test]
@@ -162,7 +162,7 @@ mod tests {
             for address in &words[words.len() - 2..] {
                 let start = address & !(PAGE - 1);
                 let around = Range { start, end: start + PAGE };
-                let refused = memory::give_back(child.pid, vec![range, around], vec![descriptor]);
+                let refused = Injector::Here.give_back(child.pid, vec![range, around], vec![descriptor]);
                 assert!(matches!(refused, Err(AttachError::AtWork { .. })), "{refused:?}");
             }
             assert_eq!(find(child.pid).unwrap(), Left { ranges: vec![range], descriptors: vec![descriptor] });

@@ -4,6 +4,7 @@ use super::CriuError;
 use crate::freezer::{self, Hierarchy};
 use nix::sched::CloneFlags;
 use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Name of the cgroup below every hierarchy's root. CRIU must not be in the agent's: the end of the agent's container
@@ -60,12 +61,17 @@ impl Place {
     }
 }
 
-/// `cgroup.procs` of Tideover's own cgroup in each hierarchy of the node, made where it is missing. A process that
-/// writes "0" to all of them leaves whatever container it was in.
+/// Has the calling process leave whatever container it is in, for Tideover's own cgroup in each hierarchy of the node.
 ///
 /// # Errors
-/// [`CriuError::Hierarchies`], [`CriuError::Cgroup`].
-pub fn own_cgroups(node_root: &Path) -> Result<Vec<File>, CriuError> {
+/// [`CriuError::Hierarchies`], [`CriuError::Cgroup`], [`CriuError::Leave`].
+pub fn leave_container(node_root: &Path) -> Result<(), CriuError> {
+    // "0" is the writer itself. Source: cgroups(7).
+    own_cgroups(node_root)?.iter_mut().try_for_each(|procs| procs.write_all(b"0")).map_err(CriuError::Leave)
+}
+
+/// `cgroup.procs` of Tideover's own cgroup in each hierarchy of the node, made where it is missing.
+fn own_cgroups(node_root: &Path) -> Result<Vec<File>, CriuError> {
     let mountinfo = node_root.join("proc/1/mountinfo");
     let text = std::fs::read_to_string(&mountinfo)
         .map_err(|source| CriuError::Hierarchies(freezer::FreezerError::Read { path: mountinfo, source }))?;

@@ -1,6 +1,6 @@
 //! The ways to find out what a process writes, and which of them a process gets.
 
-use super::{AttachError, Comparer, LastLook, Range, Sent, SoftDirty, TrackError, Tracker};
+use super::{AttachError, Comparer, Injector, LastLook, Range, Sent, SoftDirty, TrackError, Tracker};
 use std::sync::{Arc, Mutex};
 
 /// What finds out what one process writes. All kinds promise the same; see [`Tracker`].
@@ -24,18 +24,17 @@ pub struct Attached {
 }
 
 impl Engine {
-    /// The best engine that process `pid` and this kernel allow.
+    /// The best engine that process `pid` and this kernel allow; `injector` does what has to be done inside of it.
     ///
     /// # Errors
     /// Where none does, which is so for a process that has ended. The process runs on as before.
-    pub fn attach(pid: i32) -> Result<Attached, AttachError> {
-        let better: [fn(i32) -> Result<Self, AttachError>; 2] = [
-            |pid| Ok(Self::WriteProtect(Box::new(Tracker::attach(pid)?))),
-            |pid| Ok(Self::SoftDirty(Box::new(SoftDirty::attach(pid)?))),
-        ];
+    pub fn attach(pid: i32, injector: &Injector) -> Result<Attached, AttachError> {
+        let protecting = || Ok(Self::WriteProtect(Box::new(Tracker::attach(pid, injector)?)));
+        let marking = || Ok(Self::SoftDirty(Box::new(SoftDirty::attach(pid)?)));
+        let better: [&dyn Fn() -> Result<Self, AttachError>; 2] = [&protecting, &marking];
         let mut instead = Vec::new();
         for attach in better {
-            match attach(pid) {
+            match attach() {
                 Ok(engine) => return Ok(Attached { engine, instead }),
                 // Of such a process there is no memory to be seen.
                 Err(refusal @ (AttachError::Gone { .. } | AttachError::LeaderExited { .. })) => return Err(refusal),

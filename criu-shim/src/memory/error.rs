@@ -1,12 +1,13 @@
 use super::Obstacle;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
 /// Why writes of a process can't be tracked, or it can't be made to give something back. The process runs on as before, after
-/// each of these.
-#[derive(Debug, Error)]
+/// each of these. It crosses from the process that traces.
+#[derive(Debug, Error, Serialize, Deserialize)]
 pub enum AttachError {
     /// Nobody has written the injection for this machine.
     #[error("tracking is not implemented for this architecture")]
@@ -56,6 +57,7 @@ pub enum AttachError {
         pid: i32,
         /// Why.
         #[source]
+        #[serde(with = "crossing")]
         source: io::Error,
     },
     /// Its memory changes behind the page table.
@@ -74,6 +76,7 @@ pub enum AttachError {
         pid: i32,
         /// Why.
         #[source]
+        #[serde(with = "crossing")]
         source: io::Error,
     },
     /// ptrace(2) refused.
@@ -83,6 +86,7 @@ pub enum AttachError {
         pid: i32,
         /// Why.
         #[source]
+        #[serde(with = "crossing")]
         source: io::Error,
     },
     /// It did not stop: it waits in the kernel, or its cgroup is frozen.
@@ -120,6 +124,7 @@ pub enum AttachError {
         pid: i32,
         /// Why.
         #[source]
+        #[serde(with = "crossing")]
         source: io::Error,
     },
     /// userfaultfd(2) in the process failed: not in the kernel, forbidden, or no descriptor left.
@@ -129,6 +134,7 @@ pub enum AttachError {
         pid: i32,
         /// Why.
         #[source]
+        #[serde(with = "crossing")]
         source: io::Error,
     },
     /// The descriptor could not be taken out of the process.
@@ -138,17 +144,26 @@ pub enum AttachError {
         pid: i32,
         /// Why.
         #[source]
+        #[serde(with = "crossing")]
         source: io::Error,
     },
     /// The kernel has no asynchronous write protection.
     #[error("turn on asynchronous write protection")]
-    Features(#[source] io::Error),
+    Features(
+        #[source]
+        #[serde(with = "crossing")]
+        io::Error,
+    ),
     /// The kernel keeps no soft-dirty marks: it was built without, or runs on a machine without room for them.
     #[error("the kernel keeps no soft-dirty marks")]
     NoMarks,
     /// Whether the kernel keeps soft-dirty marks could not be tried.
     #[error("try whether the kernel keeps soft-dirty marks")]
-    ProbeMarks(#[source] io::Error),
+    ProbeMarks(
+        #[source]
+        #[serde(with = "crossing")]
+        io::Error,
+    ),
     /// The soft-dirty marks of the process may not be cleared.
     #[error("open {path} to clear soft-dirty marks")]
     ClearMarks {
@@ -156,6 +171,7 @@ pub enum AttachError {
         path: PathBuf,
         /// Why.
         #[source]
+        #[serde(with = "crossing")]
         source: io::Error,
     },
     /// A file of the process could not be read.
@@ -165,6 +181,7 @@ pub enum AttachError {
         path: PathBuf,
         /// Why.
         #[source]
+        #[serde(with = "crossing")]
         source: io::Error,
     },
     /// A file of the process does not say what it should.
@@ -175,13 +192,14 @@ pub enum AttachError {
         /// What it says.
         content: String,
     },
-    /// No thread could be started. Tracing belongs to a thread, so it gets one of its own.
-    #[error("start a thread to trace process {pid}")]
-    Thread {
+    /// Who was to trace it could not be started, or has ended amid its work.
+    #[error("have process {pid} traced")]
+    Tracer {
         /// Id of the process.
         pid: i32,
         /// Why.
         #[source]
+        #[serde(with = "crossing")]
         source: io::Error,
     },
 }
@@ -291,4 +309,27 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
+}
+
+/// An [`io::Error`] from one process to another: its number, or what it says.
+mod crossing {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::io;
+
+    #[derive(Serialize, Deserialize)]
+    enum Crossing {
+        Number(i32),
+        Text(String),
+    }
+
+    pub fn serialize<S: Serializer>(error: &io::Error, serializer: S) -> Result<S::Ok, S::Error> {
+        error.raw_os_error().map_or_else(|| Crossing::Text(error.to_string()), Crossing::Number).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<io::Error, D::Error> {
+        Ok(match Crossing::deserialize(deserializer)? {
+            Crossing::Number(number) => io::Error::from_raw_os_error(number),
+            Crossing::Text(text) => io::Error::other(text),
+        })
+    }
 }

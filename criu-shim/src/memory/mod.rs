@@ -4,7 +4,7 @@
 //! reading its memory ([`MemoryReader`]), and the same for memory that belongs to no process ([`shared`]). The kernel write-protects
 //! pages and takes the protection off at the first write, so that the difference between two looks is what was written
 //! between them. That takes a userfaultfd, which can only be made inside the process: one thread is stopped for a moment
-//! and made to call it; the same way a process is made to give back what CRIU has left in it ([`give_back`]). It never writes to the process' memory, never freezes or thaws, and never decides how many
+//! and made to call it; the same way a process is made to give back what CRIU has left in it ([`Injector`]). It never writes to the process' memory, never freezes or thaws, and never decides how many
 //! rounds are enough.
 
 mod compare;
@@ -38,7 +38,7 @@ pub use compare::Comparer;
 pub use engine::{Attached, Engine};
 pub use error::{AttachError, ReadError, TrackError};
 pub use flags::Flags;
-pub use inject::give_back;
+pub use inject::{Injector, serve as serve_injections};
 pub use mapped::{MappedPart, joined, mapped_parts};
 pub use obstacle::Obstacle;
 pub use range::Range;

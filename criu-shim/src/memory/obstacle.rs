@@ -3,12 +3,13 @@
 //! A transfer into pinned pages that was begun before they were protected ends after, without a fault: the write is
 //! lost to tracking. Direct I/O pins for as long as a call takes, io_uring and RDMA for as long as buffers are registered.
 
+use serde::{Deserialize, Serialize};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// A descriptor that stands in the way.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum Obstacle {
     /// A file open with O_DIRECT.
     #[error("descriptor {fd} does direct I/O on {target}")]

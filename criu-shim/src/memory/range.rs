@@ -1,7 +1,9 @@
 //! A range of addresses, and lists of them.
 
+use serde::{Deserialize, Serialize};
+
 /// Page-aligned addresses of a process, bytes; `end` is the first that is no longer in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Range {
     /// First address.
     pub start: u64,

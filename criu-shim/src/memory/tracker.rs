@@ -5,7 +5,7 @@ use super::pagemap::{self, Pagemap, Wanted};
 use super::range::{coalesce, covers};
 use super::uffd::Userfaultfd;
 use super::{
-    AttachError, Obstacle, Range, Reason, TrackError, Vma, inject, is_private_file, obstacle, protecting, vma,
+    AttachError, Injector, Obstacle, Range, Reason, TrackError, Vma, is_private_file, obstacle, protecting, vma,
 };
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -62,12 +62,11 @@ impl Tracker {
     /// millisecond and made to call userfaultfd(2); afterwards the process is as before.
     ///
     /// Calls that return early whenever they are interrupted do so (a long getrandom(2), say); those that would return
-    /// EINTR go on, with their time limit begun anew. If the caller is killed within that time, the process goes on with
-    /// the wrong registers.
+    /// EINTR go on, with their time limit begun anew. That is `injector`'s work.
     ///
     /// # Errors
     /// Each says why this process, or this kernel, can't be tracked. The process runs on as before.
-    pub fn attach(pid: i32) -> Result<Self, AttachError> {
+    pub fn attach(pid: i32, injector: &Injector) -> Result<Self, AttachError> {
         let knows_guards = probe(pid)?;
         if let Some(source) = find_obstacle(pid).map_err(|(path, source)| AttachError::Read { path, source })? {
             return Err(AttachError::Obstacle { pid, source });
@@ -76,7 +75,7 @@ impl Tracker {
         let path = PathBuf::from(format!("/proc/{pid}/stat"));
         let stat = std::fs::read_to_string(&path).map_err(|source| AttachError::Read { path, source })?;
         let space = address_space(&stat).ok_or(AttachError::Gone { pid })?;
-        let descriptor = inject::userfaultfd(pid)?;
+        let descriptor = injector.userfaultfd(pid)?;
         let userfaultfd = Userfaultfd::tracking(descriptor).map_err(AttachError::Features)?;
         Ok(Self { pid, userfaultfd, space, tracked: Vec::new(), lost: false, knows_guards })
     }

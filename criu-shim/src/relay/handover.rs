@@ -1,6 +1,6 @@
 //! Becoming CRIU: one process goes on as the real CRIU, another relays.
 
-use crate::criu::{CriuProgram, NO_BREAKPOINTS, own_cgroups};
+use crate::criu::{CriuProgram, NO_BREAKPOINTS, leave_container};
 use crate::local::{BUNDLE_ENV, STAND_IN_ENV, TOKEN_ENV};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 use std::ffi::OsString;
-use std::io::{Error, Write};
+use std::io::Error;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -92,10 +92,7 @@ pub(super) fn detach(keep: &[&OwnedFd]) -> std::io::Result<()> {
     }
     close_between(from, RawFd::MAX);
     std::env::set_current_dir("/")?;
-    for mut procs in own_cgroups(Path::new("/")).map_err(Error::other)? {
-        procs.write_all(b"0")?;
-    }
-    Ok(())
+    leave_container(Path::new("/")).map_err(Error::other)
 }
 
 /// Closes the descriptors `from..to`.

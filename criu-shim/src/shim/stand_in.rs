@@ -14,7 +14,7 @@ use super::log;
 use super::marker::{Mark, Markers};
 use super::runtime::{Runtime, exit_code};
 use crate::causes::chain;
-use crate::criu::{ProcessId, own_cgroups};
+use crate::criu::{ProcessId, leave_container};
 use crate::freezer;
 use crate::local::{STAND_IN_ENV, mark_ran};
 use crate::shim::ask::Restore;
@@ -345,11 +345,7 @@ impl Place {
                 let cgroups = freezer::directories(by, Path::new("/")).map_err(Error::other);
                 return Ok(Next::Ready(cgroups.and_then(|cgroups| enter(&cgroups))));
             }
-            Act::StepAside => {
-                for mut procs in own_cgroups(Path::new("/")).map_err(Error::other)? {
-                    procs.write_all(b"0")?;
-                }
-            }
+            Act::StepAside => leave_container(Path::new("/")).map_err(Error::other)?,
             Act::Send(process, signal) => kill(process, signal)?,
         }
         Ok(Next::Nothing)

@@ -57,6 +57,26 @@ impl Victim {
         Ok(Self { pid, handle })
     }
 
+    /// Whether it would live on if the container of `other` were ended: in no cgroup of a pod are both.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    pub fn is_apart_from(&self, other: &Self) -> Result<bool> {
+        let cgroups = |pid: i32| {
+            let path = format!("/proc/{pid}/cgroup");
+            fs::read_to_string(&path).with_context(|| format!("read {path}"))
+        };
+        let (ours, theirs) = (cgroups(self.pid)?, cgroups(other.pid)?);
+        let mut of_a_pod = theirs.lines().filter(|line| line.contains("kubepods")).peekable();
+        ensure!(of_a_pod.peek().is_some(), "the other is in no pod: {theirs}");
+        Ok(of_a_pod.all(|line| !ours.lines().any(|own| own == line)))
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        !fs::exists(format!("/proc/{}", self.pid)).unwrap_or(true)
+    }
+
     /// Sends SIGKILL. Says whether the process was still there.
     ///
     /// # Errors
@@ -79,6 +99,15 @@ impl Cluster {
         // What it has forked bears its name until it is another program.
         let is_forked = |pid| Ok::<_, anyhow::Error>(name_of(parent_of(pid)?) == "tideover-agent");
         the_one("tideover-agent", |pid| Ok(pid_namespace(pid)? == machine && !is_forked(pid)?))
+    }
+
+    /// Who makes processes on `node` run system calls for the agent there.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn injector(&self, node: &str) -> Result<Victim> {
+        let machine = self.pid_namespace_of(node)?;
+        the_one("tideover-inject", |pid| Ok(pid_namespace(pid)? == machine))
     }
 
     /// The page daemon of the restore on `node`, without the guard beside it.

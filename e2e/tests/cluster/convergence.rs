@@ -88,7 +88,15 @@ fn a_move_that_does_not_converge_is_given_up_and_the_source_runs_on_as_before() 
     );
     // Every page at every tick: each round sends all of it.
     let busy = Busy::start("converge-give-up", &policy, 48, 48 << 8, CPUS)?;
-    let ended = busy.moved(MOVE)?;
+    busy.sandbox.create(&migration::manifest(MOVE, &busy.pod.name))?;
+    let injector =
+        until("somebody who works in the process", LIMIT, || Ok(busy.cluster.injector(&busy.pod.node).ok()))?;
+    let agent = busy.cluster.agent(&busy.pod.node)?;
+    until("it is apart from the agent", LIMIT, || {
+        Ok(Some(()).filter(|()| injector.is_apart_from(&agent).is_ok_and(|apart| apart)))
+    })?;
+    let ended = migration::ended(&busy.sandbox, &busy.pod.name, LIMIT)?;
+    until("its end", LIMIT, || Ok(Some(()).filter(|()| injector.has_ended())))?;
     let status = &ended["status"];
     ensure!(status["phase"] == "Failed", "the move is {}: {}", status["phase"], migration::message(&ended));
     ensure!(status["failures"][0]["reason"] == "NotConverging", "{}", status["failures"]);

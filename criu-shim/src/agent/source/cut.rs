@@ -125,7 +125,7 @@ pub async fn cut(context: &Arc<Context>, connected: Connected, news: &mut News) 
     let criu = hung.map(|hung| LiveCriu::Hung(*hung)).into_iter().collect();
     let thawed = settle::thaw(pod, criu, proof).await;
     let paused = thawed - since;
-    settle::cure(vec![inspected.container.freezer.clone()]).await;
+    settle::cure(vec![inspected.container.freezer.clone()], &context.node).await;
     line.watching.extend();
     let sent = match dumped {
         Ok(dumped) => {

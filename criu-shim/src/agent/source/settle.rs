@@ -1,6 +1,8 @@
 //! From the verdict to the end: thaw after an abort, retire after a commit. Also for what an agent before this one left.
 
 use crate::agent::context::{Context, Key, answer};
+use crate::agent::host::NodeRoot;
+use crate::agent::injector::injector;
 use crate::agent::journal::SourceEntry;
 use crate::agent::owner::{Committed, Decision, OwnerError};
 use crate::agent::source::cpu;
@@ -9,6 +11,7 @@ use crate::agent::source::last_word::Unsaid;
 use crate::causes::chain;
 use crate::criu::{ProcessId, RunningDump, Waited, parasite};
 use crate::freezer::{Freezer, FreezerError};
+use crate::memory::Injector;
 use crate::throttle::CpuLimits;
 use futures::future::join_all;
 use std::sync::Arc;
@@ -157,13 +160,14 @@ pub async fn thaw(mut pod: FrozenPod, criu: Vec<LiveCriu>, proof: impl Into<MayR
 
 /// Has the processes of a pod that runs again give back what a CRIU that was killed in them has left: with it they can't be
 /// dumped again. Where nothing is left, their mappings are read and that is all.
-pub async fn cure(freezers: Vec<Freezer>) {
+pub async fn cure(freezers: Vec<Freezer>, node: &NodeRoot) {
+    let injector = injector(node);
     let curing = tokio::task::spawn_blocking(move || {
         for freezer in &freezers {
             // A process may have been forked from one that was not looked at yet. One that makes such mappings itself is no reason to
             // go on for ever.
             for _ in 0..CURES {
-                if !cure_once(freezer) {
+                if !cure_once(freezer, &injector) {
                     break;
                 }
             }
@@ -175,7 +179,7 @@ pub async fn cure(freezers: Vec<Freezer>) {
 }
 
 /// Whether anything was given back.
-fn cure_once(freezer: &Freezer) -> bool {
+fn cure_once(freezer: &Freezer, injector: &Injector) -> bool {
     let pids = match freezer.pids() {
         Ok(pids) => pids,
         Err(FreezerError::Gone { .. } | FreezerError::ProcessGone { .. }) => return false,
@@ -186,7 +190,7 @@ fn cure_once(freezer: &Freezer) -> bool {
     };
     let mut given_back = false;
     for pid in pids {
-        match parasite::remove(pid) {
+        match parasite::remove(pid, injector) {
             Ok(removed) => given_back |= removed,
             Err(error) => {
                 error!(pid, error = %chain(&error), "what a CRIU that was killed has left stays in a process")

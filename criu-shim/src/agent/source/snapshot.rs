@@ -89,7 +89,7 @@ async fn rounds(
     called_off: impl Fn() -> bool + Send,
 ) -> Result<Option<Followed>, Failure> {
     let Connected { inspected, trees, sender, receiver, round, .. } = connected;
-    let followed = match precopy::follow(inspected.container.freezer.clone()).await {
+    let followed = match precopy::follow(inspected.container.freezer.clone(), &context.node).await {
         Ok(followed) => Some(followed),
         Err(why) => {
             info!(container = inspected.container.id, why, "all memory is copied in the freeze");
@@ -189,7 +189,7 @@ async fn freeze<G: Send>(
     let thawed = settle::thaw(pod, criu, OnlyStored(())).await;
     let paused = thawed - since;
     precopy::let_go(vec![(followed, trees)]).await;
-    settle::cure(vec![inspected.container.freezer.clone()]).await;
+    settle::cure(vec![inspected.container.freezer.clone()], &context.node).await;
     forget(&context.journal, &uid).await;
     drop(untouched);
     line.watching.extend();
@@ -260,7 +260,7 @@ async fn thaw_left(uid: String, checkpoint: CheckpointEntry, journal: Journal, n
         let criu = LiveCriu::left(checkpoint.criu).into_iter().collect();
         let container = FrozenContainer { freezer: freezer.clone(), limits };
         settle::thaw(FrozenPod::adopt(vec![container]), criu, OnlyStored(())).await;
-        settle::cure(vec![freezer]).await;
+        settle::cure(vec![freezer], &node).await;
     }
     forget(&journal, &uid).await;
 }

@@ -1,6 +1,6 @@
 use super::*;
-use crate::memory::Tracker;
 use crate::memory::tests::child::{Child, MIB, PAGE};
+use crate::memory::{Injector, Tracker};
 
 /// None on a kernel that takes no such program: it says why.
 fn of_this_kernel() -> Option<Flags> {
@@ -46,7 +46,7 @@ fn flags_are_written_as_smaps_has_them() {
     child.good(libc::SYS_mlock, &[locked.start, PAGE]);
     let shared = [0, MIB, 3, (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u64, u64::MAX, 0];
     child.good(libc::SYS_mmap, &shared);
-    let mut tracker = Tracker::attach(child.pid).expect("a process that can be followed");
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).expect("a process that can be followed");
     tracker.take_written().expect("a round");
     let expected = as_smaps_has_it(child.pid);
     assert!(

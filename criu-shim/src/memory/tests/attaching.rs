@@ -1,5 +1,5 @@
 use super::child::{Child, MIB, wait_for};
-use crate::memory::{AttachError, Tracker};
+use crate::memory::{AttachError, Injector, Tracker};
 use std::time::{Duration, Instant};
 
 /// A seccomp filter that answers userfaultfd(2) with `action` and allows all else, as its program and its header.
@@ -27,7 +27,7 @@ fn filtered(action: u32) -> Child {
 fn works(child: &mut Child) {
     let area = child.island(2 * MIB);
     child.store(area.start, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     assert!(tracker.take_written().unwrap().iter().any(|range| range.start == area.start));
     child.store(area.start, 2);
     assert!(tracker.take_written().unwrap().iter().any(|range| range.start == area.start));
@@ -56,7 +56,7 @@ fn the_process_is_as_before() {
     child.store(area.start, 1);
     child.wait_idle();
     let before = (child.descriptors(), child.syscall(), child.status("SigBlk"), child.status("SigCgt"));
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     child.wait_idle();
     assert_eq!((child.descriptors(), child.syscall(), child.status("SigBlk"), child.status("SigCgt")), before);
     assert_eq!(child.status("TracerPid"), "0");
@@ -78,7 +78,7 @@ fn attached_amid(child: &mut Child, number: i64, arguments: &[u64], end: impl Fn
     child.tell(number, arguments);
     child.wait_in(number);
     for _ in 0..20 {
-        drop(Tracker::attach(child.pid).unwrap());
+        drop(Tracker::attach(child.pid, &Injector::Here).unwrap());
     }
     end(child);
     (child.answer(), begin.elapsed())
@@ -93,7 +93,7 @@ fn a_sleep_is_neither_cut_short_nor_begun_anew() {
     child.tell(libc::SYS_nanosleep, &[time, time + 16]);
     wait_for(|| !child.syscall().starts_with("running") && !child.syscall().starts_with("0 "));
     while begin.elapsed() < Duration::from_millis(250) {
-        drop(Tracker::attach(child.pid).unwrap());
+        drop(Tracker::attach(child.pid, &Injector::Here).unwrap());
     }
     assert_eq!(child.answer(), 0);
     let took = begin.elapsed();
@@ -132,7 +132,7 @@ fn a_read_a_poll_and_a_futex_go_on() {
     child.tell(libc::SYS_futex, &wait);
     wait_for(|| !child.syscall().starts_with("running") && !child.syscall().starts_with("0 "));
     for _ in 0..20 {
-        drop(Tracker::attach(child.pid).unwrap());
+        drop(Tracker::attach(child.pid, &Injector::Here).unwrap());
     }
     assert_eq!(child.answer(), -i64::from(libc::ETIMEDOUT));
     assert!(begin.elapsed() >= Duration::from_millis(300));
@@ -158,7 +158,7 @@ fn a_program_that_computes_is_attached_to() {
     // Long work in the kernel and outside, over and over.
     for _ in 0..50 {
         child.tell(libc::SYS_getrandom, &[area.start, area.len(), 0]);
-        drop(Tracker::attach(child.pid).unwrap());
+        drop(Tracker::attach(child.pid, &Injector::Here).unwrap());
         // Whatever interrupts this call, it returns what it has done so far.
         assert!(child.answer() > 0);
     }
@@ -169,7 +169,7 @@ fn a_stopped_process_is_refused_and_stays_stopped() {
     let mut child = Child::new();
     child.signal(libc::SIGSTOP);
     wait_for(|| child.status("State").starts_with('T'));
-    assert!(matches!(Tracker::attach(child.pid), Err(AttachError::Stopped { .. })));
+    assert!(matches!(Tracker::attach(child.pid, &Injector::Here), Err(AttachError::Stopped { .. })));
     assert!(child.status("State").starts_with('T'));
     child.signal(libc::SIGCONT);
     works(&mut child);
@@ -188,7 +188,7 @@ fn a_traced_process_is_refused_by_name() {
     });
     ready.recv().unwrap();
     let own = std::process::id() as i32;
-    match Tracker::attach(pid) {
+    match Tracker::attach(pid, &Injector::Here) {
         // The kernel names the tracing thread, not its process.
         Err(AttachError::Traced { tracer, .. }) => assert!(tracer > 0, "{own}"),
         other => panic!("{other:?}"),
@@ -197,7 +197,7 @@ fn a_traced_process_is_refused_by_name() {
     tracer.join().unwrap();
     // A thread is joined a moment before the kernel lets go of what it has traced.
     wait_for(|| child.status("TracerPid") == "0");
-    assert!(Tracker::attach(pid).is_ok());
+    assert!(Tracker::attach(pid, &Injector::Here).is_ok());
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn a_process_that_has_ended_is_refused_by_name() {
     let mut child = Child::new();
     let pid = child.pid;
     child.end();
-    assert!(matches!(Tracker::attach(pid), Err(AttachError::Gone { .. })));
+    assert!(matches!(Tracker::attach(pid, &Injector::Here), Err(AttachError::Gone { .. })));
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn a_process_without_a_free_descriptor_is_refused_by_name() {
     let mut child = Child::new();
     let limit = child.words(&[0, 0]);
     child.good(libc::SYS_prlimit64, &[0, u64::from(libc::RLIMIT_NOFILE), limit, 0]);
-    match Tracker::attach(child.pid) {
+    match Tracker::attach(child.pid, &Injector::Here) {
         Err(AttachError::NoUserfaultfd { source, .. }) => assert_eq!(source.raw_os_error(), Some(libc::EMFILE)),
         other => panic!("{other:?}"),
     }
@@ -233,7 +233,7 @@ fn a_32_bit_program_is_refused_by_name() {
     let pid = program.id() as i32;
     let status = format!("/proc/{pid}/wchan");
     wait_for(|| std::fs::read_to_string(&status).is_ok());
-    let refused = Tracker::attach(pid);
+    let refused = Tracker::attach(pid, &Injector::Here);
     let alive = program.try_wait().unwrap().is_none();
     program.kill().unwrap();
     program.wait().unwrap();

@@ -1,6 +1,6 @@
 use super::child::{Child, MIB, PAGE, wait_for};
 use super::{NONE, pages};
-use crate::memory::{AttachError, Comparer, Engine, LastLook, MemoryReader, Range, TrackError};
+use crate::memory::{AttachError, Comparer, Engine, Injector, LastLook, MemoryReader, Range, TrackError};
 
 /// A round: what was returned of `area`, as numbers of its pages, all of it read.
 fn round(comparer: &mut Comparer, area: Range) -> Vec<u64> {
@@ -80,13 +80,13 @@ fn another_program_has_nothing_that_was_sent_and_an_ended_one_no_memory() {
     assert_eq!(comparer.last_look().unwrap(), LastLook::default());
     child.end();
     assert!(matches!(comparer.take_written(), Err(TrackError::Gone { .. })));
-    assert!(matches!(Engine::attach(child.pid), Err(AttachError::Gone { .. })));
+    assert!(matches!(Engine::attach(child.pid, &Injector::Here), Err(AttachError::Gone { .. })));
 }
 
 #[test]
 fn a_process_that_write_protection_refuses_is_read_and_compared_and_the_refusal_is_the_reason() {
     let mut child = Child::new();
-    let attached = Engine::attach(child.pid).unwrap();
+    let attached = Engine::attach(child.pid, &Injector::Here).unwrap();
     assert!(matches!(attached.engine, Engine::WriteProtect(_)) && attached.instead.is_empty());
     drop(attached);
     let directory = std::env::current_dir().unwrap();
@@ -95,7 +95,7 @@ fn a_process_that_write_protection_refuses_is_read_and_compared_and_the_refusal_
     if child.call(libc::SYS_openat, &[libc::AT_FDCWD as u64, text, libc::O_DIRECT as u64]) < 0 {
         return;
     }
-    let mut attached = Engine::attach(child.pid).unwrap();
+    let mut attached = Engine::attach(child.pid, &Injector::Here).unwrap();
     assert!(matches!(attached.instead[..], [AttachError::Obstacle { .. }, _]), "{:?}", attached.instead);
     assert!(matches!(attached.engine, Engine::ReadAndCompare(_)));
     assert!(attached.engine.take_written().unwrap().is_some_and(|written| !written.is_empty()));

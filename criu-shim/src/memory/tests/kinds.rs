@@ -2,7 +2,7 @@
 
 use super::child::{Child, MIB, PAGE};
 use super::{Kind, NONE, kinds, pages};
-use crate::memory::{AttachError, Obstacle, Range, Tracker};
+use crate::memory::{AttachError, Injector, Obstacle, Range, Tracker};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 
@@ -100,7 +100,7 @@ fn of_a_file_mapping_only_the_pages_of_the_process_itself_are_sent() {
     let (_file, area) = library(&mut child, &[2, 5]);
     // The file's own pages are mapped too.
     child.good(libc::SYS_madvise, &[area.start, LENGTH, libc::MADV_POPULATE_READ as u64]);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [2, 5]);
     assert_eq!(pages(&tracker.take_written().unwrap(), area), NONE);
     // Again, for the first time, and where nothing was mapped.
@@ -117,7 +117,7 @@ fn of_a_file_mapping_only_the_pages_of_the_process_itself_are_sent() {
 fn a_file_mapping_of_which_nothing_was_written_is_left_alone_until_it_is() {
     let mut child = Child::new();
     let (_file, area) = library(&mut child, &[]);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     let covered = |tracker: &mut Tracker| {
         let look = tracker.last_look().unwrap();
@@ -134,7 +134,7 @@ fn a_file_mapping_of_which_nothing_was_written_is_left_alone_until_it_is() {
 fn what_a_process_has_thrown_away_of_a_file_mapping_is_not_given_back_to_it() {
     let mut child = Child::new();
     let (_file, area) = library(&mut child, &[2, 5]);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [2, 5]);
     child.good(libc::SYS_madvise, &[area.start + 2 * PAGE, PAGE, libc::MADV_DONTNEED as u64]);
     let doubtful = tracker.last_look().unwrap();
@@ -154,6 +154,6 @@ fn a_process_with_a_userfaultfd_of_its_own_is_refused_by_name() {
     const USER_MODE_ONLY: u64 = 1;
     let mut child = Child::new();
     child.good(libc::SYS_userfaultfd, &[USER_MODE_ONLY]);
-    let refused = Tracker::attach(child.pid);
+    let refused = Tracker::attach(child.pid, &Injector::Here);
     assert!(matches!(refused, Err(AttachError::Obstacle { source: Obstacle::Userfaultfd { .. }, .. })), "{refused:?}");
 }

@@ -9,7 +9,7 @@ mod same;
 mod sharing;
 mod soft_dirty;
 
-use super::{AttachError, Comparer, Engine, Range, SoftDirty, Tracker};
+use super::{AttachError, Comparer, Engine, Injector, Range, SoftDirty, Tracker};
 use child::PAGE;
 
 const NONE: [u64; 0] = [];
@@ -48,7 +48,7 @@ fn soft_dirty(child: &child::Child) -> Option<SoftDirty> {
 impl Kind {
     fn attach(self, pid: i32) -> Engine {
         match self {
-            Self::WriteProtect => Engine::WriteProtect(Box::new(Tracker::attach(pid).unwrap())),
+            Self::WriteProtect => Engine::WriteProtect(Box::new(Tracker::attach(pid, &Injector::Here).unwrap())),
             Self::SoftDirty => Engine::SoftDirty(Box::new(SoftDirty::attach(pid).unwrap())),
             Self::ReadAndCompare => Engine::ReadAndCompare(Comparer::attach(pid).unwrap()),
         }

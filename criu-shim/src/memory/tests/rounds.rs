@@ -1,6 +1,6 @@
 use super::child::{Child, MIB, PAGE};
 use super::{NONE, pages};
-use crate::memory::{LastLook, Range, TrackError, Tracker};
+use crate::memory::{Injector, LastLook, Range, TrackError, Tracker};
 
 fn is_covered(look: &LastLook, area: Range) -> bool {
     look.covered.iter().any(|range| range.contains(&area))
@@ -17,7 +17,7 @@ fn the_first_round_returns_what_has_content_and_the_next_nothing() {
     for page in [0, 1, 7, 511] {
         child.store(area.start + page * PAGE, 1);
     }
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [0, 1, 7, 511]);
     assert_eq!(pages(&tracker.take_written().unwrap(), area), NONE);
     let look = tracker.last_look().unwrap();
@@ -31,7 +31,7 @@ fn a_page_that_is_written_is_returned_once_and_no_other() {
     let mut child = Child::new();
     let area = child.island(2 * MIB);
     child.fill(area, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     assert_eq!(pages(&tracker.take_written().unwrap(), area), all(area));
     child.store(area.start + 5 * PAGE + 9, 2);
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [5]);
@@ -48,7 +48,7 @@ fn a_write_by_the_kernel_is_seen_too() {
     let mut child = Child::new();
     let area = child.island(2 * MIB);
     child.fill(area, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     child.good(libc::SYS_uname, &[area.start + 3 * PAGE]);
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [3]);
@@ -61,7 +61,7 @@ fn zeroes_that_were_only_read_are_not_returned_until_written() {
     // Reading the file's memory maps the page of zeroes.
     child.peek(area.start, area.len() as usize);
     child.store(area.start, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [0]);
     child.store(area.start + PAGE, 1);
     assert_eq!(pages(&tracker.take_written().unwrap(), area), [1]);
@@ -71,7 +71,7 @@ fn zeroes_that_were_only_read_are_not_returned_until_written() {
 #[test]
 fn a_new_mapping_is_returned_whole_by_the_next_round() {
     let mut child = Child::new();
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     let area = child.island(2 * MIB);
     child.store(area.start + 3 * PAGE, 1);
@@ -85,7 +85,7 @@ fn a_mapping_in_the_place_of_another_is_not_taken_for_it() {
     let mut child = Child::new();
     let area = child.island(2 * MIB);
     child.fill(area, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     child.good(libc::SYS_munmap, &[area.start, area.len()]);
     child.map(area.start, area.len());
@@ -103,7 +103,7 @@ fn a_mapping_that_was_moved_is_returned_whole() {
     let (area, place) = (child.island(2 * MIB), child.island(2 * MIB));
     child.fill(area, 1);
     child.fill(place, 3);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
     child.good(libc::SYS_mremap, &[area.start, area.len(), area.len(), flags, place.start]);
@@ -120,7 +120,7 @@ fn a_mapping_that_has_grown_in_its_place_is_tracked_after_one_more_round() {
     let area = Range { end: room.start + 2 * MIB, ..room };
     child.fill(area, 1);
     child.good(libc::SYS_munmap, &[area.end, room.end - area.end]);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     assert_eq!(child.good(libc::SYS_mremap, &[area.start, area.len(), room.len(), 0]), area.start);
     child.store(area.end, 2);
@@ -134,7 +134,7 @@ fn a_mapping_that_was_split_and_merged_is_still_tracked() {
     let mut child = Child::new();
     let area = child.island(4 * MIB);
     child.fill(area, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     let middle = area.start + 2 * MIB;
     child.good(libc::SYS_mprotect, &[middle, PAGE, libc::PROT_NONE as u64]);
@@ -154,7 +154,7 @@ fn memory_that_was_given_back_is_not_present_any_more() {
     let mut child = Child::new();
     let area = child.island(2 * MIB);
     child.fill(area, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     child.good(libc::SYS_madvise, &[area.start, 4 * PAGE, libc::MADV_DONTNEED as u64]);
     child.store(area.start + 2 * PAGE, 2);
@@ -171,7 +171,7 @@ fn a_guard_page_leaves_its_mapping_to_the_plain_dump() {
     let mut child = Child::new();
     let (area, other) = (child.island(2 * MIB), child.island(2 * MIB));
     child.store(area.start + PAGE, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     if child.call(libc::SYS_madvise, &[area.start, PAGE, MADV_GUARD_INSTALL]) < 0 {
         return;
     }
@@ -189,7 +189,7 @@ fn huge_pages_are_tracked_page_by_page_once_written() {
     let aligned =
         Range { start: area.start.next_multiple_of(2 * MIB), end: area.start.next_multiple_of(2 * MIB) + 2 * MIB };
     child.store(aligned.start, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     assert!(pages(&tracker.take_written().unwrap(), aligned).contains(&0));
     assert_eq!(pages(&tracker.take_written().unwrap(), aligned), NONE);
     child.store(aligned.start + 9 * PAGE, 2);
@@ -202,7 +202,7 @@ fn a_fork_is_not_tracked_and_does_not_disturb() {
     let mut child = Child::new();
     let area = child.island(2 * MIB);
     child.fill(area, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     let forked = child.fork();
     child.reap(forked);
@@ -217,18 +217,18 @@ fn nothing_is_covered_after_another_program_was_executed() {
     let mut child = Child::new();
     let area = child.island(2 * MIB);
     child.fill(area, 1);
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     child.execute_another();
     assert_eq!(tracker.last_look().unwrap(), LastLook::default());
     assert!(matches!(tracker.take_written(), Err(TrackError::Replaced { .. })));
-    assert!(Tracker::attach(child.pid).unwrap().take_written().is_ok());
+    assert!(Tracker::attach(child.pid, &Injector::Here).unwrap().take_written().is_ok());
 }
 
 #[test]
 fn a_process_that_has_ended_is_gone() {
     let mut child = Child::new();
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     child.end();
     assert!(matches!(tracker.take_written(), Err(TrackError::Gone { .. })));
     assert!(matches!(tracker.last_look(), Err(TrackError::Gone { .. })));
@@ -237,7 +237,7 @@ fn a_process_that_has_ended_is_gone() {
 #[test]
 fn direct_io_ends_the_tracking() {
     let mut child = Child::new();
-    let mut tracker = Tracker::attach(child.pid).unwrap();
+    let mut tracker = Tracker::attach(child.pid, &Injector::Here).unwrap();
     tracker.take_written().unwrap();
     let directory = std::env::current_dir().unwrap();
     let path = std::ffi::CString::new(directory.join("Cargo.toml").to_string_lossy().as_bytes()).unwrap();
@@ -248,5 +248,5 @@ fn direct_io_ends_the_tracking() {
     assert!(matches!(tracker.take_written(), Err(TrackError::Obstacle { .. })));
     assert!(matches!(tracker.take_written(), Err(TrackError::Lost { .. })));
     assert!(matches!(tracker.last_look(), Err(TrackError::Lost { .. })));
-    assert!(matches!(Tracker::attach(child.pid), Err(crate::memory::AttachError::Obstacle { .. })));
+    assert!(matches!(Tracker::attach(child.pid, &Injector::Here), Err(crate::memory::AttachError::Obstacle { .. })));
 }

@@ -2,7 +2,7 @@
 
 use super::child::{Child, MIB, PAGE};
 use super::{NONE, pages, soft_dirty};
-use crate::memory::{AttachError, Engine, LastLook, MemoryReader, Obstacle, Range, SoftDirty, TrackError};
+use crate::memory::{AttachError, Engine, Injector, LastLook, MemoryReader, Obstacle, Range, SoftDirty, TrackError};
 use std::path::Path;
 
 /// A process that is followed, and what of it was sent.
@@ -327,7 +327,7 @@ fn a_process_without_a_free_descriptor_is_followed_by_marks_where_there_are_any(
     let mut child = Child::new();
     let limit = child.words(&[0, 0]);
     child.good(libc::SYS_prlimit64, &[0, u64::from(libc::RLIMIT_NOFILE), limit, 0]);
-    let attached = Engine::attach(child.pid).unwrap();
+    let attached = Engine::attach(child.pid, &Injector::Here).unwrap();
     let instead = attached.instead;
     match (attached.engine, &instead[..]) {
         (Engine::SoftDirty(_), [AttachError::NoUserfaultfd { .. }]) => {

@@ -54,7 +54,7 @@ impl SourceDriver {
         };
         let limit = share_of(self.pace.bandwidth_limit, lanes.len());
         for lane in &mut lanes {
-            let following = precopy::follow(lane.inspected.container.freezer.clone()).await;
+            let following = precopy::follow(lane.inspected.container.freezer.clone(), &self.context.node).await;
             lane.sender.set_limit(limit);
             let engine = match &following {
                 Ok(followed) => {

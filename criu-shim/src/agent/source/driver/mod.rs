@@ -284,7 +284,7 @@ impl SourceDriver {
                 let thawed = settle::thaw(frozen.pod, criu, proof).await;
                 let_go.await;
                 self.report.timings.get_or_insert_default().freeze_millis = millis(thawed - frozen.since);
-                settle::cure(freezers).await;
+                settle::cure(freezers, &self.context.node).await;
                 if let Some(failure) = &frozen.failure {
                     warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");
                 }

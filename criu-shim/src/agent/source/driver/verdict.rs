@@ -131,7 +131,7 @@ impl SourceDriver {
             Ok(TakenOver { pod, criu, decision: Decision::Aborted(proof) }) => {
                 let freezers = pod.freezers();
                 settle::thaw(pod, criu, proof).await;
-                settle::cure(freezers).await;
+                settle::cure(freezers, &self.context.node).await;
                 let message = "the source's agent was restarted during the freeze and took the abort";
                 self.report.failure = Some(retryable(FailureReason::AgentRestarted, message));
                 self.thawed().await;

@@ -7,7 +7,7 @@ use crate::agent::transfer::message::Part;
 use crate::causes::chain;
 use crate::criu::{ObjectId, ProcessId, Telling, WithholdError, ranges};
 use crate::freezer::{Freezer, FreezerError};
-use crate::memory::{AttachError, Attached, Engine, Range, Sent, TrackError};
+use crate::memory::{AttachError, Attached, Engine, Injector, Range, Sent, TrackError};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use thiserror::Error;
@@ -85,8 +85,8 @@ struct Process {
     sent: SentPages,
 }
 
-/// Gives a process, by its id, an engine.
-pub(in crate::agent::source) type Choose = fn(i32) -> Result<Attached, AttachError>;
+/// Gives a process, by its id, an engine, which has done inside of the process what must be.
+pub(in crate::agent::source) type Choose = fn(i32, &Injector) -> Result<Attached, AttachError>;
 
 /// The processes, each with its engine. Dropped, nothing is left of that in them; it takes 19 ms for 1 GiB, so not while
 /// they are frozen.
@@ -95,6 +95,7 @@ pub struct Followed {
     freezer: Freezer,
     /// How a process gets its engine.
     choose: Choose,
+    injector: Injector,
     processes: Vec<Process>,
     /// What their pages have in common.
     alike: Alike,
@@ -109,20 +110,28 @@ impl Followed {
     ///
     /// # Errors
     /// Where one can't be followed; none is then.
-    pub fn attach(freezer: Freezer) -> Result<Self, Unfollowed> {
-        Self::attach_by(freezer, Engine::attach)
+    pub fn attach(freezer: Freezer, injector: Injector) -> Result<Self, Unfollowed> {
+        Self::attach_by(freezer, injector, Engine::attach)
     }
 
     /// As [`Followed::attach`], with the engines that `choose` gives.
-    pub(in crate::agent::source) fn attach_by(freezer: Freezer, choose: Choose) -> Result<Self, Unfollowed> {
+    pub(in crate::agent::source) fn attach_by(
+        freezer: Freezer,
+        injector: Injector,
+        choose: Choose,
+    ) -> Result<Self, Unfollowed> {
         let (alike, shared) = (Alike::new().map_err(Unfollowed::Key)?, SharedMemory::default());
-        let mut followed = Self { freezer, choose, processes: Vec::new(), alike, refused: Vec::new(), shared };
+        let mut followed =
+            Self { freezer, injector, choose, processes: Vec::new(), alike, refused: Vec::new(), shared };
         for pid in followed.freezer.pids().map_err(Unfollowed::Processes)? {
-            let process =
-                Process::attach(pid, choose, &followed.alike).map_err(|source| Unfollowed::Attach { pid, source })?;
+            let process = followed.begin(pid).map_err(|source| Unfollowed::Attach { pid, source })?;
             followed.processes.extend(process);
         }
         Ok(followed)
+    }
+
+    fn begin(&self, pid: i32) -> Result<Option<Process>, AttachError> {
+        Process::attach(pid, self.choose, &self.injector, &self.alike)
     }
 
     /// How many processes are followed.
@@ -148,7 +157,7 @@ impl Followed {
             if self.refused.contains(&id) || self.processes.iter().any(|process| process.id == id) {
                 continue;
             }
-            match Process::attach(pid, self.choose, &self.alike) {
+            match self.begin(pid) {
                 Ok(process) => self.processes.extend(process),
                 // Not again in every round: each try stops it for a moment.
                 Err(_) => self.refused.push(id),
@@ -243,9 +252,9 @@ impl Followed {
 
 impl Process {
     /// None where it has ended meanwhile.
-    fn attach(pid: i32, choose: Choose, alike: &Alike) -> Result<Option<Self>, AttachError> {
+    fn attach(pid: i32, choose: Choose, injector: &Injector, alike: &Alike) -> Result<Option<Self>, AttachError> {
         let Some((id, image_pid)) = ProcessId::now(pid).zip(innermost_pid(pid)) else { return Ok(None) };
-        match choose(pid) {
+        match choose(pid, injector) {
             Ok(Attached { engine, instead }) => {
                 let mut instead: Vec<String> = instead.iter().map(|refusal| chain(refusal)).collect();
                 // What stands in the way of both stands in the way of the first.

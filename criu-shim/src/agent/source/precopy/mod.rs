@@ -26,6 +26,8 @@ pub use tree::Trees;
 
 use crate::agent::beside::Size;
 use crate::agent::failure::retryable;
+use crate::agent::host::NodeRoot;
+use crate::agent::injector::injector;
 use crate::agent::transfer::link::{LinkReceiver, LinkSender};
 use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromSource, FromTarget};
@@ -355,8 +357,9 @@ impl Drop for PreCopy {
 ///
 /// # Errors
 /// Why it can't be followed. Nothing is changed then.
-pub async fn follow(freezer: Freezer) -> Result<Followed, String> {
-    let attached = tokio::task::spawn_blocking(move || Followed::attach(freezer)).await;
+pub async fn follow(freezer: Freezer, node: &NodeRoot) -> Result<Followed, String> {
+    let injector = injector(node);
+    let attached = tokio::task::spawn_blocking(move || Followed::attach(freezer, injector)).await;
     attached.map_err(|error| chain(&error))?.map_err(|error| chain(&error))
 }
 

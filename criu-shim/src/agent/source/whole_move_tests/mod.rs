@@ -21,7 +21,7 @@ use crate::agent::transfer::{send, stored};
 use crate::criu::{Bundle, CriuProgram, DumpOptions, DumpRequest, Memory, Place, WarmCriu, descriptors, mount_image};
 use crate::freezer::{Freezer, FreezerState};
 use crate::local::{Pages, PagesAt, ReleaseOptions};
-use crate::memory::{Attached, Comparer, Engine, SoftDirty, Tracker};
+use crate::memory::{Attached, Comparer, Engine, Injector, SoftDirty, Tracker};
 use crate::pages::daemon::Status;
 use crate::pages::store;
 use crate::throttle::CpuLimits;
@@ -43,15 +43,15 @@ const ROUNDS: usize = 4;
 #[test]
 #[ignore = "needs a node's file system: make test-vm"]
 fn a_container_goes_on_as_another_by_write_protection() {
-    moves("protect", MemoryEngine::WriteProtect, |pid| {
-        Ok(Attached { engine: Engine::WriteProtect(Box::new(Tracker::attach(pid)?)), instead: Vec::new() })
+    moves("protect", MemoryEngine::WriteProtect, |pid, injector| {
+        Ok(Attached { engine: Engine::WriteProtect(Box::new(Tracker::attach(pid, injector)?)), instead: Vec::new() })
     });
 }
 
 #[test]
 #[ignore = "needs a node's file system: make test-vm"]
 fn a_container_goes_on_as_another_by_soft_dirty_marks() {
-    moves("marks", MemoryEngine::SoftDirty, |pid| {
+    moves("marks", MemoryEngine::SoftDirty, |pid, _| {
         Ok(Attached { engine: Engine::SoftDirty(Box::new(SoftDirty::attach(pid)?)), instead: Vec::new() })
     });
 }
@@ -59,7 +59,7 @@ fn a_container_goes_on_as_another_by_soft_dirty_marks() {
 #[test]
 #[ignore = "needs a node's file system: make test-vm"]
 fn a_container_goes_on_as_another_by_comparing() {
-    moves("compare", MemoryEngine::ReadAndCompare, |pid| {
+    moves("compare", MemoryEngine::ReadAndCompare, |pid, _| {
         Ok(Attached { engine: Engine::ReadAndCompare(Comparer::attach(pid)?), instead: Vec::new() })
     });
 }
@@ -68,7 +68,7 @@ fn moves(name: &str, engine: MemoryEngine, choose: precopy::Choose) {
     let source = Pod::new(name, "source").start();
     source.until_it_counts_to(20);
     let freezer = Freezer::of_process(source.pid(), Path::new("/")).expect("freezer");
-    let followed = Followed::attach_by(freezer.clone(), choose).expect("follow");
+    let followed = Followed::attach_by(freezer.clone(), Injector::Here, choose).expect("follow");
     assert_eq!(followed.engine(), engine);
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
