@@ -6,6 +6,7 @@
 //! decides where a pod goes: that is the operator's, and the two share API objects only.
 
 pub mod agent;
+mod cache;
 pub mod causes;
 pub mod criu;
 pub mod freezer;

@@ -15,6 +15,9 @@ use crate::scenario::victim::Stopped;
 use crate::scenario::{Cluster, Collector, Sandbox, manifests};
 
 const TICKER: &str = "ticker";
+/// Processors that the pod of a ticker asks for: its cgroup then weighs as much as the one that bare runc makes for its program, 1024
+/// shares.
+const SHARE: &str = "1";
 
 /// All that was seen of a case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,7 +60,8 @@ pub fn case(cluster: &Cluster, sandbox: &Sandbox, case: &Case) -> Result<Seen> {
 impl Turns<'_> {
     fn ticker(&mut self, probe: &Probe) -> Result<Seen> {
         let args = probe.args(self.collector.address());
-        self.sandbox.apply(&manifests::probe_deployment(TICKER, probe.mib, &args))?;
+        let manifest = manifests::probe_deployment(TICKER, probe.mib, &args);
+        self.sandbox.apply(&manifests::with_cpu_request(&manifest, SHARE))?;
         let bare = if self.case.bare_runs > 0 { Some(Bare::start(self.cluster, probe)?) } else { None };
         let seen = self.take(TICKER, bare.as_ref())?;
         bare::went_on(self.collector)?;

@@ -11,6 +11,7 @@ use super::resources::{Meter, Used};
 use super::spent::Spent;
 use super::status::Told;
 use super::throughput::{Around, WINDOW, around};
+use crate::scenario::collector::{Gap, longest};
 use crate::scenario::flip::IMAGES;
 use crate::scenario::wait::until_true;
 use crate::scenario::watch::Watch;
@@ -24,8 +25,10 @@ const SETTLE: u64 = 300;
 /// What was seen of one move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Moved {
-    /// The longest gap that the collector saw, milliseconds.
+    /// The longest gap that the collector saw from the go for the freeze on, milliseconds.
     pub gap: f64,
+    /// The longest that it saw before, while memory was copied, milliseconds; 0 where there was none.
+    pub before: f64,
     /// Memory that was the pod's own before, bytes.
     pub resident: u64,
     /// What the Migration says.
@@ -63,30 +66,42 @@ pub fn watch(
     let watch = Watch::start(sandbox)?;
     let meter = Meter::start(cluster)?;
     spent.on("looks before");
-    collector.take_gap();
+    collector.take_gaps();
     sandbox.create(&migration::manifest(name, &pod.name))?;
     succeeded(&watch, name)?;
     drop(watch);
     spent.on("moves");
     settle(collector)?;
-    let gap = collector.take_gap();
+    let gaps = collector.take_gaps();
     if works {
-        sampled(collector, gap.end)?;
+        sampled(collector, longest(&gaps).end)?;
     }
     spent.on("looks after");
     let told = filled(cluster, sandbox, name)?;
+    let (before, gap) = around_the_go(&gaps, told.span.freezing);
     let used = meter.finish()?;
     spent.on("filling");
     let of = |node: &str| used.get(node).copied().with_context(|| format!("nobody looked at the agent of {node}"));
     let around = || around(&collector.samples(), &told.span, gap.end).context("the samples do not reach far enough");
     Ok(Moved {
-        gap: gap.length.as_secs_f64() * 1e3,
+        gap: millis(gap),
+        before: millis(before),
         resident,
         source: of(&pod.node)?,
         target: of(&told.target)?,
         around: works.then(around).transpose()?,
         told,
     })
+}
+
+/// The longest of `gaps` that was over before `go`, and the longest of the others.
+fn around_the_go(gaps: &[Gap], go: i64) -> (Gap, Gap) {
+    let (before, since): (Vec<_>, Vec<_>) = gaps.iter().partition(|gap| gap.end < go);
+    (longest(before), longest(since))
+}
+
+fn millis(gap: Gap) -> f64 {
+    gap.length.as_secs_f64() * 1e3
 }
 
 /// Waits until the program has ticked for a while.
@@ -131,4 +146,17 @@ fn filled(cluster: &Cluster, sandbox: &Sandbox, name: &str) -> Result<Told> {
     let kept = cluster.node(target)?.path(Path::new(IMAGES).join(uid))?;
     until_true("the memory to be filled in", LIMIT, || Ok(!kept.exists()))?;
     Told::by(&object()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_over_before_the_go_is_not_the_freeze() {
+        let gap = |millis: u64, end: i64| Gap { length: Duration::from_millis(millis), end };
+        let gaps = [gap(90, 5), gap(3, 9), gap(20, 11), gap(25, 30)];
+        assert_eq!(around_the_go(&gaps, 10), (gap(90, 5), gap(25, 30)));
+        assert_eq!(around_the_go(&gaps[3..], 10), (Gap::default(), gap(25, 30)));
+    }
 }

@@ -104,7 +104,9 @@ fn freeze(figures: &Figures<'_>, picture: &str) -> String {
         .map(|case| {
             let (ours, bare) = (figures.get(case, "freeze"), figures.get(case, "freeze_bare"));
             let n = |figure: Option<&Figure>| figure.map_or(NOTHING.to_owned(), |figure| figure.n.to_string());
-            vec![case.clone(), n(ours), range(ours), n(bare), range(bare), median(figures.get(case, "freeze_ratio"))]
+            let before = figures.get(case, "gap_before");
+            let ratio = median(figures.get(case, "freeze_ratio"));
+            vec![case.clone(), n(ours), range(ours), n(bare), range(bare), ratio, range(before)]
         })
         .collect();
     if rows.is_empty() {
@@ -112,7 +114,8 @@ fn freeze(figures: &Figures<'_>, picture: &str) -> String {
     }
     format!(
         "\
-The longest gap that the program's own 1 ms ticker saw, in milliseconds: least / median / most of n moves. The program
+The longest gap that the program's own 1 ms ticker saw from the go for the freeze on, in milliseconds: least / median / most of n moves.
+Before the go is the longest while memory was copied, in which the program shares two processors with all there is. The program
 holds so much memory and writes so much of it in a second; forks are idle processes that share all of it. Bare runc is
 `runc checkpoint` and `runc restore` of the same program on one node. The two take turns, each stands still while the other is moved,
 and before each turn disks have taken what was written before (`sync`); bare runc is moved fewer times where that takes ten seconds each.
@@ -120,7 +123,7 @@ and before each turn disks have taken what was written before (`sync`); bare run
 ![Freeze against resident memory]({picture})
 
 {}",
-        table(&["case", "n", "Tideover, ms", "n", "bare runc, ms", "Tideover / bare"], &rows)
+        table(&["case", "n", "Tideover, ms", "n", "bare runc, ms", "Tideover / bare", "before the go, ms"], &rows)
     )
 }
 
@@ -357,6 +360,7 @@ mod tests {
             figure("64 MiB, 1 %/s", "freeze_ratio", &[0.076]),
             figure("64 MiB, 1 %/s", "freeze: dump", &[7.0]),
             figure("64 MiB, 1 %/s", "target: restore", &[8.5]),
+            figure("64 MiB, 1 %/s", "gap_before", &[4.0, 9.0, 3.0]),
             figure("64 MiB, 1 %/s", "bytes_ratio", &[1.04]),
             figure("64 MiB, 1 %/s", "source_agent_memory", &[21.0]),
             figure("1 MiB, 0 %/s", "freeze", &[20.0]),
@@ -378,7 +382,10 @@ mod tests {
     fn a_case_is_told_with_both_sides_and_their_numbers() {
         let text = document(&figures(), &run(), "benchmarks.svg");
         let rows = lines_with(&text, "| 64 MiB, 1 %/s |");
-        assert_eq!(rows[0], "| 64 MiB, 1 %/s | 3 | 24.0 / 25.0 / 29.0 | 1 | 330 / 330 / 330 | 0.076 |");
+        assert_eq!(
+            rows[0],
+            "| 64 MiB, 1 %/s | 3 | 24.0 / 25.0 / 29.0 | 1 | 330 / 330 / 330 | 0.076 | 3.00 / 4.00 / 9.00 |"
+        );
         assert_eq!(rows[1], "| 64 MiB, 1 %/s | WriteProtect | - | 1.04 | - | - | - |");
         assert!(text.contains("abc123+") && text.contains("(benchmarks.svg)"));
         assert_eq!(lines_with(&text, "| freeze: dump |"), ["| freeze: dump | 7.00 |"]);

@@ -69,6 +69,7 @@ fn of_case(case: &Case, seen: &Seen) -> Result<Vec<Figure>> {
     // A client sees more than the freeze: it finds its way to another pod.
     let gap = if matches!(case.program, Program::Store { .. }) { "latency" } else { "freeze" };
     sheet.each(gap, "ms", |moved| moved.gap)?;
+    sheet.each("gap_before", "ms", |moved| moved.before)?;
     if !seen.bare.is_empty() {
         sheet.add("freeze_bare", "ms", &seen.bare)?;
         sheet.add("freeze_ratio", "1", &over(&gaps(&seen.moves), &seen.bare)?)?;
@@ -157,7 +158,7 @@ mod tests {
         };
         let pace = |rate: f64| Pace { rate, latency: 1.5, slowest: 9.0 };
         let around = Some(Around { before: pace(100.0), during: pace(95.0), after: pace(50.0) });
-        Moved { gap, resident: 100 << 20, told, source: used, target: used, around }
+        Moved { gap, before: 3.0, resident: 100 << 20, told, source: used, target: used, around }
     }
 
     fn seen(gaps: &[f64], bare: &[f64]) -> Seen {

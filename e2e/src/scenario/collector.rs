@@ -24,9 +24,6 @@ pub struct Account {
     pub senders: Vec<IpAddr>,
     /// The longest gap that the program saw between two of its own ticks, nanoseconds.
     pub longest_gap: i64,
-    /// The longest time from one tick to the next that arrived since [`Collector::take_gap`] was called, on the program's own
-    /// realtime clock, nanoseconds.
-    pub gap: i64,
     /// The newest monotonic reading, nanoseconds, and the largest step backwards of it.
     pub monotonic: i64,
     /// Largest step backwards of the monotonic clock, nanoseconds; 0 where it never went back.
@@ -42,6 +39,11 @@ pub struct Gap {
     pub end: i64,
 }
 
+/// The longest of `gaps`; one of no length where there is none.
+pub fn longest<'a>(gaps: impl IntoIterator<Item = &'a Gap>) -> Gap {
+    gaps.into_iter().copied().max_by_key(|gap| gap.length).unwrap_or_default()
+}
+
 /// What a program had done at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
@@ -53,6 +55,8 @@ pub struct Sample {
     pub longest: i64,
 }
 
+/// Shorter ones are ticks like others.
+const LEAST_GAP: Duration = Duration::from_millis(2);
 /// The least time between two samples that are kept, nanoseconds.
 const SAMPLE_EVERY: i64 = 10_000_000;
 
@@ -70,7 +74,8 @@ struct State {
     account: Account,
     seen: HashMap<i64, Vec<u64>>,
     newest_at: i64,
-    gap_end: i64,
+    /// Those since [`Collector::take_gaps`] was called.
+    gaps: Vec<Gap>,
     samples: Vec<Sample>,
     /// The longest gap that was told since the last of the samples.
     longest: i64,
@@ -104,11 +109,15 @@ impl Collector {
         self.account.lock().unwrap_or_else(PoisonError::into_inner).account.clone()
     }
 
-    /// [`Account::gap`], which begins anew with this call.
+    /// Times from one tick to the next, longer than two milliseconds, that arrived since this was called last; on the program's own
+    /// realtime clock.
+    pub fn take_gaps(&self) -> Vec<Gap> {
+        std::mem::take(&mut self.account.lock().unwrap_or_else(PoisonError::into_inner).gaps)
+    }
+
+    /// The longest of [`Collector::take_gaps`].
     pub fn take_gap(&self) -> Gap {
-        let mut state = self.account.lock().unwrap_or_else(PoisonError::into_inner);
-        let length = u64::try_from(std::mem::take(&mut state.account.gap)).unwrap_or(0);
-        Gap { length: Duration::from_nanos(length), end: std::mem::take(&mut state.gap_end) }
+        longest(&self.take_gaps())
     }
 
     /// What the program had done at moments since [`Collector::forget_samples`] was called, in order.
@@ -185,9 +194,9 @@ impl State {
         bits[word] |= bit;
         account.ticks += 1;
         // Where a tick in between was lost the gap is overstated, and never missed.
-        if tick.sequence > account.newest && self.newest_at > 0 && tick.realtime - self.newest_at > account.gap {
-            account.gap = tick.realtime - self.newest_at;
-            self.gap_end = tick.realtime;
+        let length = u64::try_from(tick.realtime - self.newest_at).map_or(Duration::ZERO, Duration::from_nanos);
+        if tick.sequence > account.newest && self.newest_at > 0 && length > LEAST_GAP {
+            self.gaps.push(Gap { length, end: tick.realtime });
         }
         self.longest = self.longest.max(tick.longest_gap);
         if self.samples.last().is_none_or(|last| tick.realtime >= last.at + SAMPLE_EVERY) {
@@ -235,12 +244,14 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_gap_is_known_with_its_end() {
+    fn gaps_are_known_with_their_ends() {
         let mut state = State::default();
         for (sequence, realtime) in [(0, 1), (1, 3), (2, 53), (3, 54), (4, 60)] {
             tick_at(&mut state, sequence, 1, realtime * 1_000_000);
         }
-        assert_eq!((state.account.gap, state.gap_end), (50_000_000, 53_000_000));
+        let gap = |millis: u64, end: i64| Gap { length: Duration::from_millis(millis), end: end * 1_000_000 };
+        assert_eq!(state.gaps, [gap(50, 53), gap(6, 60)]);
+        assert_eq!((longest(&state.gaps), longest(&[])), (gap(50, 53), Gap::default()));
     }
 
     #[test]
@@ -249,7 +260,7 @@ mod tests {
         for (sequence, realtime) in [(7, 1), (8, 2), (10, 40)] {
             tick_at(&mut state, sequence, 1, realtime * 1_000_000);
         }
-        assert_eq!(state.account.gap, 38_000_000);
+        assert_eq!(longest(&state.gaps).length, Duration::from_millis(38));
     }
 
     #[test]

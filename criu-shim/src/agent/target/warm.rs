@@ -1,8 +1,8 @@
 //! Reads into memory what CRIU and the processes will want of the container's own files, while the container waits for its state.
 
 use crate::agent::transfer::message::MappedFile;
-use rustix::fs::{Advice, FileType, Mode, OFlags, ResolveFlags, fadvise, fstat, openat2};
-use std::num::NonZeroU64;
+use crate::cache;
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,9 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Most that is read of all files together, bytes.
 const MOST: u64 = 512 << 20;
-/// As much as the kernel reads by one such request where nobody has set less, bytes: it takes no more than the disk's read-ahead at a
-/// time (`force_page_cache_ra` of its `mm/readahead.c`).
-const AT_ONCE: u64 = 128 << 10;
 
 /// Reading ahead that is wanted. Dropped, it ends soon: CRIU's own reading does not wait for it, and the container can go.
 #[derive(Debug, Default)]
@@ -41,14 +38,8 @@ pub(super) fn read_ahead(root: &Path, files: &[MappedFile], off: &AtomicBool) ->
     for file in files {
         let Some((open, length)) = open(&root, &file.path) else { continue };
         for &(start, end) in &file.parts {
-            let (mut at, end) = (start, end.min(length));
-            while at < end && asked < MOST && !off.load(Ordering::Relaxed) {
-                let length = (end - at).min(AT_ONCE);
-                if fadvise(&open, at, NonZeroU64::new(length), Advice::WillNeed).is_err() {
-                    break;
-                }
-                (at, asked) = (at + length, asked + length);
-            }
+            let end = end.min(length).min(start.saturating_add(MOST - asked));
+            asked += cache::read_ahead(&open, start..end, off);
         }
     }
     asked
@@ -71,25 +62,12 @@ fn open(root: &OwnedFd, path: &str) -> Option<(OwnedFd, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::resident;
+    use rustix::fs::{Advice, fadvise};
     use std::fs::File;
-    use std::os::fd::AsRawFd;
     use std::time::{Duration, Instant};
 
     const LENGTH: u64 = 1 << 20;
-
-    /// How many pages of `file` are in memory.
-    fn resident(file: &File) -> usize {
-        let mut pages = vec![0_u8; (LENGTH / 4096) as usize];
-        // SAFETY: the mapping is made here, of a file of that length, nobody touches it, and it is taken away again.
-        unsafe {
-            let length = LENGTH as usize;
-            let at = libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
-            assert_ne!(at, libc::MAP_FAILED);
-            assert_eq!(libc::mincore(at, length, pages.as_mut_ptr()), 0);
-            assert_eq!(libc::munmap(at, length), 0);
-        }
-        pages.iter().filter(|page| **page & 1 == 1).count()
-    }
 
     fn off_not() -> AtomicBool {
         AtomicBool::new(false)
@@ -108,7 +86,7 @@ mod tests {
         let open = File::open(&path).expect("open");
         open.sync_all().expect("sync");
         fadvise(&open, 0, None, Advice::DontNeed).expect("forget");
-        if resident(&open) > 0 {
+        if resident(&open, LENGTH as usize) > 0 {
             return eprintln!("not tried: {} lies in memory", path.display());
         }
         let half = (0, LENGTH / 2);
@@ -120,8 +98,12 @@ mod tests {
         assert_eq!(read_ahead(directory.path(), &files, &off_not()), LENGTH / 2);
         assert_eq!(read_ahead(directory.path(), &[file("/library", &[(LENGTH - 1, u64::MAX)])], &off_not()), 1);
         let begun = Instant::now();
-        while resident(&open) < (LENGTH / 2 / 4096) as usize {
-            assert!(begun.elapsed() < Duration::from_secs(60), "{} pages are in memory", resident(&open));
+        while resident(&open, LENGTH as usize) < (LENGTH / 2 / 4096) as usize {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "{} pages are in memory",
+                resident(&open, LENGTH as usize)
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
     }

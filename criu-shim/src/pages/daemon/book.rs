@@ -75,6 +75,11 @@ impl Book {
         self.spaces.get(&id)?.missing.around(address, window)
     }
 
+    /// What is missing within the aligned window of `window` bytes around `address`, whose own page need not be missing.
+    pub(super) fn beside(&self, id: SpaceId, address: u64, window: u64) -> Option<Chunk> {
+        self.spaces.get(&id)?.missing.within(address, window)
+    }
+
     /// What to put next while nobody waits, at most `most` bytes. The address spaces take turns.
     pub(super) fn next(&mut self, most: u64) -> Option<(SpaceId, Chunk)> {
         let mut in_turn = self.spaces.range(SpaceId(self.turn)..).chain(self.spaces.range(..SpaceId(self.turn)));

@@ -4,6 +4,7 @@ use super::book::{Book, SpaceId};
 use super::error::DaemonError;
 use super::missing::Chunk;
 use super::userfault::{Refusal, Userfault};
+use super::window::Windows;
 use crate::pages::PAGE;
 use crate::pages::store::Store;
 use std::collections::VecDeque;
@@ -16,6 +17,10 @@ pub(super) struct Live {
     pub(super) userfault: Userfault,
     /// Addresses of pages that threads wait for.
     pub(super) faults: VecDeque<u64>,
+    /// How much is put for each.
+    pub(super) windows: Windows,
+    /// Where the last one was: what is around it is wanted before the rest.
+    pub(super) near: Option<u64>,
 }
 
 /// How an attempt to put pages ended.
@@ -33,7 +38,7 @@ pub(super) enum Outcome {
 
 impl Live {
     pub(super) fn new(pid: i32, userfault: Userfault) -> Self {
-        Self { pid, userfault, faults: VecDeque::new() }
+        Self { pid, userfault, faults: VecDeque::new(), windows: Windows::default(), near: None }
     }
 
     /// Puts `chunk` and takes it down in `book`.

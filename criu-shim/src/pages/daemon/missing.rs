@@ -82,6 +82,15 @@ impl Missing {
         Some(Chunk { address: from, length: to - from, offset: piece.offset + (from - start) })
     }
 
+    /// The first pages in a row that are missing in the aligned window of `window` bytes around `address`.
+    pub(super) fn within(&self, address: u64, window: u64) -> Option<Chunk> {
+        let low = address - address % window;
+        let before = self.by_address.range(..low).next_back().filter(|(_, piece)| piece.end > low);
+        let (&start, piece) = before.or_else(|| self.by_address.range(low..low.saturating_add(window)).next())?;
+        let (from, to) = (start.max(low), piece.end.min(low.saturating_add(window)));
+        Some(Chunk { address: from, length: to - from, offset: piece.offset + (from - start) })
+    }
+
     /// These addresses lack nothing any more: they were put, or what was there is gone.
     pub(super) fn remove(&mut self, range: Range<u64>) {
         self.take(range);

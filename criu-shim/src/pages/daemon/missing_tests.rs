@@ -56,6 +56,20 @@ fn a_fault_takes_what_is_missing_beside_it_within_its_window() {
 }
 
 #[test]
+fn what_is_left_around_an_address_is_found_piece_by_piece() {
+    let mut missing = Missing::of(&[extent(5, 30, 0)]);
+    let window = 8 * PAGE;
+    missing.remove(pages(18, 1));
+    assert_eq!(missing.within(18 * PAGE, window), Some(chunk(16, 2, 11)));
+    missing.remove(pages(16, 2));
+    assert_eq!(missing.within(18 * PAGE, window), Some(chunk(19, 5, 14)), "not out of the window");
+    missing.remove(pages(19, 5));
+    assert_eq!(missing.within(18 * PAGE, window), None);
+    assert_eq!(missing.within(0, window), Some(chunk(5, 3, 0)));
+    assert_eq!(missing.within(40 * PAGE, window), None);
+}
+
+#[test]
 fn what_moves_keeps_its_content() {
     let mut missing = Missing::of(&[extent(10, 6, 0)]);
     missing.remap(12 * PAGE, 100 * PAGE, 2 * PAGE);

@@ -10,6 +10,7 @@
 //! [`book`] and [`missing`] know what is to be done and make no system call; [`userfault`] makes them; [`serve`] brings
 //! the two together. What became of it stands in [`Status`], beside the exit code.
 
+mod ahead;
 mod alive;
 mod book;
 mod error;
@@ -23,6 +24,7 @@ mod serve;
 mod status;
 mod tie;
 mod userfault;
+mod window;
 
 pub use alive::is_alive;
 pub use error::DaemonError;

@@ -1,17 +1,19 @@
 //! The daemon's loop.
 
+use super::ahead::Ahead;
 use super::book::{Book, SpaceId};
 use super::error::DaemonError;
 use super::freeing::Freeing;
 use super::guard::Guard;
 use super::link::{Heard, Link, listen};
 use super::live::{Live, Outcome};
+use super::missing::Chunk;
 use super::status::Status;
 use super::tie::{Tie, Told};
 use super::userfault::{Message, Userfault};
+use super::window::WINDOW;
 use crate::causes::chain;
 use crate::local::has_ran_mark;
-use crate::pages::PAGE;
 use crate::pages::store::Store;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -22,11 +24,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Bytes that the background fill puts between two looks at who waits.
-const FILL: u64 = 64 << 10;
-/// Bytes around a fault that are put together with its page.
-const WINDOW: u64 = 16 * PAGE;
-/// Bytes of the store that are given back at once.
-const FREE: u64 = 1 << 20;
+const FILL: u64 = 32 << 10;
+/// How long nothing is filled in after a fault: who waited for one may well come with the next, which takes it some 15 us.
+const LISTEN: Duration = Duration::from_micros(50);
+/// How long that may go on at most, so that there is an end of faults.
+const LISTEN_AT_MOST: Duration = Duration::from_millis(1);
+/// Bytes of the store that are given back at once. By 1 MiB at a time it took 0.5 ms a MiB where they were on a disk, and so 0.27.
+const FREE: u64 = 16 << 20;
 /// How long the kernel may say that there is no memory. It has killed somebody for it by then, or will not.
 const NO_MEMORY_LIMIT: Duration = Duration::from_secs(10);
 /// Pause, in milliseconds, before memory is asked for again.
@@ -106,9 +110,15 @@ struct Daemon<'a> {
     stores: BTreeMap<i32, Store>,
     live: BTreeMap<SpaceId, Live>,
     book: Book,
+    /// When a fault was answered last.
+    answered: Option<Instant>,
+    /// When something was filled in last.
+    filled: Option<Instant>,
     /// Since when there has been no memory.
     no_memory_since: Option<Instant>,
     freeing: Freeing,
+    /// Until a restore begins.
+    ahead: Option<Ahead>,
 }
 
 impl<'a> Daemon<'a> {
@@ -128,8 +138,11 @@ impl<'a> Daemon<'a> {
             stores: BTreeMap::new(),
             live: BTreeMap::new(),
             book: Book::default(),
+            answered: None,
+            filled: None,
             no_memory_since: None,
             freeing: Freeing::default(),
+            ahead: None,
         })
     }
 
@@ -139,7 +152,7 @@ impl<'a> Daemon<'a> {
             self.hear()?;
             self.answer_faults()?;
             if self.finished.is_some() {
-                if self.fills() {
+                if self.fills() && !self.listens() {
                     self.fill()?;
                     self.give_back();
                 }
@@ -153,6 +166,7 @@ impl<'a> Daemon<'a> {
     }
 
     fn listen(&mut self) -> Result<(), DaemonError> {
+        self.ahead = Some(Ahead::start(&self.settings.store));
         let listener = listen(&self.settings.work)?;
         self.watch(&listener, LISTENER)?;
         self.listener = Some(listener);
@@ -209,6 +223,7 @@ impl<'a> Daemon<'a> {
 
     /// There is one connection in the life of a daemon.
     fn accept(&mut self) -> Result<(), DaemonError> {
+        self.ahead = None;
         if let Some(listener) = self.listener.take() {
             self.unwatch(&listener);
             let link = Link::accept(&listener)?;
@@ -297,8 +312,11 @@ impl<'a> Daemon<'a> {
             self.live.iter().filter(|(_, live)| !live.faults.is_empty()).map(|(id, _)| *id).collect();
         for id in waited_for {
             let Some(live) = self.live.get_mut(&id) else { continue };
+            self.answered = Some(Instant::now());
             for address in std::mem::take(&mut live.faults) {
-                let outcome = match (self.book.around(id, address, WINDOW), self.stores.get(&live.pid)) {
+                live.near = Some(address);
+                let window = live.windows.next(address);
+                let outcome = match (self.book.around(id, address, window), self.stores.get(&live.pid)) {
                     (Some(chunk), Some(store)) => live.put(id, chunk, store, &mut self.book)?,
                     _ => live.zero(address)?,
                 };
@@ -324,9 +342,16 @@ impl<'a> Daemon<'a> {
         is_time_to_fill(self.finished.map(|since| since.elapsed()), self.running)
     }
 
+    /// Whether the next fault may be on its way, which is not to wait for a fill.
+    fn listens(&self) -> bool {
+        let elapsed = |instant: Option<Instant>| instant.map(|instant| instant.elapsed());
+        is_one_of_many(elapsed(self.answered), elapsed(self.filled))
+    }
+
     /// Puts the next pages that nobody waits for yet.
     fn fill(&mut self) -> Result<(), DaemonError> {
-        let Some((id, chunk)) = self.book.next(FILL) else { return Ok(()) };
+        self.filled = Some(Instant::now());
+        let Some((id, chunk)) = self.near().or_else(|| self.book.next(FILL)) else { return Ok(()) };
         let Some(live) = self.live.get(&id) else { return Ok(()) };
         let Some(store) = self.stores.get(&live.pid) else { return Ok(()) };
         match live.put(id, chunk, store, &mut self.book)? {
@@ -337,6 +362,18 @@ impl<'a> Daemon<'a> {
             Outcome::Gone => self.let_go(id)?,
         }
         Ok(())
+    }
+
+    /// What is left around the last fault of an address space.
+    fn near(&mut self) -> Option<(SpaceId, Chunk)> {
+        let book = &self.book;
+        self.live.iter_mut().find_map(|(id, live)| {
+            let chunk = book.beside(*id, live.near?, WINDOW);
+            if chunk.is_none() {
+                live.near = None;
+            }
+            Some((*id, chunk?))
+        })
     }
 
     /// Gives back the memory of what no process needs any more, so that it is not used twice for longer than it must.
@@ -420,6 +457,11 @@ fn is_time_to_fill(finished: Option<Duration>, running: bool) -> bool {
     finished.is_some_and(|finished| running || finished >= REST)
 }
 
+/// Whether a fault that was answered so long ago is one of many, when something was filled in so long ago.
+fn is_one_of_many(answered: Option<Duration>, filled: Option<Duration>) -> bool {
+    answered.is_some_and(|answered| answered < LISTEN) && filled.is_some_and(|filled| filled < LISTEN_AT_MOST)
+}
+
 /// What is left of the rest that began `since` then.
 fn rest_of(since: Instant) -> EpollTimeout {
     // Rounded up, so that it is over after the wait.
@@ -443,5 +485,14 @@ mod tests {
         assert!(!is_time_to_fill(None, true) && !is_time_to_fill(None, false));
         assert!(!is_time_to_fill(Some(REST / 2), false) && is_time_to_fill(Some(REST / 2), true));
         assert!(is_time_to_fill(Some(REST), false), "a relay that hangs must not keep the pages away");
+    }
+
+    #[test]
+    fn faults_that_follow_each_other_hold_up_the_fill_and_not_for_ever() {
+        assert!(!is_one_of_many(None, None) && !is_one_of_many(None, Some(Duration::ZERO)));
+        assert!(is_one_of_many(Some(Duration::ZERO), Some(LISTEN_AT_MOST / 2)));
+        assert!(!is_one_of_many(Some(LISTEN), Some(LISTEN_AT_MOST / 2)), "the next one did not come");
+        assert!(!is_one_of_many(Some(Duration::ZERO), Some(LISTEN_AT_MOST)), "they must have an end");
+        assert!(!is_one_of_many(Some(Duration::ZERO), None), "nothing was filled in yet");
     }
 }

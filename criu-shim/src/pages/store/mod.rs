@@ -64,6 +64,19 @@ pub fn pids(directory: &Path) -> std::io::Result<Vec<i32>> {
     Ok(pids)
 }
 
+/// The data files in `directory`, in no order. None where there is no such directory.
+///
+/// # Errors
+/// Where it can't be listed.
+pub fn data_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = match directory.read_dir() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    Ok(paths.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "pages")).collect())
+}
+
 fn data_path(directory: &Path, pid: i32) -> PathBuf {
     directory.join(format!("{pid}.pages"))
 }
