@@ -19,6 +19,7 @@ mod guard;
 mod link;
 mod live;
 mod missing;
+mod pace;
 mod run;
 mod serve;
 mod status;

@@ -8,6 +8,7 @@ use super::guard::Guard;
 use super::link::{Heard, Link, listen};
 use super::live::{Live, Outcome};
 use super::missing::Chunk;
+use super::pace::{be_patient, is_one_of_many, is_time_to_fill, rest_of};
 use super::status::Status;
 use super::tie::{Tie, Told};
 use super::userfault::{Message, Userfault};
@@ -25,19 +26,10 @@ use std::time::{Duration, Instant};
 
 /// Bytes that the background fill puts between two looks at who waits.
 const FILL: u64 = 32 << 10;
-/// How long nothing is filled in after a fault: who waited for one may well come with the next, which takes it some 15 us.
-const LISTEN: Duration = Duration::from_micros(50);
-/// How long that may go on at most, so that there is an end of faults.
-const LISTEN_AT_MOST: Duration = Duration::from_millis(1);
 /// Bytes of the store that are given back at once. By 1 MiB at a time it took 0.5 ms a MiB where they were on a disk, and so 0.27.
 const FREE: u64 = 16 << 20;
-/// How long the kernel may say that there is no memory. It has killed somebody for it by then, or will not.
-const NO_MEMORY_LIMIT: Duration = Duration::from_secs(10);
 /// Pause, in milliseconds, before memory is asked for again.
 const NO_MEMORY_PAUSE: u16 = 5;
-/// How long nothing is filled in after the restore, unless the relay says before that the processes run: until then CRIU
-/// needs the processor, and locks of the memory, for its last steps.
-const REST: Duration = Duration::from_secs(1);
 /// How often it is looked whether the processes that were given up are gone.
 const HOLD_PAUSE: Duration = Duration::from_millis(50);
 
@@ -449,50 +441,5 @@ impl<'a> Daemon<'a> {
     /// Said in so many words, because others may have the same open file.
     fn unwatch(&self, descriptor: &impl AsFd) {
         self.epoll.delete(descriptor).ok();
-    }
-}
-
-/// Whether to fill in what nobody waits for, so long after CRIU has restored everything.
-fn is_time_to_fill(finished: Option<Duration>, running: bool) -> bool {
-    finished.is_some_and(|finished| running || finished >= REST)
-}
-
-/// Whether a fault that was answered so long ago is one of many, when something was filled in so long ago.
-fn is_one_of_many(answered: Option<Duration>, filled: Option<Duration>) -> bool {
-    answered.is_some_and(|answered| answered < LISTEN) && filled.is_some_and(|filled| filled < LISTEN_AT_MOST)
-}
-
-/// What is left of the rest that began `since` then.
-fn rest_of(since: Instant) -> EpollTimeout {
-    // Rounded up, so that it is over after the wait.
-    let left = REST.saturating_sub(since.elapsed()) + Duration::from_millis(1);
-    EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
-}
-
-fn be_patient(since: &mut Option<Instant>, pid: i32, address: u64) -> Result<(), DaemonError> {
-    if since.get_or_insert_with(Instant::now).elapsed() < NO_MEMORY_LIMIT {
-        return Ok(());
-    }
-    Err(DaemonError::NoMemory { pid, address, limit: NO_MEMORY_LIMIT })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_is_filled_in_before_the_processes_run_unless_nobody_says_so() {
-        assert!(!is_time_to_fill(None, true) && !is_time_to_fill(None, false));
-        assert!(!is_time_to_fill(Some(REST / 2), false) && is_time_to_fill(Some(REST / 2), true));
-        assert!(is_time_to_fill(Some(REST), false), "a relay that hangs must not keep the pages away");
-    }
-
-    #[test]
-    fn faults_that_follow_each_other_hold_up_the_fill_and_not_for_ever() {
-        assert!(!is_one_of_many(None, None) && !is_one_of_many(None, Some(Duration::ZERO)));
-        assert!(is_one_of_many(Some(Duration::ZERO), Some(LISTEN_AT_MOST / 2)));
-        assert!(!is_one_of_many(Some(LISTEN), Some(LISTEN_AT_MOST / 2)), "the next one did not come");
-        assert!(!is_one_of_many(Some(Duration::ZERO), Some(LISTEN_AT_MOST)), "they must have an end");
-        assert!(!is_one_of_many(Some(Duration::ZERO), None), "nothing was filled in yet");
     }
 }
