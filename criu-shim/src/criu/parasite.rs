@@ -49,7 +49,10 @@ pub fn remove(pid: i32, injector: &Injector) -> Result<bool, AttachError> {
         match injector.give_back(pid, left.ranges, left.descriptors) {
             Ok(()) => return Ok(true),
             Err(AttachError::Gone { .. }) => return Ok(false),
-            Err(AttachError::AtWork { .. }) if begun.elapsed() < BACK_WITHIN => std::thread::sleep(LOOK),
+            // It may be in the hands of one that traces for an agent that was killed.
+            Err(AttachError::AtWork { .. } | AttachError::Traced { .. }) if begun.elapsed() < BACK_WITHIN => {
+                std::thread::sleep(LOOK)
+            }
             Err(error) => return Err(error),
         }
     }

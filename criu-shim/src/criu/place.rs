@@ -1,4 +1,4 @@
-//! Where a CRIU runs: in which cgroups and namespaces.
+//! Where a CRIU, or whatever else must outlive the agent, runs: in which cgroups and namespaces.
 
 use super::CriuError;
 use crate::freezer::{self, Hierarchy};

@@ -15,8 +15,8 @@ use crate::scenario::victim::Stopped;
 use crate::scenario::{Cluster, Collector, Sandbox, manifests};
 
 const TICKER: &str = "ticker";
-/// Processors that the pod of a ticker asks for: its cgroup then weighs as much as the one that bare runc makes for its program, 1024
-/// shares.
+/// Processors that the pod of a ticker asks for: its cgroup then has as many shares as the one that bare runc makes for its program,
+/// 1024, if below others of kubelet's.
 const SHARE: &str = "1";
 
 /// All that was seen of a case.

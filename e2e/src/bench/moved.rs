@@ -73,14 +73,14 @@ pub fn watch(
     spent.on("moves");
     settle(collector)?;
     let gaps = collector.take_gaps();
-    if works {
-        sampled(collector, longest(&gaps).end)?;
-    }
     spent.on("looks after");
     let told = filled(cluster, sandbox, name)?;
-    let (before, gap) = around_the_go(&gaps, told.span.freezing);
+    let (before, gap) = around_the_go(&gaps, told.span.go);
     let used = meter.finish()?;
     spent.on("filling");
+    if works {
+        sampled(collector, gap.end)?;
+    }
     let of = |node: &str| used.get(node).copied().with_context(|| format!("nobody looked at the agent of {node}"));
     let around = || around(&collector.samples(), &told.span, gap.end).context("the samples do not reach far enough");
     Ok(Moved {

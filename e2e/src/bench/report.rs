@@ -115,8 +115,9 @@ fn freeze(figures: &Figures<'_>, picture: &str) -> String {
     format!(
         "\
 The longest gap that the program's own 1 ms ticker saw from the go for the freeze on, in milliseconds: least / median / most of n moves.
-Before the go is the longest while memory was copied, in which the program shares two processors with all there is. The program
-holds so much memory and writes so much of it in a second; forks are idle processes that share all of it. Bare runc is
+Before the go is the longest while memory was copied, when the program shares this machine with all there is. The program
+holds so much memory and writes so much of it in a second; forks are idle processes that share all of it. Its pod asks for one
+processor, so that its cgroup has the 1024 shares that bare runc's has. Bare runc is
 `runc checkpoint` and `runc restore` of the same program on one node. The two take turns, each stands still while the other is moved,
 and before each turn disks have taken what was written before (`sync`); bare runc is moved fewer times where that takes ten seconds each.
 
@@ -251,7 +252,7 @@ fn throughput(figures: &Figures<'_>) -> String {
     format!(
         "\
 Operations or requests a second: in the 3 s before the Migration was created, while memory was copied, and in the first
-3 s after the freeze; medians. The longest gap is the application's own freeze, and of redis the longest latency that its
+3 s after the freeze; medians. The longest gap is the application's own from the go on, and of redis the longest latency that its
 client saw, which has to find the Service's way to the other pod too: least / median / most.
 
 {}",

@@ -148,7 +148,7 @@ mod tests {
         let used = Used { cpu_seconds: 0.5, own: 20 << 20, peak: 90 << 20 };
         let told = Told {
             phases: vec![("phase Preparing".to_owned(), 100.0), (phase.to_owned(), 10.0)],
-            span: Span { created: 0, copying: 1_000_000_000, freezing: 3_000_000_000 },
+            span: Span { created: 0, go: 3_000_000_000, copying: 1_000_000_000, freezing: 3_000_000_000 },
             engine: "WriteProtect".to_owned(),
             attempt: 1,
             target: "worker-2".to_owned(),

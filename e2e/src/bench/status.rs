@@ -34,7 +34,9 @@ pub struct Span {
     pub created: i64,
     /// Memory began to be copied, in the attempt that succeeded.
     pub copying: i64,
-    /// The go for the freeze was given.
+    /// The go for a freeze was given, in the first attempt that came to it.
+    pub go: i64,
+    /// The same in the attempt that succeeded.
     pub freezing: i64,
 }
 
@@ -99,7 +101,9 @@ impl Span {
             let entry = entries.iter().rfind(|entry| entry["phase"] == phase);
             time(entry.with_context(|| format!("it was never {phase}"))?)
         };
+        let first = entries.iter().find(|entry| entry["phase"] == "Freezing");
         Ok(Self {
+            go: time(first.context("it was never Freezing")?)?,
             created: time(entries.first().context("no phases")?)?,
             copying: last("PreCopying")?,
             freezing: last("Freezing")?,

@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn each_time_has_its_own_rate() {
-        let span = Span { created: 10 * SECOND, copying: 10 * SECOND, freezing: 149 * SECOND / 10 };
+        let freezing = 149 * SECOND / 10;
+        let span = Span { created: 10 * SECOND, copying: 10 * SECOND, go: freezing, freezing };
         let around = around(&samples(), &span, 16 * SECOND).expect("rates");
         let rates = [around.before, around.during, around.after].map(|pace| pace.rate.round());
         assert_eq!(rates, [1_000.0, 900.0, 500.0]);

@@ -7,9 +7,9 @@ use anyhow::Result;
 use super::cluster::Cluster;
 use super::wait::until_true;
 
-/// Prints what is there of images and journal entries, and of the programs that bring them into processes.
+/// Prints what is there of images and journal entries, and of the programs that look into processes, or bring them there.
 const LOOK: &str = "find /var/lib/tideover/images /var/lib/tideover/journal -mindepth 1 2>/dev/null || true; \
-                    ps -eo args | grep -E '[/]criu/criu|[/]relay/criu|criu[-]pages' || true";
+                    ps -eo args | grep -E '[/]criu/criu|[/]relay/criu|criu[-]pages|[/]exe inject' || true";
 
 /// Waits until nothing of a move is left on any node, but what was moved.
 ///

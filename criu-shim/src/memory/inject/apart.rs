@@ -5,6 +5,7 @@
 
 use super::{Work, carry_out};
 use crate::memory::{AttachError, Range};
+use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -14,6 +15,7 @@ use std::ffi::CStr;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -78,28 +80,53 @@ impl Injector {
         let pid = work.pid();
         // What a thread that has panicked amid an exchange leaves in there is an end of a socket like any other.
         let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
-        let exchanged = match running.take() {
-            Some(process) => Ok(process),
-            None => Running::start(command),
-        }
-        .and_then(|process| process.exchange(&work).map(|answer| (process, answer)));
-        let (process, answer) = exchanged.map_err(|source| AttachError::Tracer { pid, source })?;
-        *running = Some(process);
-        answer
+        let exchanged = Running::ask(&mut running, command, &work);
+        exchanged.map_err(|source| AttachError::Tracer { pid, source })?
     }
 }
 
 impl Running {
+    /// Has `running` do the work, or another one where there is none that hears of it.
+    fn ask(
+        running: &mut Option<Self>,
+        command: &(PathBuf, Vec<String>),
+        work: &Work,
+    ) -> Result<std::result::Result<Option<OwnedFd>, AttachError>> {
+        let message = serde_json::to_vec(work)?;
+        // Of one that was killed meanwhile nothing has begun.
+        let told = running.take().filter(|process| process.tell(&message).is_ok());
+        let process = match told {
+            Some(process) => process,
+            None => {
+                let process = Self::start(command)?;
+                process.tell(&message)?;
+                process
+            }
+        };
+        let answer = process.hear()?;
+        *running = Some(process);
+        Ok(answer)
+    }
+
     fn start((program, arguments): &(PathBuf, Vec<String>)) -> Result<Self> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let child = Command::new(program).args(arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn()?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null()).process_group(0);
+        let child = command.spawn()?;
         Ok(Self { socket: Some(ours), child })
     }
 
-    fn exchange(&self, work: &Work) -> Result<std::result::Result<Option<OwnedFd>, AttachError>> {
-        let socket = self.socket.as_ref().ok_or(ErrorKind::NotConnected)?;
-        send(socket.as_fd(), &serde_json::to_vec(work)?, None)?;
-        let (answer, descriptor) = receive(socket.as_fd())?.ok_or(ErrorKind::UnexpectedEof)?;
+    fn socket(&self) -> Result<BorrowedFd<'_>> {
+        Ok(self.socket.as_ref().ok_or(ErrorKind::NotConnected)?.as_fd())
+    }
+
+    fn tell(&self, message: &[u8]) -> Result<()> {
+        send(self.socket()?, message, None)
+    }
+
+    fn hear(&self) -> Result<std::result::Result<Option<OwnedFd>, AttachError>> {
+        let ended = || Error::new(ErrorKind::UnexpectedEof, "who traces has ended; the agent's log has its last words");
+        let (answer, descriptor) = receive(self.socket()?)?.ok_or_else(ended)?;
         let refusal: Option<AttachError> = serde_json::from_slice(&answer)?;
         Ok(refusal.map_or(Ok(descriptor), Err))
     }
@@ -119,6 +146,8 @@ impl Drop for Running {
 /// Where it hears what is not for it, or its answers can't be sent.
 pub fn serve() -> Result<()> {
     rustix::thread::set_name(NAME)?;
+    // It ends when nobody wants anything from it any more, and not amid its work.
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].into_iter().collect::<SigSet>().thread_block()?;
     let socket = std::io::stdin();
     while let Some((message, _)) = receive(socket.as_fd())? {
         let (refusal, descriptor) = match carry_out(serde_json::from_slice(&message)?) {

@@ -1,8 +1,7 @@
 //! When the daemon does what: whether to fill in, and how long to wait. No I/O.
 
 use super::error::DaemonError;
-use nix::sys::epoll::EpollTimeout;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long nothing is filled in after a fault: who waited for one may well come with the next, which takes it some 15 us.
 const LISTEN: Duration = Duration::from_micros(50);
@@ -24,19 +23,18 @@ pub(super) fn is_one_of_many(answered: Option<Duration>, filled: Option<Duration
     answered.is_some_and(|answered| answered < LISTEN) && filled.is_some_and(|filled| filled < LISTEN_AT_MOST)
 }
 
-/// What is left of the rest that began `since` then.
-pub(super) fn rest_of(since: Instant) -> EpollTimeout {
+/// How long to wait for what is left of the rest, so long after it began.
+pub(super) fn rest_after(elapsed: Duration) -> Duration {
     // Rounded up, so that it is over after the wait.
-    let left = REST.saturating_sub(since.elapsed()) + Duration::from_millis(1);
-    EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
+    REST.saturating_sub(elapsed) + Duration::from_millis(1)
 }
 
-/// An error once there has been no memory for too long, `since` then. `address` is a page of process `pid` that has no place.
+/// An error once there has been no memory for so long that there will be none. `address` is a page of process `pid` that has no place.
 ///
 /// # Errors
 /// [`DaemonError::NoMemory`].
-pub(super) fn be_patient(since: &mut Option<Instant>, pid: i32, address: u64) -> Result<(), DaemonError> {
-    if since.get_or_insert_with(Instant::now).elapsed() < NO_MEMORY_LIMIT {
+pub(super) fn be_patient(without: Duration, pid: i32, address: u64) -> Result<(), DaemonError> {
+    if without < NO_MEMORY_LIMIT {
         return Ok(());
     }
     Err(DaemonError::NoMemory { pid, address, limit: NO_MEMORY_LIMIT })
@@ -51,6 +49,19 @@ mod tests {
         assert!(!is_time_to_fill(None, true) && !is_time_to_fill(None, false));
         assert!(!is_time_to_fill(Some(REST / 2), false) && is_time_to_fill(Some(REST / 2), true));
         assert!(is_time_to_fill(Some(REST), false), "a relay that hangs must not keep the pages away");
+    }
+
+    #[test]
+    fn the_rest_is_over_after_the_wait_for_it() {
+        assert!(Duration::from_millis(300) + rest_after(Duration::from_millis(300)) > REST);
+        assert!(rest_after(REST * 2) > Duration::ZERO);
+    }
+
+    #[test]
+    fn memory_is_waited_for_and_not_for_ever() {
+        assert!(be_patient(NO_MEMORY_LIMIT / 2, 7, 0x1000).is_ok());
+        let refused = be_patient(NO_MEMORY_LIMIT, 7, 0x1000);
+        assert!(matches!(refused, Err(DaemonError::NoMemory { pid: 7, address: 0x1000, .. })), "{refused:?}");
     }
 
     #[test]

@@ -95,7 +95,6 @@ pub struct Followed {
     freezer: Freezer,
     /// How a process gets its engine.
     choose: Choose,
-    injector: Injector,
     processes: Vec<Process>,
     /// What their pages have in common.
     alike: Alike,
@@ -103,6 +102,8 @@ pub struct Followed {
     refused: Vec<ProcessId>,
     /// What belongs to none of them.
     pub shared: SharedMemory,
+    /// Last, because to drop it waits for its process.
+    injector: Injector,
 }
 
 impl Followed {

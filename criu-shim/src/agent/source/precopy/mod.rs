@@ -2,7 +2,7 @@
 //!
 //! [`followed`] knows what was written, [`reader`] reads it, [`sent`] knows what of it the target has and [`alike`] what is like
 //! something that it has, [`shared`] does all of this for shared memory and [`tree`] for files, [`converge`] decides whether
-//! another round helps, within what [`pace`] leaves it, and [`answers`] hears what the target says. This drives them: a round is sent by a task of its own, so that
+//! another round helps, within what [`pace`] leaves it, and [`answers`] hears what the target says. This drives them: a [`round`] is sent by a task of its own, so that
 //! whoever waits for it can be called away and come back.
 
 mod alike;
@@ -12,6 +12,7 @@ pub mod estimate;
 mod followed;
 pub mod pace;
 mod reader;
+mod round;
 mod sent;
 mod shared;
 pub mod tree;
@@ -20,6 +21,7 @@ pub use alike::Alike;
 #[cfg(test)]
 pub(super) use followed::Choose;
 pub use followed::{Copied, Followed, LastLook, Unfollowed, Written};
+pub use round::send_pages;
 pub use sent::SentPages;
 pub use shared::{Shared, send_shared};
 pub use tree::Trees;
@@ -29,16 +31,13 @@ use crate::agent::failure::retryable;
 use crate::agent::host::NodeRoot;
 use crate::agent::injector::injector;
 use crate::agent::transfer::link::{LinkReceiver, LinkSender};
-use crate::agent::transfer::manifest::Manifest;
 use crate::agent::transfer::message::{FromSource, FromTarget};
-use crate::agent::transfer::send::{self, RoundSender, SendError};
 use crate::causes::chain;
 use crate::criu::{ObjectId, Withheld};
 use crate::freezer::Freezer;
-use crate::memory::ReadError;
 use answers::{Answer, Answers};
 use converge::{Progress, RoundSeen, Stage};
-use reader::PageReader;
+use round::{Sent, send_round};
 use std::time::Duration;
 use tideover_crds::{Failure, FailureReason, MemoryEngine};
 use tokio::task::JoinHandle;
@@ -94,18 +93,6 @@ enum State {
     Placing { followed: Option<Followed>, seen: RoundSeen, landed: Instant },
     /// It failed: the connection is of no use any more.
     Failed,
-}
-
-#[derive(Debug)]
-struct Sent {
-    followed: Option<Followed>,
-    manifest: Manifest,
-    /// When it was looked what is written.
-    at: Instant,
-    /// Whether it was looked at everything.
-    all_looked: bool,
-    /// How long the limit on the connection held data back.
-    held_back: Duration,
 }
 
 impl PreCopy {
@@ -396,67 +383,6 @@ pub async fn last_look(
 pub async fn let_go(spent: Vec<(Option<Followed>, Trees)>) {
     // A failure to wait for it changes nothing about that.
     tokio::task::spawn_blocking(move || drop(spent)).await.ok();
-}
-
-async fn send_round(
-    sender: &LinkSender<FromSource>,
-    round: u32,
-    mut followed: Option<Followed>,
-    trees: Option<Trees>,
-) -> Result<Sent, Failure> {
-    let (at, held_back) = (Instant::now(), sender.held_back());
-    let looking = trees.map(|trees| trees.look(round, false));
-    let looked = tokio::task::spawn_blocking(move || {
-        let (written, shared) = match &mut followed {
-            Some(followed) => (followed.written(), followed.shared()),
-            None => (Ok((Vec::new(), true)), Ok(Some(Vec::new()))),
-        };
-        (written, shared, at.elapsed(), followed)
-    });
-    let looked = looked.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-    let (written, shared, took, mut followed) = looked;
-    let failed = |error: Unfollowed| retryable(FailureReason::DumpFailed, chain(&error));
-    let ((written, all_written), shared) = (written.map_err(failed)?, shared.map_err(failed)?);
-    let all_looked = all_written && shared.is_some() && looking.is_some();
-    let shared = shared.unwrap_or_default();
-    let looks = !shared.is_empty();
-    let sent = async {
-        let mut sending = send::begin(sender, round, false).await?;
-        send_pages(&mut sending, round, written, false).await?;
-        let compared = send_shared(&mut sending, round, shared, false).await?;
-        if let Some(looking) = looking {
-            looking.send(&mut sending).await?;
-        }
-        Ok::<_, SendError>((sending.end().await?, compared))
-    };
-    let (manifest, compared) = sent.await.map_err(|error| retryable(FailureReason::TransferFailed, chain(&error)))?;
-    if let Some(followed) = followed.as_mut().filter(|_| looks) {
-        followed.shared.rest_after(took + compared);
-    }
-    Ok(Sent { followed, manifest, at, all_looked, held_back: sender.held_back() - held_back })
-}
-
-/// Sends what was written as parts of a round, but for what the target has as it is, or elsewhere. Of processes that are
-/// `frozen`, all of it must be there.
-///
-/// # Errors
-/// Where the connection is gone or the memory can't be read.
-pub async fn send_pages(
-    sending: &mut RoundSender,
-    round: u32,
-    written: Vec<Written>,
-    frozen: bool,
-) -> Result<(), SendError> {
-    for one in written {
-        let part = one.part(round);
-        match PageReader::open(one, frozen) {
-            Ok(reader) => sending.part(part, reader).await?,
-            // It has ended: nothing of it will be dumped.
-            Err(ReadError::Open { source, .. }) if !frozen && source.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(SendError::Read { part, source: std::io::Error::other(error) }),
-        }
-    }
-    Ok(())
 }
 
 /// Until the next round is due.

@@ -4,16 +4,20 @@
 //! memory are, as they come, and of the pages files that are put together. What comes is written by the thread that takes it from the connection: one more to hand it to
 //! would cost more than what it could do meanwhile.
 
+mod error;
+#[cfg(test)]
+mod tests;
+
+pub use error::ReceiveError;
+
 use crate::agent::room::{NoRoom, Share};
 use crate::agent::transfer::growing::{Grower, Growing};
 use crate::agent::transfer::hashing::Digest;
-use crate::agent::transfer::link::{Incoming, LinkError, LinkReceiver};
+use crate::agent::transfer::link::{Incoming, LinkReceiver};
 use crate::agent::transfer::manifest::{Landed, Manifest};
-use crate::agent::transfer::memory::{Arriving, FinishError, Memory, MemoryError};
-use crate::agent::transfer::message::{
-    FILES, FromSource, IMAGES, MAX_PARTS, MEMORY, NameError, Part, REHEARSAL, Small,
-};
-use crate::agent::transfer::packed::{PackedError, Unpacking};
+use crate::agent::transfer::memory::{Arriving, Memory};
+use crate::agent::transfer::message::{FILES, FromSource, IMAGES, MAX_PARTS, MEMORY, Part, REHEARSAL, Small};
+use crate::agent::transfer::packed::Unpacking;
 use crate::agent::transfer::stored;
 use crate::pages::store::NamedSums;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -21,82 +25,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use thiserror::Error;
 use tokio::sync::mpsc;
-
-/// Why a round could not be taken.
-#[derive(Debug, Error)]
-pub enum ReceiveError {
-    /// The connection is gone.
-    #[error("receive the state")]
-    Link(#[from] LinkError),
-    /// The source gave up.
-    #[error("the source gave up: {0}")]
-    Aborted(String),
-    /// A message that has no place here.
-    #[error("the source sent {got} where {expected} was expected")]
-    Unexpected {
-        /// What came.
-        got: String,
-        /// What should have.
-        expected: &'static str,
-    },
-    /// A part's name is not acceptable.
-    #[error("refuse a part")]
-    Name(#[from] NameError),
-    /// Two parts of one name.
-    #[error("{0} was sent twice")]
-    Twice(Part),
-    /// Too many parts.
-    #[error("more than {MAX_PARTS} parts were sent")]
-    TooMany,
-    /// More bytes than there is room for.
-    #[error("the state is larger than there is room for")]
-    TooMuch(#[from] NoRoom),
-    /// A directory or file can't be written.
-    #[error("write {path:?}")]
-    Write {
-        /// The path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Memory can't be kept.
-    #[error("keep memory that was sent")]
-    Memory(#[from] MemoryError),
-    /// Pages that were compressed are no such thing.
-    #[error("read {part}")]
-    Packed {
-        /// What they belong to.
-        part: Part,
-        /// Why.
-        #[source]
-        source: PackedError,
-    },
-    /// Memory is not what the images ask for.
-    #[error("complete the memory that was sent")]
-    Finish(#[from] FinishError),
-    /// The bytes are not as many as were sent, or not the same, or their digest is none.
-    #[error("{part} arrived with another length or digest than it was sent with")]
-    Corrupted {
-        /// Which part.
-        part: Part,
-    },
-    /// The round as a whole is not what was sent.
-    #[error("round {round} arrived with another digest than it was sent with")]
-    RoundCorrupted {
-        /// Which round.
-        round: u32,
-    },
-}
-
-impl ReceiveError {
-    /// Whether what arrived is not what was sent, as opposed to nothing arriving.
-    pub fn is_corruption(&self) -> bool {
-        matches!(self, Self::Corrupted { .. } | Self::RoundCorrupted { .. } | Self::Twice(_) | Self::Packed { .. })
-    }
-}
 
 /// What a round is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -512,7 +441,3 @@ async fn message(link: &mut LinkReceiver<FromSource>, expected: &'static str) ->
 fn create(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
-
-#[cfg(test)]
-#[path = "receive_tests.rs"]
-mod tests;

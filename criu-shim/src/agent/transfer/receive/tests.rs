@@ -4,7 +4,7 @@ use super::*;
 use crate::agent::room::Room;
 use crate::agent::transfer::frame::{Frame, MAX_DATA, Packed};
 use crate::agent::transfer::hashing::Hashing;
-use crate::agent::transfer::link::{self, LinkSender};
+use crate::agent::transfer::link::{self, LinkError, LinkSender};
 use crate::agent::transfer::message::FromTarget;
 use crate::agent::transfer::packed::Packer;
 use crate::agent::transfer::send;
