@@ -4,11 +4,29 @@ use rustix::fs::{Advice, fadvise};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// As much as the kernel reads by one such request where nobody has set less, bytes: it takes no more than the disk's read-ahead at a
 /// time (`force_page_cache_ra` of its `mm/readahead.c`).
 const AT_ONCE: u64 = 128 << 10;
+
+/// Reading ahead that is wanted. Dropped, it ends soon: a restore's own reading does not wait for it, and what is read can go.
+#[derive(Debug, Default)]
+pub struct Wanted(Arc<AtomicBool>);
+
+impl Wanted {
+    /// For who reads: whether nobody wants it any more.
+    pub fn off(&self) -> Arc<AtomicBool> {
+        self.0.clone()
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Has the kernel read `range` of `file`, bytes, until it is called `off`. It does not wait for the disk where the disk takes more
 /// requests. Returns how many bytes were asked for: fewer where the file system takes no advice. Blocking.

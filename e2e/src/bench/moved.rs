@@ -76,6 +76,7 @@ pub fn watch(
     spent.on("looks after");
     let told = filled(cluster, sandbox, name)?;
     let (before, gap) = around_the_go(&gaps, told.span.go);
+    ensure!(gap.length > Duration::ZERO, "{name} went by without a gap: its ticks were not heard");
     let used = meter.finish()?;
     spent.on("filling");
     if works {

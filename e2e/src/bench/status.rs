@@ -141,6 +141,15 @@ mod tests {
     }
 
     #[test]
+    fn a_freeze_that_was_rolled_back_is_not_before_the_go() {
+        let mut migration = migration();
+        let go = Span::of(&migration["status"]).expect("times").go;
+        migration["status"]["phases"][1] = json!({"phase": "Freezing", "at": "2026-01-01T00:00:02.500000Z"});
+        let span = Span::of(&migration["status"]).expect("times");
+        assert_eq!((go - span.go, span.freezing), (9_000_000_000, go));
+    }
+
+    #[test]
     fn phases_of_two_attempts_add_up_and_each_name_comes_once() {
         let told = Told::by(&migration()).expect("what it says");
         let of =

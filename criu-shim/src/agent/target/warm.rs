@@ -5,28 +5,10 @@ use crate::cache;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Most that is read of all files together, bytes.
 const MOST: u64 = 512 << 20;
-
-/// Reading ahead that is wanted. Dropped, it ends soon: CRIU's own reading does not wait for it, and the container can go.
-#[derive(Debug, Default)]
-pub(super) struct Warming(Arc<AtomicBool>);
-
-impl Warming {
-    /// For who reads: whether nobody wants it any more.
-    pub(super) fn off(&self) -> Arc<AtomicBool> {
-        self.0.clone()
-    }
-}
-
-impl Drop for Warming {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Has the kernel read what is named by `files`, of those that are under `root`, a container's, until it is called `off`. It does not
 /// wait for the disk where the disk takes more requests. Returns how many bytes were asked for; what is not there as it was on the
@@ -62,7 +44,7 @@ fn open(root: &OwnedFd, path: &str) -> Option<(OwnedFd, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::resident;
+    use crate::cache::{Wanted, resident};
     use rustix::fs::{Advice, fadvise};
     use std::fs::File;
     use std::time::{Duration, Instant};
@@ -91,7 +73,7 @@ mod tests {
         }
         let half = (0, LENGTH / 2);
         let files = [file("/library", &[half]), file("/gone", &[half])];
-        let warming = Warming::default();
+        let warming = Wanted::default();
         let off = warming.off();
         drop(warming);
         assert_eq!(read_ahead(directory.path(), &files, &off), 0, "nobody wants it");

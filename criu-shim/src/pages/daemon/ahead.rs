@@ -1,32 +1,20 @@
 //! Reading what the stores have into memory before it is needed: nobody has looked at it since it came, and the kernel may have taken it
 //! out of its cache. Who waits for such a page waits for the disk.
 
-use crate::cache::read_ahead;
+use crate::cache::{Wanted, read_ahead};
 use crate::pages::store::data_files;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread::Builder;
 
-/// Reading ahead that is wanted. Dropped, it ends soon: a restore needs the disk and the processor.
-#[derive(Debug)]
-pub(super) struct Ahead(Arc<AtomicBool>);
-
-impl Ahead {
-    /// Begins to read what is in the stores in `directory` by now. Where that does not work, it is read when it is needed.
-    pub(super) fn start(directory: &Path) -> Self {
-        let off = Arc::new(AtomicBool::new(false));
-        let (wanted, directory) = (Self(off.clone()), directory.to_owned());
-        Builder::new().spawn(move || read(&data_files(&directory).unwrap_or_default(), &off)).ok();
-        wanted
-    }
-}
-
-impl Drop for Ahead {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+/// Begins to read what is in the stores in `directory` by now, for as long as that is wanted. Where it does not work, it is read when it is
+/// needed.
+pub(super) fn begin(directory: &Path) -> Wanted {
+    let wanted = Wanted::default();
+    let (off, directory) = (wanted.off(), directory.to_owned());
+    Builder::new().spawn(move || read(&data_files(&directory).unwrap_or_default(), &off)).ok();
+    wanted
 }
 
 fn read(files: &[PathBuf], off: &AtomicBool) {
@@ -63,7 +51,7 @@ mod tests {
         }
         read(std::slice::from_ref(path), &AtomicBool::new(true));
         assert_eq!(resident(), 0, "nobody wants it");
-        let _ahead = Ahead::start(directory.path());
+        let _wanted = begin(directory.path());
         let begun = Instant::now();
         while resident() < PAGES {
             assert!(begun.elapsed() < Duration::from_secs(10), "{} of {PAGES}", resident());

@@ -1,6 +1,6 @@
 //! The daemon's loop.
 
-use super::ahead::Ahead;
+use super::ahead;
 use super::book::{Book, SpaceId};
 use super::error::DaemonError;
 use super::freeing::Freeing;
@@ -13,6 +13,7 @@ use super::status::Status;
 use super::tie::{Tie, Told};
 use super::userfault::{Message, Userfault};
 use super::window::WINDOW;
+use crate::cache::Wanted;
 use crate::causes::chain;
 use crate::local::has_ran_mark;
 use crate::pages::store::Store;
@@ -111,7 +112,7 @@ struct Daemon<'a> {
     no_memory_since: Option<Instant>,
     freeing: Freeing,
     /// Until a restore begins.
-    ahead: Option<Ahead>,
+    ahead: Option<Wanted>,
 }
 
 impl<'a> Daemon<'a> {
@@ -159,7 +160,7 @@ impl<'a> Daemon<'a> {
     }
 
     fn listen(&mut self) -> Result<(), DaemonError> {
-        self.ahead = Some(Ahead::start(&self.settings.store));
+        self.ahead = Some(ahead::begin(&self.settings.store));
         let listener = listen(&self.settings.work)?;
         self.watch(&listener, LISTENER)?;
         self.listener = Some(listener);

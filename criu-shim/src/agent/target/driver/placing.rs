@@ -8,9 +8,9 @@ use crate::agent::duty::LaneLocal;
 use crate::agent::failure::retryable;
 use crate::agent::target::event::Event;
 use crate::agent::target::stage::{self, Arriving, Placed, Trees};
-use crate::agent::target::warm::Warming;
 use crate::agent::transfer::growing::Growing;
 use crate::agent::transfer::message::FromTarget;
+use crate::cache::Wanted;
 use crate::causes::chain;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,7 +41,7 @@ pub(super) struct Placing {
     /// The last round that had when the task began.
     up_to: u32,
     /// Files of the container that are read ahead.
-    warming: Option<Warming>,
+    warming: Option<Wanted>,
 }
 
 impl Placing {
@@ -93,7 +93,7 @@ impl Placing {
 
     /// Files are about to be read ahead. For who reads: whether nobody wants it any more.
     pub(super) fn warms(&mut self) -> Arc<AtomicBool> {
-        self.warming.insert(Warming::default()).off()
+        self.warming.insert(Wanted::default()).off()
     }
 
     /// What is in place.
