@@ -101,6 +101,15 @@ impl Cluster {
         the_one("tideover-agent", |pid| Ok(pid_namespace(pid)? == machine && !is_forked(pid)?))
     }
 
+    /// Who starts the agent on `node` again when it has ended.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn keeper(&self, node: &str) -> Result<Victim> {
+        let machine = self.pid_namespace_of(node)?;
+        the_one("agent-keeper", |pid| Ok(pid_namespace(pid)? == machine))
+    }
+
     /// Who makes processes on `node` run system calls for the agent there.
     ///
     /// # Errors

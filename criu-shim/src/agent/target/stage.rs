@@ -68,7 +68,7 @@ impl Placed {
 pub enum Trees {
     /// The container's layer, and the pod's volumes if they came with it.
     All,
-    /// The volumes are in use by a container that runs.
+    /// The volumes are in use by a container of the pod, or may be.
     LayerOnly,
 }
 

@@ -3,12 +3,15 @@
 //! A strike counts for a moment only if the move was seen in it before the signal was sent, and a look that began after
 //! the signal finds the move in it still. For the phases before the freeze, which may be shorter than a look at the object,
 //! the times in `status.phases` say the same: they and the signal are by one clock.
+//!
+//! The agent that follows upon one that was ended commits within a tenth of a second what that one had taken, and a look at the
+//! object takes as long. It is kept back until that look is over.
 
 use anyhow::{Context, Result};
 use e2e::scenario::moment::{Moment, Signs, phase_throughout};
 use e2e::scenario::sandbox::Pod;
 use e2e::scenario::under_way::UnderWay;
-use e2e::scenario::victim::Victim;
+use e2e::scenario::victim::{Stopped, Victim};
 use e2e::scenario::watch::Watch;
 use e2e::scenario::{Cluster, LIMIT, Sandbox, migration, until};
 use jiff::Timestamp;
@@ -35,6 +38,16 @@ impl Who {
     pub fn is_criu(self) -> bool {
         matches!(self, Self::SourceCriu | Self::TargetCriu)
     }
+
+    /// Who would start it again, where that is quick, on each node on which it may be; stopped.
+    fn keepers(self, cluster: &Cluster, source: &str) -> Result<Vec<Stopped>> {
+        let nodes = match self {
+            Self::SourceAgent => vec![source.to_owned()],
+            Self::TargetAgent => cluster.workers().into_iter().filter(|node| node != source).collect(),
+            Self::Operator | Self::SourceCriu | Self::TargetCriu => Vec::new(),
+        };
+        nodes.iter().map(|node| Stopped::new(cluster.keeper(node)?)).collect()
+    }
 }
 
 /// What came of a move.
@@ -57,6 +70,7 @@ pub fn strike(
     (who, moment): (Who, Moment),
 ) -> Result<Outcome> {
     let before = Victims::find(cluster, who, &pod.node)?;
+    let kept_back = who.keepers(cluster, &pod.node)?;
     let mut under_way = UnderWay::begin(cluster, sandbox, watch, name, &pod.name)?;
     let victims = match before {
         Some(victims) => Some(victims),
@@ -80,12 +94,14 @@ pub fn strike(
         None => None,
     };
     let Some(struck) = struck else {
+        drop(kept_back);
         let object = migration::ended(sandbox, &pod.name, LIMIT)?;
         return Ok(Outcome { object, proven: false, phase: None });
     };
     let found = under_way.signs();
     let (was_there, before, after) = struck?;
     let later = sandbox.get(&["migration", name])?.context("the Migration is gone")?;
+    drop(kept_back);
     let still = moment.held_until(&found, Signs::of(&later).owner);
     let object = migration::ended(sandbox, &pod.name, LIMIT)?;
     let phase = phase_throughout(&object, before, after);

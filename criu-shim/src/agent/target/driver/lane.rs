@@ -57,6 +57,8 @@ pub(super) struct Lane {
     pub(super) released: Option<Instant>,
     /// It was found in the journal: what lies on the disk has been through the end of an agent, or of the node.
     pub(super) adopted: bool,
+    /// An agent before this one began its restore, and nothing has been heard of it since.
+    pub(super) unheard: bool,
 }
 
 impl Lane {
@@ -92,8 +94,16 @@ impl Lane {
         (self.refused, self.failed) = (false, false);
         self.relay = None;
         self.in_place = false;
+        self.unheard = false;
         let LaneLocal { staged, resumed, .. } = self.local;
         self.local = LaneLocal { staged, resumed, ..LaneLocal::default() };
+    }
+
+    /// Whether its processes may have files of the pod's volumes open, or be about to open them: they run, or CRIU has its request.
+    /// `unreleased`: it is certain that CRIU has had none for any container of the pod.
+    pub(super) fn may_use_volumes(&self, unreleased: bool) -> bool {
+        let LaneLocal { released, resumed, .. } = self.local;
+        resumed || released || (self.running && self.unheard && !unreleased)
     }
 
     /// Puts back the cpu limits that were found: the restore has ended. A few writes to files of the kernel. What can't be put back is
@@ -110,5 +120,38 @@ impl Lane {
         if let Some(receiving) = self.receiving.take() {
             receiving.end().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(local: LaneLocal) -> Lane {
+        Lane { local, running: true, ..Lane::new("one") }
+    }
+
+    #[test]
+    fn volumes_are_in_use_from_the_release_on_and_not_only_once_the_processes_are_seen_to_run() {
+        let waiting = LaneLocal { staged: true, waiting: true, ..LaneLocal::default() };
+        assert!(!lane(waiting).may_use_volumes(false));
+        let released = LaneLocal { released: true, ..waiting };
+        assert!(lane(released).may_use_volumes(false));
+        // Told to run: held no more, and not heard to run yet.
+        assert!(lane(LaneLocal { held: true, ..released }).may_use_volumes(false));
+        let ended = LaneLocal { resumed: true, ..LaneLocal::default() };
+        assert!(Lane { running: false, ..lane(ended) }.may_use_volumes(false));
+    }
+
+    #[test]
+    fn what_an_agent_before_has_begun_may_use_volumes_unless_no_request_was_given() {
+        let mut found = Lane { unheard: true, ..lane(LaneLocal::default()) };
+        assert!(found.may_use_volumes(false));
+        assert!(!found.may_use_volumes(true));
+        let [token, pod_uid, container_id] = ["token", "pod", "container"].map(str::to_owned);
+        found.begun(RestoreEntry { token, pod_uid, container_id, bundle: "/bundle".into() });
+        assert!(!found.may_use_volumes(false), "begun anew");
+        let ended = Lane { unheard: true, running: false, ..Lane::new("one") };
+        assert!(!ended.may_use_volumes(false));
     }
 }

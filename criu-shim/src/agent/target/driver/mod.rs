@@ -124,6 +124,7 @@ impl TargetDriver {
             if let Some(restore) = restore {
                 self.registry.add_token(&restore.token, &self.key.uid);
                 lane.running = !lane.local.resumed;
+                lane.unheard = lane.running;
                 lane.restore = Some(restore);
             }
             self.lanes.push(lane);

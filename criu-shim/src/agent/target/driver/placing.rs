@@ -160,9 +160,11 @@ impl TargetDriver {
         }));
     }
 
-    /// Which trees may still be put in place. Once a container of the pod runs, the volumes are in use.
+    /// Which trees may still be put in place. The volumes are the pod's: what one container's CRIU opens there, or its processes write,
+    /// must not be replaced for another one. They were in place before any CRIU had its request.
     pub(super) fn trees(&self) -> Trees {
-        if self.lanes.iter().any(|lane| lane.local.resumed) { Trees::LayerOnly } else { Trees::All }
+        let unreleased = self.unreleased.is_some();
+        if self.lanes.iter().any(|lane| lane.may_use_volumes(unreleased)) { Trees::LayerOnly } else { Trees::All }
     }
 
     /// What had landed for a container when it was begun for the `number`th time is in place.

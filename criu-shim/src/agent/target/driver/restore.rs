@@ -138,6 +138,7 @@ impl TargetDriver {
         let came = &mut self.lanes[lane];
         came.relay = Some(line);
         came.running = true;
+        came.unheard = false;
         came.local.waiting = true;
         came.local.released = stage != RelayStage::Requested;
         came.local.held = stage == RelayStage::Held;
