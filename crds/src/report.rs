@@ -212,8 +212,10 @@ pub struct SourceTimings {
     /// From held to the news that they run: the resume, and what is left of the commit.
     pub commit_millis: f64,
     /// The whole freeze as the source can see it: first freezer write until the news that the target runs, or until
-    /// the thaw. Half a round trip longer than what the application sees.
-    pub freeze_millis: f64,
+    /// the thaw. Half a round trip longer than what the application sees. None where no such news came, because an agent
+    /// ended meanwhile: how long it was is not known then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freeze_millis: Option<f64>,
     /// Bytes sent inside the freeze.
     pub bytes: u64,
     /// Bytes of shared memory that the dump left out, because they were sent before; those that differed were sent again.

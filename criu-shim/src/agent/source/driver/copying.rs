@@ -263,10 +263,12 @@ impl SourceDriver {
     /// Learns from a freeze that ended in a commit what the next takes beside its pages.
     pub(super) fn learn(&self, expected: Option<(Size, f64)>) {
         let Some(((size, rate), timings)) = expected.zip(self.report.timings.as_ref()) else { return };
-        if rate > 0.0 && timings.freeze_millis > 0.0 {
+        if let Some(frozen) = timings.freeze_millis
+            && rate > 0.0
+        {
             let crossing = Duration::try_from_secs_f64(timings.bytes as f64 / rate).unwrap_or(Duration::MAX);
             let crossing = crossing.saturating_add(self.placing);
-            self.context.beside.learn(size, Duration::from_secs_f64(timings.freeze_millis / 1e3), crossing);
+            self.context.beside.learn(size, Duration::from_secs_f64(frozen / 1e3), crossing);
         }
     }
 

@@ -283,7 +283,7 @@ impl SourceDriver {
                 let criu = frozen.hung.into_iter().map(LiveCriu::Hung).collect();
                 let thawed = settle::thaw(frozen.pod, criu, proof).await;
                 let_go.await;
-                self.report.timings.get_or_insert_default().freeze_millis = millis(thawed - frozen.since);
+                self.report.timings.get_or_insert_default().freeze_millis = Some(millis(thawed - frozen.since));
                 settle::cure(freezers, &self.context.node).await;
                 if let Some(failure) = &frozen.failure {
                     warn!(migration = self.key.name, attempt, message = failure.message, "rolled back");

@@ -88,7 +88,7 @@ impl SourceDriver {
         let (resumed, ()) = tokio::join!(resumed, settle::retire(&context, &entry, pod, Vec::new(), proof));
         if let Some(resumed) = resumed {
             let timings = self.report.timings.get_or_insert_default();
-            timings.freeze_millis = millis(resumed - since);
+            timings.freeze_millis = Some(millis(resumed - since));
             timings.commit_millis = held.map_or(0.0, |held| millis(resumed - held));
         }
         self.retired().await;
