@@ -18,10 +18,10 @@ test-vm:        ## Tests on another kernel, with cgroup v2, in a virtual machine
 	cargo test --package tideover-e2e --test vm
 e2e: setup      ## End-to-end tests on the lab
 	e2e/run.sh
-bench: setup    ## The freeze through Tideover and bare runc, all cases, and the transfer, into docs/benchmarks.md; forty minutes
+bench: setup    ## The freeze through Tideover and bare runc, all cases, and the transfer, into docs/benchmarks.md; fifty minutes
 	cargo build --quiet --package tideover-e2e --bins
 	cargo run --quiet --package tideover-e2e --bin bench -- measure --write-docs
-bench-quick: setup ## Only what there is a goal for; ten minutes
+bench-quick: setup ## Only what there is a goal for; twenty minutes
 	cargo build --quiet --package tideover-e2e --bins
 	cargo run --quiet --package tideover-e2e --bin bench -- measure --quick
 bench-gate:     ## Whether the ratios measured last keep to e2e/bench-limits.json

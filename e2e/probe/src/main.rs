@@ -3,6 +3,7 @@
 mod beside;
 mod crowd;
 mod fork;
+mod layer;
 mod load;
 mod mapping;
 mod noise;

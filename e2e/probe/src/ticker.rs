@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::beside::Beside;
 use crate::pace::Pace;
-use crate::{mapping, noise, notify, work};
+use crate::{layer, mapping, noise, notify, work};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -61,6 +61,8 @@ pub(crate) struct Args {
     /// File that ends the program, with success, as soon as it is there.
     #[arg(long)]
     end: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    files: layer::Args,
 }
 
 const PAGE: usize = 4096;
@@ -94,6 +96,7 @@ pub(crate) fn run_after(args: &Args, filled: impl FnOnce() -> io::Result<()>) ->
         mapping::scatter(memory)?;
     }
     filled()?;
+    layer::start(&args.files)?;
     let work = args.work.map(|per_second| work::start(memory, per_second)).transpose()?;
     let pages = memory.len() / WORDS_PER_PAGE;
     let mut log = match &args.log {

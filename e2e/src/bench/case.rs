@@ -60,6 +60,13 @@ pub enum Beside {
     Forks(usize),
     /// So many of a kind.
     Crowd(Kind, usize),
+    /// Files in the container's writable layer.
+    Layer {
+        /// What they have together, MiB.
+        mib: usize,
+        /// Further ones, of 4 KiB, all of which are written between the last round and the freeze.
+        changed: usize,
+    },
 }
 
 /// What a process may have many of.
@@ -136,6 +143,12 @@ impl Probe {
             Beside::Forks(count) => vec!["crowd".to_owned(), format!("--forks={count}")],
             Beside::Nothing => vec!["tick".to_owned()],
             Beside::Work(per_second) => vec!["tick".to_owned(), format!("--work={per_second}")],
+            Beside::Layer { mib, changed } => vec![
+                "tick".to_owned(),
+                "--layer=/tmp/layer".to_owned(),
+                format!("--layer-mib={mib}"),
+                format!("--changed-files={changed}"),
+            ],
         };
         args.push(format!("--mib={}", self.mib));
         args.push(format!("--dirty-rate={dirty}"));
@@ -157,6 +170,7 @@ impl Program {
                 Beside::Work(per_second) => format!("{mib} MiB, 1 % hot, {per_second} operations/s"),
                 Beside::Forks(count) => format!("{mib} MiB, {count} forks"),
                 Beside::Crowd(kind, count) => format!("{count} {}", kind.name()),
+                Beside::Layer { mib, changed } => format!("layer of {mib} MiB, {changed} files changed"),
             },
         }
     }
@@ -164,6 +178,7 @@ impl Program {
     /// Resident memory, about, MiB.
     pub fn mib(&self) -> usize {
         match *self {
+            Self::Probe(Probe { mib, beside: Beside::Layer { mib: layer, .. }, .. }) => mib + layer,
             Self::Store { mib } | Self::Probe(Probe { mib, .. }) => mib,
             Self::Database { idle } => SERVER_MIB + idle * BACKEND_MIB,
         }
@@ -187,8 +202,13 @@ impl Case {
     pub fn estimate(&self) -> Duration {
         let mib = self.program.mib() as f64;
         let start = 8.0 + mib / 200.0 + if matches!(self.program, Program::Store { .. }) { mib / 20.0 } else { 0.0 };
+        // Its files are written on two nodes and in an archive, and brought to the disk.
+        let files = match self.program {
+            Program::Probe(Probe { beside: Beside::Layer { mib, .. }, .. }) => mib as f64 / 120.0,
+            _ => 0.0,
+        };
         let work = if self.program.works() { 6.5 } else { 0.0 };
-        let moves = self.runs as f64 * (4.3 + mib / 500.0 + work);
+        let moves = self.runs as f64 * (4.3 + mib / 500.0 + files + work);
         let bare =
             if self.bare_runs > 0 { 2.0 + mib / 400.0 } else { 0.0 } + self.bare_runs as f64 * (1.0 + mib / 700.0);
         Duration::from_secs_f64(start + moves + bare)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 
 use super::case::{Case, Probe, Program};
-use super::matrix::PERCENTS;
+use super::matrix::{CHANGED, PERCENTS, layer};
 use super::measure::Seen;
 use super::moved::Moved;
 use super::throughput::{Around, Pace};
@@ -45,14 +45,18 @@ pub fn figures(seen: &[(Case, Seen)]) -> Result<Vec<Figure>> {
     for (case, seen) in seen {
         figures.extend(of_case(case, seen)?);
     }
+    let gaps = |probe| {
+        let program = Program::Probe(probe);
+        seen.iter().find(|(case, _)| case.program == program).map(|(case, seen)| (case, gaps(&seen.moves)))
+    };
     for percent in PERCENTS {
-        let gaps = |mib| {
-            let program = Program::Probe(Probe::plain(mib, percent));
-            seen.iter().find(|(case, _)| case.program == program).map(|(case, seen)| (case, gaps(&seen.moves)))
-        };
-        if let (Some((large, larger)), Some((_, smaller))) = (gaps(GROWTH.0), gaps(GROWTH.1)) {
+        let plain = |mib| gaps(Probe::plain(mib, percent));
+        if let (Some((large, larger)), Some((_, smaller))) = (plain(GROWTH.0), plain(GROWTH.1)) {
             figures.push(Figure::of(&large.program.name(), "freeze_growth", "1", &over(&larger, &smaller)?)?);
         }
+    }
+    if let (Some((changed, more)), Some((_, less))) = (gaps(layer(CHANGED)), gaps(layer(0))) {
+        figures.push(Figure::of(&changed.program.name(), "freeze_added", "ms", &above(&more, &less)?)?);
     }
     Ok(figures)
 }
@@ -131,6 +135,12 @@ fn gaps(moves: &[Moved]) -> Vec<f64> {
     moves.iter().map(|moved| moved.gap).collect()
 }
 
+/// Each of `values` less the median of `base`.
+fn above(values: &[f64], base: &[f64]) -> Result<Vec<f64>> {
+    let median = Figure::of("", "", "", base)?.median;
+    Ok(values.iter().map(|value| value - median).collect())
+}
+
 /// Each of `values` over the median of `base`: the two need not be of one number.
 fn over(values: &[f64], base: &[f64]) -> Result<Vec<f64>> {
     let median = Figure::of("", "", "", base)?.median;
@@ -193,6 +203,15 @@ mod tests {
         assert_eq!(median(&figures, "4096 MiB, 1 %/s", "freeze_growth"), Some(2.25));
         assert_eq!(median(&figures, "4096 MiB, 0 %/s", "freeze_growth"), None);
         assert_eq!(median(&figures, "1024 MiB, 1 %/s", "freeze_ratio"), None, "nothing was moved by bare runc");
+    }
+
+    #[test]
+    fn what_files_add_is_above_the_same_layer_without_any_that_change() {
+        let case = |changed| Case { program: Program::Probe(layer(changed)), runs: 1, bare_runs: 0 };
+        let all = [(case(0), seen(&[30.0, 20.0, 25.0], &[])), (case(CHANGED), seen(&[35.0, 45.0], &[]))];
+        let figures = figures(&all).expect("figures");
+        assert_eq!(median(&figures, "layer of 2048 MiB, 1000 files changed", "freeze_added"), Some(15.0));
+        assert_eq!(median(&figures, "layer of 2048 MiB, 0 files changed", "freeze_added"), None);
     }
 
     #[test]
