@@ -22,6 +22,7 @@ pub mod journal;
 pub mod keeper;
 pub mod metrics;
 pub mod owner;
+pub mod programs;
 pub mod report;
 pub mod restarts;
 pub mod room;

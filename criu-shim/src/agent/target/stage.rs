@@ -18,7 +18,7 @@ use crate::agent::transfer::message::FILES;
 use crate::agent::transfer::stored::{self, StoredError};
 use crate::causes::chain;
 use crate::criu::Bundle;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{BufReader, Error, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
@@ -26,17 +26,23 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tideover_crds::{Failure, FailureReason};
+use tracing::debug;
 
 /// Bytes of an archive that are read and hashed at once.
 const AT_ONCE: usize = 256 << 10;
 /// The tree that is a container's own.
 const LAYER: &str = "layer";
 
+/// Bytes of archives from which on what was unpacked from them is a burden to the disk.
+const HEAVY: u64 = 64 << 20;
+
 /// Which archives are in place, and where: another container has another layer, but the volumes of its pod.
 #[derive(Debug, Default)]
 pub struct Placed {
     archives: BTreeSet<(Spot, String)>,
     off: Arc<AtomicBool>,
+    /// Bytes of archives that were put in each place since it was last brought to the disk.
+    brought: BTreeMap<PathBuf, u64>,
 }
 
 /// A directory, and which one is there: what was put in one that was made anew since is not in it.
@@ -60,6 +66,22 @@ impl Placed {
     /// What ends the work when it is set: nobody wants it any more.
     pub fn off_switch(&self) -> Arc<AtomicBool> {
         self.off.clone()
+    }
+
+    /// The places into which so much has come that the disk will be busy with it, for [`bring_to_disk`]. Each is told once.
+    pub fn heavy(&mut self) -> Vec<PathBuf> {
+        self.brought.extract_if(.., |_, bytes| *bytes >= HEAVY).map(|(root, _)| root).collect()
+    }
+}
+
+/// Waits until the disks have what was written to the file systems at `roots`. What is read from them in the freeze would have to wait
+/// for as much as the kernel writes back by then: a second for each GiB, and more. Nothing depends on it. Blocking.
+pub fn bring_to_disk(roots: &[PathBuf]) {
+    for root in roots {
+        let synced = File::open(root).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+        if let Err(error) = synced {
+            debug!(?root, %error, "files are not brought to the disk");
+        }
     }
 }
 
@@ -203,6 +225,8 @@ impl<'a, F: Fn(&str) -> Result<(PathBuf, TreeKind), Failure>> Placing<'a, F> {
         });
         match put {
             Ok(true) => {
+                let bytes = path.metadata().map_or(0, |archive| archive.len());
+                *placed.brought.entry(key.0.root.clone()).or_default() += bytes;
                 placed.archives.insert(key);
             }
             Ok(false) => {}

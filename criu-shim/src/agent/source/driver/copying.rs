@@ -6,6 +6,7 @@ use crate::agent::context::News;
 use crate::agent::duty::SourceAt;
 use crate::agent::failure::{permanent, retryable};
 use crate::agent::journal::{Side, SlowedEntry};
+use crate::agent::programs;
 use crate::agent::source::calm::calm;
 use crate::agent::source::connect::{self, Connected, Peer, PodTrees};
 use crate::agent::source::freeze::millis;
@@ -302,6 +303,7 @@ impl SourceDriver {
         let (go, mut watching) = (Instant::now(), Watching::new(news, attempt).unless_deleted());
         // Containers' `create`s wait, and the application is about to stand still for what is sent from here on.
         self.lanes.iter().for_each(|lane| lane.sender.set_limit(None));
+        programs::read_ahead(&self.context);
         // What is being sent was looked at before the go.
         self.finish_rounds(&mut watching).await?;
         if self.replace_first {

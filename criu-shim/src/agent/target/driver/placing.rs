@@ -14,12 +14,15 @@ use crate::cache::Wanted;
 use crate::causes::chain;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tideover_crds::{Failure, FailureReason, TargetStep};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// Archives that land and that the driver has not heard of yet, at most.
 const FOLLOWED: usize = 8;
+/// How long the disk may take for what was put in place before the source hears that it was.
+const DISK_LIMIT: Duration = Duration::from_secs(15);
 
 /// The work of one attempt. It outlives the containers of the replacement that kubelet gives up: what lies in the pod's volumes
 /// stays there, and only the layer is put in place for each anew.
@@ -151,12 +154,25 @@ impl TargetDriver {
         placing.task = Some(tokio::spawn(async move {
             let placing = tokio::task::spawn_blocking(move || {
                 let mut placed = placed.lock().unwrap_or_else(PoisonError::into_inner);
-                stage::place_arriving(&context, &directory, &restore, which, &mut placed, &gone, &arriving)
+                stage::place_arriving(&context, &directory, &restore, which, &mut placed, &gone, &arriving)?;
+                Ok(placed.heavy())
             });
             let result =
                 placing.await.unwrap_or_else(|error| Err(retryable(FailureReason::RestoreFailed, chain(&error))));
-            // Told by another task, because the driver may be waiting for this one and not for events.
-            tokio::spawn(async move { events.send(Event::Placed { container, number, result }).await.ok() });
+            // Told by another task, because the driver may be waiting for this one and not for events; and a release must not wait
+            // for a disk.
+            tokio::spawn(async move {
+                let result = match result {
+                    Ok(heavy) if heavy.is_empty() => Ok(()),
+                    Ok(heavy) => {
+                        let disk = tokio::task::spawn_blocking(move || stage::bring_to_disk(&heavy));
+                        tokio::time::timeout(DISK_LIMIT, disk).await.ok();
+                        Ok(())
+                    }
+                    Err(failure) => Err(failure),
+                };
+                events.send(Event::Placed { container, number, result }).await.ok()
+            });
         }));
     }
 

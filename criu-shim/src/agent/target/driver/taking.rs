@@ -9,6 +9,7 @@ use super::memory::is_served;
 use crate::agent::duty::Taking;
 use crate::agent::failure::retryable;
 use crate::agent::owner::{Decision, MayResume, OwnerError, TakeOutcome, Taken};
+use crate::agent::programs;
 use crate::agent::source::freeze::millis;
 use crate::agent::target::event::Event;
 use crate::agent::transfer::message::FromTarget;
@@ -86,6 +87,9 @@ impl TargetDriver {
             }
         }
         self.begin_to_take(migration);
+        // The go: CRIU will be at work soon, and what was read for it when it was started may have gone again.
+        programs::read_ahead(&self.context);
+        (0..self.lanes.len()).for_each(|lane| self.warm(lane));
     }
 
     /// CRIU is about to have its request.
