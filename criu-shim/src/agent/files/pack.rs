@@ -63,9 +63,7 @@ impl PackError {
     }
 }
 
-/// Bytes that are read for the freeze before the first of them are sent on: the target unpacks while more is read.
-const FIRST_BATCH: u64 = 1 << 20;
-/// Bytes that are read for the freeze before anything of them is sent on, at most: enough for several threads.
+/// Bytes that are read for the freeze before anything of them is sent on.
 const BATCH: u64 = 16 << 20;
 /// Bytes of one file that one thread reads of a batch.
 const SLICE: u64 = 4 << 20;
@@ -88,8 +86,6 @@ pub struct Packing {
     reading: Option<Reading>,
     /// The rest of a file, while nobody runs.
     rest: Option<Task>,
-    /// Bytes of the next batch, about.
-    batch: u64,
     ended: bool,
     stream: Vec<u8>,
     given: usize,
@@ -145,7 +141,6 @@ impl Packing {
             sent: changes.sent.into_iter(),
             reading: None,
             rest: None,
-            batch: FIRST_BATCH,
             ended: false,
             stream: Vec::with_capacity(2 * BLOCK),
             given: 0,
@@ -205,7 +200,7 @@ impl Packing {
     /// Writes the next names and pieces, which several threads read. False where there are none.
     fn batch(&mut self, tree: &Tree) -> Result<bool, PackError> {
         let (mut tasks, mut weight) = (Vec::new(), 0);
-        while weight < self.batch {
+        while weight < BATCH {
             let next = self.rest.take().or_else(|| {
                 let (id, how) = self.sent.next()?;
                 Some(Task { id, how, from: 0, to: tree.bytes_to_read(id, how) })
@@ -218,7 +213,6 @@ impl Packing {
             weight += task.weight();
             tasks.push(task);
         }
-        self.batch = (2 * self.batch).min(BATCH);
         let readers = usize::try_from(weight / SLICE).unwrap_or(usize::MAX).saturating_add(1).min(threads(true));
         self.have_readers(readers)?;
         let shares = shares(&tasks, readers.min(self.readers.len()));

@@ -110,6 +110,22 @@ fn volumes_that_a_container_of_the_pod_uses_are_left_alone() {
     assert!(pod.path().join("layer/file").exists() && !pod.path().join("volume/file").exists());
 }
 
+#[test]
+fn places_are_told_once_into_which_much_has_come() {
+    let (attempt, pod) = (attempt(), tempfile::tempdir().expect("dir"));
+    let (mut placed, gone) = (Placed::default(), AtomicBool::new(false));
+    let of = |tree: &str| (pod.path().join(tree), if tree == LAYER { TreeKind::Layer } else { TreeKind::Volume });
+    for tree in [LAYER, "volume-data"] {
+        std::fs::create_dir(pod.path().join(tree)).expect("dir");
+    }
+    place_with(attempt.path(), Trees::All, &mut placed, &gone, |tree| Ok(of(tree))).expect("placed");
+    assert!(placed.brought.len() == 2 && placed.brought.values().all(|bytes| *bytes > 0), "{:?}", placed.brought);
+    assert_eq!(placed.heavy(), [] as [PathBuf; 0], "little came");
+    *placed.brought.get_mut(&pod.path().join(LAYER)).expect("a layer") += HEAVY;
+    assert_eq!(placed.heavy(), [pod.path().join(LAYER)]);
+    assert_eq!(placed.heavy(), [] as [PathBuf; 0], "it was told");
+}
+
 /// An archive of a volume with one file, and the place that it is for.
 struct Lands {
     pod: tempfile::TempDir,
