@@ -1,5 +1,9 @@
 //! Manifests of what the scenarios run. The images are the lab's own; see `images`.
 
+mod with;
+
+pub use with::*;
+
 use std::net::SocketAddr;
 
 /// The file in its container that makes a ticker hang. It removes it, so it must be its own.
@@ -110,57 +114,6 @@ spec:
     )
 }
 
-/// `manifest` of a pod or Deployment, with a container that runs to its end before the others are created.
-pub fn with_init_container(manifest: &str) -> String {
-    const INIT: &str = "{name: prepare, image: 'lab/probe:1', imagePullPolicy: IfNotPresent, args: [--help]}";
-    let lines = manifest.lines().map(|line| match line.split_once("containers:") {
-        Some((indent, "")) if indent.trim().is_empty() => format!("{indent}initContainers: [{INIT}]\n{line}\n"),
-        _ => format!("{line}\n"),
-    });
-    lines.collect()
-}
-
-/// `manifest` of a ticker, which holds its memory where all of it is copied in the freeze: for a scenario that needs the
-/// freeze to last.
-pub fn with_scattered_memory(manifest: &str) -> String {
-    manifest.replace("args: [tick,", "args: [tick, --scattered,")
-}
-
-/// `manifest` of a ticker, which holds its memory where other processes could have it too.
-pub fn with_shared_memory(manifest: &str) -> String {
-    manifest.replace("args: [tick,", "args: [tick, --shared,")
-}
-
-/// `manifest` of a ticker, which writes to its memory all the time and ends itself if any of it is not what it should be.
-pub fn with_checked_memory(manifest: &str) -> String {
-    with_checked_pages(manifest, 32)
-}
-
-/// The same, which looks at `pages` pages at each tick.
-pub fn with_checked_pages(manifest: &str, pages: u64) -> String {
-    manifest.replace("args: [tick,", &format!("args: [tick, --dirty-pages=4, --check-pages={pages},"))
-}
-
-/// `manifest` of a ticker, which writes to `pages` pages at each tick.
-pub fn with_written_memory(manifest: &str, pages: usize) -> String {
-    manifest.replace("args: [tick,", &format!("args: [tick, --dirty-pages={pages},"))
-}
-
-/// `manifest` of a ticker, which answers a watchdog until the file [`HANG`] is there.
-pub fn with_watchdog(manifest: &str) -> String {
-    manifest.replace("args: [tick,", &format!("args: [tick, --notify, --hang={HANG},"))
-}
-
-/// `manifest` of a ticker, which may use `cpus`.
-pub fn with_cpu_limit(manifest: &str, cpus: &str) -> String {
-    manifest.replace("resources: {", &format!("resources: {{limits: {{cpu: {cpus}}}, "))
-}
-
-/// `manifest` of a ticker, for which `cpus` are kept: on a busy node it is not what has to stand back.
-pub fn with_cpu_request(manifest: &str, cpus: &str) -> String {
-    manifest.replace("requests: {cpu: 10m,", &format!("requests: {{cpu: {cpus},"))
-}
-
 /// A Deployment `name` of one process that holds memory of every kind, and looks at every page of it again and again.
 pub fn zoo(name: &str, collector: SocketAddr) -> String {
     const MEMORY: usize = 160;
@@ -230,18 +183,6 @@ spec:
 ",
         of_kind(false)
     )
-}
-
-/// `manifest` of a ticker, with a redis in a container `store` before it: another image, under another user.
-pub fn with_store(manifest: &str) -> String {
-    const STORE: &str = "{name: store, image: 'lab/redis:1', imagePullPolicy: IfNotPresent, \
-                         command: [redis-server, --save, ''], securityContext: {runAsUser: 999}, \
-                         resources: {requests: {cpu: 10m, memory: 32Mi}}}";
-    let lines = manifest.lines().map(|line| match line.split_once("containers:") {
-        Some((indent, "")) if indent.trim().is_empty() => format!("{line}\n{indent}  - {STORE}\n"),
-        _ => format!("{line}\n"),
-    });
-    lines.collect()
 }
 
 /// A Deployment `name` of a redis in a container `store`, and of a client in another that listens to it through a unix socket.
