@@ -44,7 +44,8 @@ pub struct LastLook {
     /// Whole mappings, of which everything that is not in `written` has been returned before and is unchanged. Mappings
     /// that are not here must be dumped in the plain way.
     pub covered: Vec<Range>,
-    /// Pages of `covered` that have content. All others there are zeroes now, whatever was returned of them before.
+    /// Pages of `covered` that have content of the process' own. All others there are what was mapped, whatever was returned of them
+    /// before: zeroes, or what the file has.
     pub present: Vec<Range>,
 }
 

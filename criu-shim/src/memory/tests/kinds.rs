@@ -74,7 +74,7 @@ fn huge_pages_of_hugetlbfs_are_left_to_the_dump() {
 }
 
 /// A private mapping of a file full of sevens, of which `written` pages have been.
-fn library(child: &mut Child, written: &[u64]) -> (tempfile::NamedTempFile, Range) {
+pub(super) fn library(child: &mut Child, written: &[u64]) -> (tempfile::NamedTempFile, Range) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), vec![7; LENGTH as usize]).unwrap();
     let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();

@@ -1,10 +1,13 @@
 //! The whole of it: what was sent over all rounds is the memory at the end.
 
 use super::child::{Child, MIB, PAGE};
+use super::kinds::library;
 use super::{Kind, kinds};
-use crate::memory::{LastLook, MemoryReader, Piece, Range, ReadError};
+use crate::memory::{LastLook, MemoryReader, Piece, Range, ReadError, is_private_file, parse_mappings};
 use proptest::prelude::*;
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// What the target has: pages by address.
 type Store = HashMap<u64, Vec<u8>>;
@@ -27,18 +30,33 @@ fn send(reader: &MemoryReader, ranges: &[Range], store: &mut Store) {
 /// How many covered pages there are; each is what a target would have.
 fn compare(child: &Child, look: &LastLook, store: &Store) -> usize {
     let present = |start| crate::memory::range::covers(&look.present, &Range { start, end: start + PAGE });
-    let zeroes = vec![0; PAGE as usize];
     let mut count = 0;
     for range in &look.covered {
         let memory = child.peek(range.start, range.len() as usize);
+        let untouched = untouched(child, *range);
         for (index, page) in memory.chunks(PAGE as usize).enumerate() {
             let address = range.start + index as u64 * PAGE;
-            let sent = if present(address) { &store[&address] } else { &zeroes };
+            let offset = index * PAGE as usize;
+            let sent = if present(address) { &store[&address] } else { &untouched[offset..offset + PAGE as usize] };
             assert!(page == sent, "page {address:#x} of {range:x?} differs");
             count += 1;
         }
     }
     count
+}
+
+/// What is in a mapping of which the process has touched nothing: what the file has, for the data of a program, or else zeroes.
+fn untouched(child: &Child, range: Range) -> Vec<u8> {
+    let mut bytes = vec![0; range.len() as usize];
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.pid)).unwrap();
+    let vma = parse_mappings(&maps).unwrap().into_iter().find(|vma| vma.range == range).unwrap();
+    if is_private_file(&vma) {
+        let (file, mut read) = (File::open(&vma.name).unwrap(), 0);
+        while let count @ 1.. = file.read_at(&mut bytes[read..], vma.offset + read as u64).unwrap() {
+            read += count;
+        }
+    }
+    bytes
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -168,6 +186,23 @@ fn writes_all_the_time(kind: Kind) {
     assert!(look.covered.iter().any(|range| range.contains(&area)));
     send(&reader, &look.written, &mut store);
     assert!(compare(&child, &look, &store) >= 2048);
+}
+
+#[test]
+fn what_was_never_written_of_a_library_is_what_the_file_has() {
+    for kind in kinds() {
+        let mut child = Child::new();
+        let (_file, area) = library(&mut child, &[3]);
+        let mut tracker = kind.attach(child.pid);
+        let reader = MemoryReader::open(child.pid).unwrap().noting(tracker.sent());
+        let mut store = Store::new();
+        tracker.wake();
+        send(&reader, &tracker.take_written().unwrap().unwrap_or_default(), &mut store);
+        child.store(area.start + 5 * PAGE, 1);
+        let look = tracker.last_look().unwrap();
+        send(&reader, &look.written, &mut store);
+        compare(&child, &look, &store);
+    }
 }
 
 #[test]
