@@ -148,6 +148,10 @@ impl State {
                     Runtime::AtWork | Runtime::Done => (to(Held), acts),
                 }
             }
+            // A CRIU that asks before it has been answered is not the one that is known: no later answer may be taken for the word.
+            (Held, Event::Notified(_) | Event::Agent(ToRelay::Abandon)) => {
+                (Self { stage: Finishing, asked: false, abandoned: true, ..self }, vec![Act::Refuse])
+            }
             (_, Event::Notified(_)) => (Self { asked: true, ..self }, vec![Act::ToRunc]),
             // One that comes after a refusal is to a question that CRIU asks no more.
             (_, Event::Runc { .. }) if !self.asked => (self, vec![]),
@@ -160,9 +164,6 @@ impl State {
             (Held, Event::Agent(ToRelay::Resume)) => {
                 let state = Self { stage: Finishing, resumed: true, ..self };
                 (state, if self.runtime == Runtime::Done { vec![Act::Resume] } else { vec![] })
-            }
-            (Held, Event::Agent(ToRelay::Abandon)) => {
-                (Self { stage: Finishing, asked: false, abandoned: true, ..self }, vec![Act::Refuse])
             }
 
             // CRIU waits for an answer that will not come; where it does not, its next notification is refused.
@@ -292,6 +293,17 @@ mod tests {
             let (_, acts) = run(&[&begun[..], &[notified(POST_RESTORE), word(), RUNC, RUNC]].concat());
             assert_eq!(acts[before..].iter().filter(|act| **act == Act::Resume).count(), 1, "{acts:?}");
         }
+    }
+
+    #[test]
+    fn a_criu_that_asks_before_it_is_answered_is_refused() {
+        let begun = [release(), notified(POST_RESTORE), RUNC, notified(SETUP_NAMESPACES)];
+        let (state, acts) = run(&begun);
+        assert_eq!(acts.last(), Some(&Act::Refuse));
+        let (_, later) = state.step(RUNC);
+        assert_eq!(later, []);
+        let (_, acts) = run(&[&begun[..], &[word()]].concat());
+        assert_eq!(acts.last(), Some(&Act::Refuse), "the word comes too late");
     }
 
     #[test]
