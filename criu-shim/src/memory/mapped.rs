@@ -16,7 +16,7 @@ pub struct MappedPart {
 }
 
 /// What process `pid` has in memory of files that have a name and are mapped for itself, as programs and libraries are; what is no more
-/// than `apart` bytes apart in one mapping is one part. Nothing where that can't be told: before Linux 6.7, or of a process that has
+/// than `apart` bytes apart in one mapping is one part, and of a mapping of which it has nothing there is a part of no bytes. Nothing where that can't be told: before Linux 6.7, or of a process that has
 /// ended. Blocking.
 pub fn mapped_parts(pid: i32, apart: u64) -> Vec<MappedPart> {
     let directory = Path::new("/proc").join(pid.to_string());
@@ -29,7 +29,9 @@ pub fn mapped_parts(pid: i32, apart: u64) -> Vec<MappedPart> {
         let found = pagemap.scan(vma.range, wanted).unwrap_or_default();
         let found = found.iter().map(|region| (in_file(region.range().start), in_file(region.range().end)));
         let part = |(start, end)| MappedPart { path: vma.name.clone(), start, end };
-        parts.extend(joined(found, apart).into_iter().map(part));
+        let found = joined(found, apart);
+        let none = found.is_empty().then_some((vma.offset, vma.offset));
+        parts.extend(found.into_iter().chain(none).map(part));
     }
     parts
 }
@@ -63,12 +65,29 @@ mod tests {
         let own: Vec<_> = parts.iter().filter(|part| Path::new(&part.path) == program).collect();
         assert!(!own.is_empty());
         let whole =
-            |part: &&MappedPart| part.start < part.end && part.start.is_multiple_of(4096) && part.start < length;
-        assert!(own.iter().all(whole), "{own:?}");
+            |part: &&MappedPart| part.start <= part.end && part.start.is_multiple_of(4096) && part.start < length;
+        assert!(own.iter().all(whole) && own.iter().any(|part| part.start < part.end), "{own:?}");
         assert!(parts.iter().all(|part| part.path.starts_with('/')), "{parts:?}");
         let fewer = mapped_parts(std::process::id() as i32, u64::MAX);
         let of_program = fewer.iter().filter(|part| Path::new(&part.path) == program).count();
         assert!(of_program > 0 && of_program <= own.len(), "one for each mapping: {fewer:?}");
+    }
+
+    #[test]
+    fn a_mapping_of_which_nothing_is_in_memory_is_told() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(8192).expect("two pages");
+        // SAFETY: it is a mapping of its own that nobody touches, taken away again.
+        let parts = unsafe {
+            let descriptor = std::os::fd::AsRawFd::as_raw_fd(file.as_file());
+            let at = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_PRIVATE, descriptor, 4096);
+            assert_ne!(at, libc::MAP_FAILED);
+            let parts = mapped_parts(std::process::id() as i32, 0);
+            assert_eq!(libc::munmap(at, 4096), 0);
+            parts
+        };
+        let path = file.path().to_str().expect("a name").to_owned();
+        assert!(parts.contains(&MappedPart { path, start: 4096, end: 4096 }), "{parts:?}");
     }
 
     #[test]

@@ -10,19 +10,24 @@ use std::sync::atomic::AtomicBool;
 /// Most that is read of all files together, bytes.
 const MOST: u64 = 512 << 20;
 
+/// The beginning of a file, bytes: CRIU looks there whether it is the file that was mapped on the source, by the build ID that a
+/// linker writes behind the headers (`get_build_id` of its `criu/files-reg.c`).
+const HEAD: u64 = 128 << 10;
+
 /// Has the kernel read what is named by `files`, of those that are under `root`, a container's, until it is called `off`. It does not
 /// wait for the disk where the disk takes more requests. Returns how many bytes were asked for; what is not there as it was on the
 /// source is passed over. Blocking.
 pub(super) fn read_ahead(root: &Path, files: &[MappedFile], off: &AtomicBool) -> u64 {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(root) = rustix::fs::open(root, flags, Mode::empty()) else { return 0 };
+    let files: Vec<_> = files.iter().filter_map(|file| Some((file, open(&root, &file.path)?))).collect();
+    // CRIU looks at the beginnings of all of them before it touches anything else.
+    let heads = files.iter().map(|(_, open)| (open, (0, HEAD)));
+    let parts = files.iter().flat_map(|(file, open)| file.parts.iter().map(move |part| (open, *part)));
     let mut asked = 0;
-    for file in files {
-        let Some((open, length)) = open(&root, &file.path) else { continue };
-        for &(start, end) in &file.parts {
-            let end = end.min(length).min(start.saturating_add(MOST - asked));
-            asked += cache::read_ahead(&open, start..end, off);
-        }
+    for ((open, length), (start, end)) in heads.chain(parts) {
+        let end = end.min(*length).min(start.saturating_add(MOST - asked));
+        asked += cache::read_ahead(open, start..end, off);
     }
     asked
 }
@@ -71,16 +76,16 @@ mod tests {
         if resident(&open, LENGTH as usize) > 0 {
             return eprintln!("not tried: {} lies in memory", path.display());
         }
-        let half = (0, LENGTH / 2);
+        let half = (LENGTH / 2, LENGTH);
         let files = [file("/library", &[half]), file("/gone", &[half])];
         let warming = Wanted::default();
         let off = warming.off();
         drop(warming);
         assert_eq!(read_ahead(directory.path(), &files, &off), 0, "nobody wants it");
-        assert_eq!(read_ahead(directory.path(), &files, &off_not()), LENGTH / 2);
-        assert_eq!(read_ahead(directory.path(), &[file("/library", &[(LENGTH - 1, u64::MAX)])], &off_not()), 1);
+        assert_eq!(read_ahead(directory.path(), &files, &off_not()), HEAD + LENGTH / 2);
+        assert_eq!(read_ahead(directory.path(), &[file("/library", &[(LENGTH - 1, u64::MAX)])], &off_not()), HEAD + 1);
         let begun = Instant::now();
-        while resident(&open, LENGTH as usize) < (LENGTH / 2 / 4096) as usize {
+        while resident(&open, LENGTH as usize) < ((HEAD + LENGTH / 2) / 4096) as usize {
             assert!(
                 begun.elapsed() < Duration::from_secs(60),
                 "{} pages are in memory",
