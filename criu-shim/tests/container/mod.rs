@@ -4,6 +4,7 @@
 
 use criu_shim::criu::{BegunDump, CriuProgram, ObjectId, Waited};
 use criu_shim::freezer::{Freezer, hierarchies};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -83,15 +84,36 @@ impl Container {
     }
 }
 
+impl Container {
+    /// Ends all that is in it, and removes its cgroup. Tries all of it, and returns the first that failed.
+    fn clear_away(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+        let thawed = Freezer::at(&self.cgroup, Path::new("/")).and_then(|freezer| freezer.thaw(LIMIT));
+        // The first process of the container's PID namespace takes all others with it, and `unshare` waits for it.
+        let killed = match kill(Pid::from_raw(self.pid), Signal::SIGKILL) {
+            // A test may have ended it.
+            Err(Errno::ESRCH) => Ok(()),
+            killed => killed,
+        };
+        let waited = self.parent.wait();
+        let deadline = Instant::now() + LIMIT;
+        let removed = loop {
+            match fs::remove_dir(&self.cgroup) {
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+                removed => break removed,
+            }
+        };
+        thawed?;
+        killed?;
+        waited?;
+        Ok(removed?)
+    }
+}
+
 impl Drop for Container {
     fn drop(&mut self) {
-        let _ = Freezer::at(&self.cgroup, Path::new("/")).map(|freezer| freezer.thaw(LIMIT));
-        // The first process of the container's PID namespace takes all others with it, and `unshare` waits for it.
-        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-        let _ = self.parent.wait();
-        let deadline = Instant::now() + LIMIT;
-        while fs::remove_dir(&self.cgroup).is_err() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
+        let cleared = self.clear_away();
+        if !std::thread::panicking() {
+            cleared.expect("leave nothing behind");
         }
     }
 }
