@@ -22,6 +22,12 @@ pub enum ThrottleError {
     /// The kernel does not count the container's cpu time by itself.
     #[error("no cgroup counts the container's cpu time")]
     NoAccount,
+    /// It is not known which processes the container has.
+    #[error("list the container's processes")]
+    Processes(#[source] FreezerError),
+    /// The kernel does not let tasks have the processors that they are to have.
+    #[error("choose the processors of the container's tasks")]
+    Affinity(#[source] std::io::Error),
     /// The process is in no cgroup of its own.
     #[error("find the container's cpu cgroup")]
     Find(#[source] FreezerError),

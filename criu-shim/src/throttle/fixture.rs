@@ -2,7 +2,9 @@
 //! them, nothing is tested with them.
 
 use super::CpuLimits;
-use crate::freezer::hierarchies;
+use crate::freezer::{Freezer, hierarchies};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -66,6 +68,19 @@ impl Pod {
         Self::start(&["sleep", "600"])
     }
 
+    /// Of twelve idle processes, of which the first then does `rest`.
+    pub(crate) fn crowd(rest: &str) -> Option<Self> {
+        let inside = "until grep -Eq ':(cpu|cpu,cpuacct|):/.*tideover-test' /proc/self/cgroup; do :; done";
+        let idle = "for i in 1 2 3 4 5 6 7 8 9 10 11; do sleep 600 & done";
+        let pod = Self::start(&["sh", "-c", &format!("{inside}\n{idle}\n{rest}")])?;
+        let begun = Instant::now();
+        while pod.pids().len() < 12 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the processes don't start");
+            std::thread::yield_now();
+        }
+        Some(pod)
+    }
+
     pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("pid")
     }
@@ -106,8 +121,22 @@ impl Pod {
         CpuLimits::of_process(self.pid(), Path::new("/")).expect("limits")
     }
 
+    pub(crate) fn freezer(&self) -> Freezer {
+        Freezer::of_process(self.pid(), Path::new("/")).expect("a freezer")
+    }
+
+    /// Ids of the processes in the container.
+    pub(crate) fn pids(&self) -> Vec<i32> {
+        let text = std::fs::read_to_string(self.container.join("cgroup.procs")).expect("processes");
+        text.lines().map(|line| line.parse().expect("pid")).collect()
+    }
+
     pub(crate) fn end(&mut self) {
         self.child.kill().expect("kill");
+        for pid in self.pids() {
+            // One that has ended meanwhile is what is wanted.
+            kill(unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
+        }
         for cgroup in &self.others {
             // With v1 a frozen process does not even die.
             let state = cgroup.join("freezer.state");
@@ -138,5 +167,25 @@ impl Drop for Pod {
         if self.container.exists() {
             self.end();
         }
+    }
+}
+
+/// Stands in for CRIU.
+pub(crate) struct Beside(Child);
+
+impl Beside {
+    pub(crate) fn start() -> Self {
+        Self(Command::new("sleep").arg("600").spawn().expect("sleep"))
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.0.id()).expect("pid")
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.0.kill().expect("kill");
+        self.0.wait().expect("wait");
     }
 }

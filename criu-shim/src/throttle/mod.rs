@@ -1,4 +1,5 @@
-//! The cpu limit of one container, v1 and v2: taking cpu time away, lifting a limit, and putting back what was found.
+//! The cpu limit of one container, v1 and v2: taking cpu time away, lifting a limit, and putting back what was found. And which
+//! processors its tasks have while they are dumped.
 //!
 //! Owns finding the cgroups that limit a container (its own, and its pod's: a kubelet gives both a quota), and remembers what
 //! was found in them. It never decides when, and never overwrites what somebody else has set: a limit that is neither what was
@@ -13,14 +14,18 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod group;
+mod processor;
 #[cfg(test)]
 mod tests;
 
 pub use bandwidth::Bandwidth;
 pub use error::ThrottleError;
+pub use processor::{AffinityRecord, Busy};
 
 use crate::causes::chain;
+use crate::freezer::Freezer;
 use group::Group;
+use processor::OneProcessor;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,11 +43,25 @@ pub struct LimitRecord {
     pub set: Vec<Bandwidth>,
 }
 
-/// The cpu limits of one container. Dropping them puts back what was found.
+/// One thing that was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum CpuRecord {
+    /// A limit.
+    Limit(LimitRecord),
+    /// The processors of tasks.
+    Affinity(AffinityRecord),
+}
+
+/// The cpu limits of one container, and its processors. Dropping them puts back what was found.
 #[derive(Debug, Default)]
 pub struct CpuLimits {
     /// The container's, then its pod's.
     limits: Vec<Limit>,
+    /// What its tasks have one processor by.
+    one_processor: Option<OneProcessor>,
+    /// The CRIU that is to have the same, where that is planned.
+    beside: Option<i32>,
     /// Where the kernel counts the container's cpu time.
     usage: Option<group::Usage>,
 }
@@ -64,28 +83,32 @@ impl CpuLimits {
     pub fn of_process(pid: i32, node_root: &Path) -> Result<Self, ThrottleError> {
         let found = group::of_process(pid, node_root)?;
         let limits = found.groups.into_iter().map(Limit::read).collect::<Result<_, _>>()?;
-        Ok(Self { limits, usage: found.usage })
+        Ok(Self { limits, usage: found.usage, one_processor: None, beside: None })
     }
 
     /// Takes over what somebody before this has changed. Cgroups that are gone are left out.
-    pub fn adopt(records: &[LimitRecord], node_root: &Path) -> Self {
-        let limits = records.iter().filter_map(|record| {
-            let group = Group::at(&record.cgroup, node_root)?;
-            Some(Limit { group, found: record.found, set: record.set.clone(), planned: None })
-        });
-        Self { limits: limits.collect(), usage: None }
+    pub fn adopt(records: &[CpuRecord], node_root: &Path) -> Self {
+        let mut adopted = Self::default();
+        for record in records {
+            match record {
+                CpuRecord::Limit(LimitRecord { cgroup, found, set }) => {
+                    let limit = |group| Limit { group, found: *found, set: set.clone(), planned: None };
+                    adopted.limits.extend(Group::at(cgroup, node_root).map(limit));
+                }
+                CpuRecord::Affinity(record) => adopted.one_processor = OneProcessor::adopt(record, node_root),
+            }
+        }
+        adopted
     }
 
     /// What was changed, or is about to be.
-    pub fn records(&self) -> Vec<LimitRecord> {
+    pub fn records(&self) -> Vec<CpuRecord> {
         let changed = self.limits.iter().filter(|limit| !limit.set.is_empty());
-        changed
-            .map(|limit| LimitRecord {
-                cgroup: limit.group.path_in_node().to_owned(),
-                found: limit.found,
-                set: limit.set.clone(),
-            })
-            .collect()
+        let limits = changed.map(|limit| {
+            let cgroup = limit.group.path_in_node().to_owned();
+            CpuRecord::Limit(LimitRecord { cgroup, found: limit.found, set: limit.set.clone() })
+        });
+        limits.chain(self.one_processor.iter().map(|processor| CpuRecord::Affinity(processor.record()))).collect()
     }
 
     /// The cpu time that the container has had since it was made, for [`CpuLimits::plan_share`] to measure by.
@@ -103,6 +126,7 @@ impl CpuLimits {
     /// Where its limit can't be read.
     pub fn plan_share(&mut self, used: f64, percent: u32) -> Result<Bandwidth, ThrottleError> {
         self.limits.iter_mut().for_each(|limit| limit.planned = None);
+        self.beside = None;
         let own = self.limits.first_mut().ok_or(ThrottleError::NoController)?;
         own.look()?;
         let share = own.found.share(used, percent);
@@ -125,12 +149,37 @@ impl CpuLimits {
         Ok(self.limits.iter().any(|limit| limit.planned.is_some()))
     }
 
+    /// Plans that the tasks of the container, which `freezer` is of, have one processor, together with `criu`, where there are so many
+    /// processes that CRIU gets on faster so: to be carried out when they are frozen. It is the one that was least `busy`, of those
+    /// that are not `taken` by other containers where there are such; the one that was chosen first stays, because it may be
+    /// written down. Returns it, where that is planned. Blocking, for as long as it takes to look at every task.
+    ///
+    /// # Errors
+    /// Where it can't be told what processors the tasks have. Nothing is planned then.
+    pub fn plan_one_processor(
+        &mut self,
+        criu: i32,
+        freezer: &Freezer,
+        busy: &Busy,
+        taken: &[usize],
+    ) -> Result<Option<usize>, ThrottleError> {
+        if self.one_processor.is_none() {
+            self.one_processor = OneProcessor::plan(freezer, busy, taken)?;
+        }
+        self.beside = self.one_processor.is_some().then_some(criu);
+        Ok(self.one_processor.as_ref().map(OneProcessor::one))
+    }
+
     /// Does what was planned, except where somebody else has set another limit since.
     ///
     /// # Errors
-    /// Where a limit can't be written. What was changed is known, and put back all the same.
+    /// Where a limit can't be written, or processors can't be chosen. What was changed is known, and put back all the same.
     pub fn carry_out(&mut self) -> Result<(), ThrottleError> {
-        self.limits.iter_mut().try_for_each(Limit::carry_out)
+        self.limits.iter_mut().try_for_each(Limit::carry_out)?;
+        match (&mut self.one_processor, self.beside.take()) {
+            (Some(processor), Some(criu)) => processor.carry_out(criu),
+            _ => Ok(()),
+        }
     }
 
     /// Puts back what was found, except where somebody else has set another limit since. A cgroup that is gone is no error.
@@ -138,8 +187,26 @@ impl CpuLimits {
     /// # Errors
     /// Where a limit can't be read or written. The others are put back, and this one is tried again by another call.
     pub fn restore(&mut self) -> Result<(), ThrottleError> {
-        let restored: Vec<_> = self.limits.iter_mut().map(Limit::restore).collect();
+        let mut restored: Vec<_> = self.limits.iter_mut().map(Limit::restore).collect();
+        restored.push(self.give_processors_back());
         restored.into_iter().collect()
+    }
+
+    /// Whether the container's tasks may have been left one processor.
+    pub fn has_one_processor(&self) -> bool {
+        self.one_processor.as_ref().is_some_and(OneProcessor::is_bound)
+    }
+
+    /// Gives the container's tasks the processors that they had. They should be frozen: what a task that runs makes meanwhile may be
+    /// left out.
+    ///
+    /// # Errors
+    /// Where that fails for one of them. It is tried again by another call.
+    pub fn give_processors_back(&mut self) -> Result<(), ThrottleError> {
+        self.beside = None;
+        self.one_processor.as_ref().map_or(Ok(()), OneProcessor::restore)?;
+        self.one_processor = None;
+        Ok(())
     }
 }
 

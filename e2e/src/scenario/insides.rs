@@ -9,8 +9,18 @@ use anyhow::{Context, Result, ensure};
 use super::sandbox::Pod;
 
 /// Lines of `/proc/PID/status` that say what a process is allowed, and who holds it. Source: proc_pid_status(5).
-const STATUS: [&str; 9] =
-    ["TracerPid", "Threads", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs", "Seccomp", "Seccomp_filters"];
+const STATUS: [&str; 10] = [
+    "TracerPid",
+    "Threads",
+    "SigBlk",
+    "SigIgn",
+    "SigCgt",
+    "CapEff",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "Cpus_allowed_list",
+];
 /// Flags of mappings that a userfaultfd watches: for missing pages, for writes, for minor faults. Source: proc_pid_smaps(5).
 const WATCHED: [&str; 3] = ["um", "uw", "ui"];
 

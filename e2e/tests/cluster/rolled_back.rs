@@ -21,6 +21,8 @@ const NO_DISK: &str = "umount -l /var/lib/tideover/images";
 const FILL: &str = "cat /dev/zero > /var/lib/tideover/images/filler 2>/dev/null || true";
 /// Memory of the program, MiB.
 const MEMORY: usize = 48;
+/// Processes, of which it is one: so many that all of them are bound to one processor in the freeze.
+const PROCESSES: usize = 12;
 /// A quota that is more than one thread can use.
 const CPUS: &str = "1500m";
 
@@ -61,7 +63,8 @@ impl Source {
         let collector = Collector::listen(cluster.host_address())?;
         sandbox.apply(&manifests::policy("ticker", "ticker", &format!("  migration: {policy}\n")))?;
         let deployment = Ticker { mib: MEMORY, collector: collector.address() }.deployment("ticker");
-        sandbox.apply(&manifests::with_cpu_limit(&manifests::with_checked_memory(&deployment), CPUS))?;
+        let deployment = manifests::with_processes(&manifests::with_checked_memory(&deployment), PROCESSES);
+        sandbox.apply(&manifests::with_cpu_limit(&deployment, CPUS))?;
         let pod = sandbox.ready_pod("ticker")?;
         until_true("ticks", LIMIT, || Ok(collector.account().newest > 500))?;
         let (insides, quotas) = (settled(&pod)?, cpu_limits::quotas(cluster, &pod)?);

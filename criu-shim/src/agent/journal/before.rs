@@ -2,7 +2,7 @@
 
 use super::{CheckpointEntry, FrozenEntry, LaneEntry, RestoreEntry, SlowedEntry};
 use crate::criu::ProcessId;
-use crate::throttle::LimitRecord;
+use crate::throttle::CpuRecord;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -40,7 +40,7 @@ struct SourceEntry {
     cgroup: PathBuf,
     criu: ProcessId,
     #[serde(default)]
-    cpu: Vec<LimitRecord>,
+    cpu: Vec<CpuRecord>,
 }
 
 /// What [`LaneEntry`] has of the container that comes, but for its name.
@@ -51,7 +51,7 @@ struct TargetEntry {
     #[serde(default)]
     resumed: bool,
     #[serde(default)]
-    cpu: Vec<LimitRecord>,
+    cpu: Vec<CpuRecord>,
 }
 
 impl Entry {

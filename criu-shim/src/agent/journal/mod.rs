@@ -6,7 +6,7 @@
 mod before;
 
 use crate::criu::ProcessId;
-use crate::throttle::LimitRecord;
+use crate::throttle::CpuRecord;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -138,17 +138,17 @@ pub struct FrozenEntry {
     pub cgroup: PathBuf,
     /// The CRIU that was started for it. Nothing is thawed before that has ended.
     pub criu: ProcessId,
-    /// Its cpu limits that are, or are about to be, other than they were.
+    /// Its cpu limits and processors that are, or are about to be, other than they were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub cpu: Vec<LimitRecord>,
+    pub cpu: Vec<CpuRecord>,
 }
 
 /// Written before a container is slowed down, removed when it has its cpu time back, or replaced by a [`SourceEntry`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SlowedEntry {
-    /// Its cpu limits that are, or are about to be, other than they were.
-    pub cpu: Vec<LimitRecord>,
+    /// Cpu limits that are, or are about to be, other than they were.
+    pub cpu: Vec<CpuRecord>,
 }
 
 /// Written before the freeze for a checkpoint, removed when the pod runs again. Nobody else decides about that.
@@ -159,9 +159,9 @@ pub struct CheckpointEntry {
     pub cgroup: PathBuf,
     /// The CRIU that was started for it. Nothing is thawed before that has ended.
     pub criu: ProcessId,
-    /// Its cpu limits that are, or are about to be, other than they were.
+    /// Its cpu limits and processors that are, or are about to be, other than they were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub cpu: Vec<LimitRecord>,
+    pub cpu: Vec<CpuRecord>,
 }
 
 /// Written before anything is received, removed when nothing of it is left or the processes run.
@@ -189,7 +189,7 @@ pub struct LaneEntry {
     pub resumed: bool,
     /// Cpu limits that are, or are about to be, lifted for the restore.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub cpu: Vec<LimitRecord>,
+    pub cpu: Vec<CpuRecord>,
 }
 
 /// A restore that a shim was told to begin.
@@ -308,7 +308,7 @@ struct VersionOnly {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::throttle::Bandwidth;
+    use crate::throttle::{AffinityRecord, Bandwidth, LimitRecord};
 
     fn entry(uid: &str, attempt: u32) -> Entry {
         Entry::new("default", "move", uid, attempt, Side::Target(TargetEntry::default()))
@@ -347,7 +347,7 @@ mod tests {
     }
 
     /// Entries as agents have written them, the oldest form of each first.
-    const WRITTEN: [&str; 9] = [
+    const WRITTEN: [&str; 10] = [
         r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"source":{"podNamespace":"n","podName":"p",
             "podUid":"pu","containerId":"c","cgroup":"/sys/fs/cgroup/freezer/x","criu":{"pid":7,"startTime":9}}}}"#,
         r#"{"version":1,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"source":{"podNamespace":"n","podName":"p",
@@ -366,6 +366,9 @@ mod tests {
             "podUid":"pu","containers":[{"containerId":"c","cgroup":"/sys/fs/cgroup/freezer/x","criu":{"pid":7,"startTime":9}}]}}}"#,
         r#"{"version":2,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"target":{"containers":[
             {"container":"app","resumed":false},{"container":"log","resumed":true}]}}}"#,
+        r#"{"version":2,"namespace":"n","name":"m","uid":"u","attempt":2,"side":{"source":{"podNamespace":"n","podName":"p",
+            "podUid":"pu","containers":[{"containerId":"c","cgroup":"/sys/fs/cgroup/freezer/x","criu":{"pid":7,"startTime":9},
+            "cpu":[{"cgroup":"/sys/fs/cgroup/freezer/x","one":5}]}]}}}"#,
     ];
 
     #[test]
@@ -380,7 +383,10 @@ mod tests {
             entry.side
         });
         let found = Bandwidth { quota: Some(10_000), period: 100_000 };
-        let limit = |set: Vec<Bandwidth>| vec![LimitRecord { cgroup: "/sys/fs/cgroup/cpu/x".into(), found, set }];
+        let limit = |set: Vec<Bandwidth>| {
+            let cgroup = "/sys/fs/cgroup/cpu/x".into();
+            vec![CpuRecord::Limit(LimitRecord { cgroup, found, set })]
+        };
         let bandwidth = |quota| Bandwidth { quota, period: 100_000 };
         let (cgroup, criu) = (PathBuf::from("/sys/fs/cgroup/freezer/x"), ProcessId { pid: 7, start_time: 9 });
         let source = |cpu| {
@@ -406,6 +412,7 @@ mod tests {
             Side::Checkpoint(CheckpointEntry { cgroup: cgroup.clone(), criu, cpu: Vec::new() }),
             source(Vec::new()),
             target(vec![named("app", false), named("log", true)]),
+            source(vec![CpuRecord::Affinity(AffinityRecord { cgroup: cgroup.clone(), one: 5 })]),
         ];
         assert_eq!(sides, expected);
     }

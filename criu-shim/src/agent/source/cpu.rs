@@ -6,7 +6,9 @@ use crate::agent::host::NodeRoot;
 use crate::agent::journal::{Entry, Journal, JournalError, Side};
 use crate::agent::source::container::Container;
 use crate::causes::chain;
-use crate::throttle::{Bandwidth, CpuLimits, ThrottleError};
+use crate::criu::ProcessId;
+use crate::freezer::Freezer;
+use crate::throttle::{Bandwidth, Busy, CpuLimits, ThrottleError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
@@ -23,17 +25,19 @@ pub struct SourceCpu {
     first: Option<(Instant, Duration)>,
     /// Cpus that it kept busy before it was slowed down.
     used: Option<f64>,
+    /// How busy the node's processors were until then.
+    busy: Busy,
 }
 
 impl SourceCpu {
     /// Looks at the container's. Where that can't be done, it is moved with the limits that it has.
     pub async fn look(context: &Arc<Context>, container: &Container) -> Self {
         let (pid, root) = (container.pid, context.node.root().to_owned());
-        let looked = tokio::task::spawn_blocking(move || CpuLimits::of_process(pid, &root)).await;
-        let why = match looked {
-            Ok(Ok(limits)) => {
+        let look = move || CpuLimits::of_process(pid, &root).map(|limits| (limits, Busy::now()));
+        let why = match tokio::task::spawn_blocking(look).await {
+            Ok(Ok((limits, busy))) => {
                 let first = limits.usage().ok().map(|usage| (Instant::now(), usage));
-                return Self { limits, first, used: None };
+                return Self { limits, first, used: None, busy };
             }
             Ok(Err(error)) => chain(&error),
             Err(error) => chain(&error),
@@ -59,11 +63,28 @@ impl SourceCpu {
         self.limits.plan_share(used, percent)
     }
 
-    /// Plans that the container has all cpu time while it is dumped: CRIU's code in its processes runs under its limits.
-    pub fn plan_lift(&mut self) {
-        if let Err(error) = self.limits.plan_lift() {
-            warn!(error = %chain(&error), "the container is dumped under the cpu limits that it has");
-        }
+    /// Plans that the container has all cpu time while `criu` dumps it, because CRIU's code in its processes runs under its limits;
+    /// where it has many processes, on one processor, which is returned. Those that are `taken` by other containers are chosen last.
+    pub async fn plan_dump(&mut self, criu: ProcessId, freezer: Freezer, taken: Vec<usize>) -> Option<usize> {
+        let (mut limits, before) = (std::mem::take(&mut self.limits), self.busy.clone());
+        let planning = tokio::task::spawn_blocking(move || {
+            if let Err(error) = limits.plan_lift() {
+                warn!(error = %chain(&error), "the container is dumped under the cpu limits that it has");
+            }
+            let busy = Busy::now().since(&before);
+            let one = limits.plan_one_processor(criu.pid, &freezer, &busy, &taken).unwrap_or_else(|error| {
+                warn!(error = %chain(&error), "the container is dumped on all processors that it has");
+                None
+            });
+            (limits, one)
+        });
+        // A thread that panicked has dropped the limits, and so put them back.
+        let (limits, one) = planning.await.unwrap_or_else(|error| {
+            warn!(%error, "the container is dumped under the cpu limits that it has");
+            (CpuLimits::default(), None)
+        });
+        self.limits = limits;
+        one
     }
 
     /// Does what was planned.
@@ -131,8 +152,8 @@ mod tests {
     use super::*;
     use crate::agent::journal::SlowedEntry;
     use crate::agent::journal::TargetEntry;
-    use crate::throttle::LimitRecord;
     use crate::throttle::fixture::{FOUND, Pod};
+    use crate::throttle::{CpuRecord, LimitRecord};
     use std::path::Path;
 
     #[test]
@@ -173,9 +194,10 @@ mod tests {
         std::fs::write(cgroup.join("cpu.cfs_period_us"), "100000\n").expect("a period");
     }
 
-    fn slowed_to(quota: u64) -> Vec<LimitRecord> {
+    fn slowed_to(quota: u64) -> Vec<CpuRecord> {
         let bandwidth = |quota| Bandwidth { quota: Some(quota), period: 100_000 };
-        vec![LimitRecord { cgroup: "/pod".into(), found: bandwidth(10_000), set: vec![bandwidth(quota)] }]
+        let (found, set) = (bandwidth(10_000), vec![bandwidth(quota)]);
+        vec![CpuRecord::Limit(LimitRecord { cgroup: "/pod".into(), found, set })]
     }
 
     #[tokio::test]
@@ -224,7 +246,7 @@ mod tests {
         let Some(pod) = Pod::start(&["sh", "-c", "while :; do :; done"]) else { return };
         let limits = pod.limits();
         let first = limits.usage().ok().map(|usage| (Instant::now(), usage));
-        let mut cpu = SourceCpu { limits, first, used: None };
+        let mut cpu = SourceCpu { limits, first, ..SourceCpu::default() };
         let begun = Instant::now();
         while cpu.limits.usage().expect("usage") < Duration::from_millis(50) {
             assert!(begun.elapsed() < Duration::from_secs(30), "it does not run");

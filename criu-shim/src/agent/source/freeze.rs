@@ -145,6 +145,7 @@ pub async fn freeze(
         Err(failure) => Err(failure),
     };
     let (held, resumed) = (attempt_state.held, attempt_state.resumed);
+    let pod = if outcome.is_ok() { pod } else { round::give_processors_back(pod).await };
     // Whoever aborted it has said why; what that led to here is no news.
     let failure = outcome.err().filter(|_| !shows(news.borrow().as_deref(), attempt, Verdict::Aborted));
     if let Some(failure) = &failure {

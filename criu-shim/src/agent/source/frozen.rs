@@ -7,7 +7,7 @@ use crate::agent::owner::{Aborted, Committed};
 use crate::agent::source::cut::OnlyCut;
 use crate::agent::source::snapshot::OnlyStored;
 use crate::causes::chain;
-use crate::freezer::{Freezer, FreezerError};
+use crate::freezer::{Freezer, FreezerError, FreezerState};
 use crate::throttle::CpuLimits;
 use std::time::Duration;
 use tracing::{error, warn};
@@ -77,7 +77,7 @@ impl FrozenPod {
         if frozen.is_ok() {
             for container in &mut containers {
                 if let Err(error) = container.limits.carry_out() {
-                    warn!(error = %chain(&error), "the container is dumped under the cpu limits that it has");
+                    warn!(error = %chain(&error), "the container is dumped with less cpu time than it could have");
                 }
             }
         }
@@ -110,8 +110,9 @@ impl FrozenPod {
     /// With the guard, so that it can be tried again. A container that has ended is no error.
     pub fn thaw(mut self, _proof: &MayRun) -> Result<Vec<CpuLimits>, Box<(Self, FreezerError)>> {
         let settled = self.settle(|container| {
+            container.give_processors_back();
             if let Err(error) = container.limits.restore() {
-                warn!(error = %chain(&error), "the container runs with a cpu limit that is not as it was found");
+                warn!(error = %chain(&error), "the container runs with cpu limits or processors that are not as they were found");
             }
             container.freezer.thaw(END_LIMIT)
         });
@@ -121,12 +122,20 @@ impl FrozenPod {
         }
     }
 
+    /// Gives all containers the processors that they had: nothing more is dumped, and what a CRIU that was killed has thawed may run
+    /// already. That is no way out and takes no proof: each is frozen or not as it was before. What can't be given back is tried
+    /// again by whoever thaws. Blocking, at most some seconds a container.
+    pub fn give_processors_back(&mut self) {
+        self.containers.iter_mut().for_each(FrozenContainer::give_processors_back);
+    }
+
     /// Thaws for a moment, because the pod may run, a CRIU that hangs can only end in a pod that runs, and the guard is
     /// needed until it has ended. Blocking.
     ///
     /// # Errors
     /// As [`FrozenPod::thaw`].
-    pub fn thaw_under_criu(&self, _proof: &MayRun) -> Result<(), FreezerError> {
+    pub fn thaw_under_criu(&mut self, _proof: &MayRun) -> Result<(), FreezerError> {
+        self.give_processors_back();
         self.containers.iter().try_for_each(|container| container.freezer.thaw(END_LIMIT))
     }
 
@@ -160,10 +169,72 @@ impl FrozenPod {
     }
 }
 
+impl FrozenContainer {
+    /// Gives its tasks the processors that they had. That is done while it is frozen, also where a CRIU that was killed has thawed it: what
+    /// a task makes is no task yet for a while, and would have what that task had before.
+    fn give_processors_back(&mut self) {
+        if !self.limits.has_one_processor() {
+            return;
+        }
+        let ran = matches!(self.freezer.state(), Ok(FreezerState::Thawed));
+        if let Err(error) = self.freezer.freeze(FREEZE_LIMIT) {
+            warn!(error = %chain(&error), "processes are given their processors back while they may run");
+        }
+        if let Err(error) = self.limits.give_processors_back() {
+            warn!(error = %chain(&error), "processes are left one processor for now");
+        }
+        if ran && let Err(error) = self.freezer.thaw(END_LIMIT) {
+            warn!(error = %chain(&error), "a container that ran stays frozen until its attempt is decided");
+        }
+    }
+}
+
 impl Drop for FrozenPod {
     fn drop(&mut self) {
         for container in &self.containers {
             error!(cgroup = ?container.freezer.path_in_node(), "left frozen: the attempt is undecided, the journal has it");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::throttle::Busy;
+    use crate::throttle::fixture::{Beside, Pod};
+    use nix::sched::{CpuSet, sched_getaffinity};
+    use nix::unistd::Pid;
+    use std::time::Instant;
+
+    /// Each process makes another one and ends, two thousand times.
+    const FORKS: &str = "f() { [ $1 -eq 0 ] || f $(($1 - 1)) & }; f 2000; wait; exec sleep 600";
+
+    fn affinity(pid: i32) -> nix::Result<CpuSet> {
+        sched_getaffinity(Pid::from_raw(pid))
+    }
+
+    #[test]
+    fn what_a_killed_criu_leaves_running_has_all_processors_again_and_so_has_what_it_makes() {
+        let Some(pod) = Pod::crowd(FORKS) else { return };
+        let freezer = pod.freezer();
+        let (criu, found) = (Beside::start(), affinity(pod.pid()).expect("affinity"));
+        let begun = Instant::now();
+        let (mut bound, mut times) = (0, 0);
+        // Until the chain of forks has ended.
+        while (times == 0 || pod.pids().len() > 12) && begun.elapsed() < Duration::from_secs(60) {
+            let mut limits = pod.limits();
+            if limits.plan_one_processor(criu.pid(), &freezer, &Busy::default(), &[]).expect("plan").is_none() {
+                assert_eq!(times, 0, "a task was left one processor");
+                return eprintln!("not tried: this machine has one processor");
+            }
+            let (mut frozen, froze) = FrozenPod::freeze(vec![FrozenContainer { freezer: freezer.clone(), limits }]);
+            froze.expect("frozen");
+            bound += usize::from(affinity(pod.pid()).expect("affinity") != found);
+            freezer.thaw(END_LIMIT).expect("as a CRIU does");
+            frozen.give_processors_back();
+            times += 1;
+        }
+        assert_eq!((bound, freezer.state().expect("a state")), (times, FreezerState::Thawed));
+        assert!(pod.pids().into_iter().all(|pid| affinity(pid) == Ok(found)));
     }
 }

@@ -45,6 +45,17 @@ pub(super) async fn freeze(containers: Vec<FrozenContainer>) -> (FrozenPod, Resu
     }
 }
 
+/// Gives processors back on a thread that may block, because nothing more is dumped.
+pub(super) async fn give_processors_back(mut pod: FrozenPod) -> FrozenPod {
+    let spare = pod.spare();
+    let giving = tokio::task::spawn_blocking(move || {
+        pod.give_processors_back();
+        pod
+    });
+    // The thread panicked, and has given them back by dropping what it had.
+    giving.await.unwrap_or_else(|_| FrozenPod::adopt(spare))
+}
+
 /// What CRIU is asked for, with its images in `directory`.
 pub(super) fn dump_request(inspected: &Inspected, bundle: Bundle, directory: &Path, news: &News) -> DumpRequest {
     let inotify_paths = inspected.inotify_paths.clone();

@@ -205,7 +205,7 @@ fn cure_once(freezer: &Freezer, injector: &Injector) -> bool {
 
 /// Waits for the end of `criu`, with the pod thawed as soon as patience is over. In a pod that runs, CRIU gets on, finds
 /// it changed or does not, and ends by itself.
-async fn outlast(pod: FrozenPod, mut criu: LiveCriu, proof: &Arc<MayRun>) -> FrozenPod {
+async fn outlast(mut pod: FrozenPod, mut criu: LiveCriu, proof: &Arc<MayRun>) -> FrozenPod {
     let (spare, proof) = (pod.spare(), proof.clone());
     let outlasting = tokio::task::spawn_blocking(move || {
         if criu.ends_within(criu.patience()) {

@@ -139,7 +139,7 @@ async fn freeze<G: Send>(
 ) -> Result<Taken, Failure> {
     let Connected { attempt, directory, inspected, bundle, criu, trees, sender, mut receiver, round, mut cpu, .. } =
         connected;
-    cpu.plan_lift();
+    cpu.plan_dump(criu.process(), inspected.container.freezer.clone(), Vec::new()).await;
     let entry = CheckpointEntry {
         cgroup: inspected.container.freezer.path_in_node().to_owned(),
         criu: criu.process(),

@@ -38,6 +38,11 @@ pub fn with_written_memory(manifest: &str, pages: usize) -> String {
     manifest.replace("args: [tick,", &format!("args: [tick, --dirty-pages={pages},"))
 }
 
+/// `manifest` of a ticker, which is one of `processes`, the others idle. To be applied last of what changes its arguments.
+pub fn with_processes(manifest: &str, processes: usize) -> String {
+    manifest.replace("args: [tick,", &format!("args: [crowd, --processes={processes},"))
+}
+
 /// `manifest` of a ticker, which answers a watchdog until the file [`HANG`] is there.
 pub fn with_watchdog(manifest: &str) -> String {
     manifest.replace("args: [tick,", &format!("args: [tick, --notify, --hang={HANG},"))

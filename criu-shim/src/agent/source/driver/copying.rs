@@ -323,8 +323,9 @@ impl SourceDriver {
                 Decision::Again => {}
                 Decision::Throttle { .. } => {
                     self.slow_down(&decisions, Stage::AtTheGo).await;
-                    // It took the place of what was planned for the freeze.
-                    self.plan_lift();
+                    // It took the place of what was planned for the freeze, and that may be more than is written down.
+                    self.plan_dump().await;
+                    self.write_down(attempt).await?;
                 }
                 Decision::Wait => self.each_precopy(PreCopy::rest),
                 Decision::Freeze { .. } => break,

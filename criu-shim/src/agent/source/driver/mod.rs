@@ -209,7 +209,7 @@ impl SourceDriver {
         if let Err(failure) = self.round_before_the_cut(attempt, news).await {
             return self.fail(failure).await;
         }
-        self.plan_lift();
+        self.plan_dump().await;
         if let Err(failure) = self.write_down(attempt).await {
             return self.fail(failure).await;
         }
@@ -228,9 +228,14 @@ impl SourceDriver {
         }
     }
 
-    /// Plans that no cpu limit holds while the pod is frozen.
-    fn plan_lift(&mut self) {
-        self.lanes.iter_mut().for_each(|lane| lane.cpu.plan_lift());
+    /// Plans what CRIU has of the processors while the pod is frozen.
+    async fn plan_dump(&mut self) {
+        // They are dumped side by side.
+        let mut taken = Vec::new();
+        for lane in &mut self.lanes {
+            let freezer = lane.inspected.container.freezer.clone();
+            taken.extend(lane.cpu.plan_dump(lane.criu.process(), freezer, taken.clone()).await);
+        }
     }
 
     /// Writes down that the pod is about to be frozen.
@@ -250,7 +255,7 @@ impl SourceDriver {
     }
 
     async fn freeze(&mut self, attempt: u32, news: &mut News) {
-        self.plan_lift();
+        self.plan_dump().await;
         // Before the journal: whoever finds an entry and not this takes the last word for said.
         let directory = self.context.settings.attempt_directory(&self.key.uid, attempt);
         let unsaid = tokio::task::spawn_blocking(move || Unsaid::begin(&directory)).await;
