@@ -28,8 +28,7 @@ pub enum ObstacleReason {
     UserNamespace,
     /// A volume whose content can't follow the pod to another node.
     UnsupportedVolume,
-    /// Several containers that can't be moved at one cut: the pod's replacement needs its name, or one of them must work before
-    /// kubelet creates the next.
+    /// Several containers that can't be moved at one cut: one of them must work before kubelet creates the next.
     SeveralContainers,
     /// An init container that goes on running beside the pod, and that must work before kubelet creates the next.
     Sidecar,

@@ -199,11 +199,11 @@ impl TargetLocal {
 
     /// The same, with what was done for each container of the pod.
     ///
-    /// Before the commit the containers go together: one that is behind holds up all others, so that they are let run when all of
-    /// them are held. After it each goes for itself: none can be taken back any more, and what one of them has not been able to do yet, it
-    /// goes on with from the same cut.
+    /// Until they are told to run the containers go `together`: one that is behind holds up all others, so that they are let run when all
+    /// of them are held. After it each goes for itself: none can be taken back any more, and what one of them has not been able to do yet,
+    /// it goes on with from the same cut.
     #[must_use]
-    pub fn of_pod(self, lanes: &[LaneLocal], committed: bool) -> Self {
+    pub fn of_pod(self, lanes: &[LaneLocal], together: bool) -> Self {
         let left = || lanes.iter().filter(|lane| !lane.resumed);
         let any = !lanes.is_empty();
         let pod = Self {
@@ -211,17 +211,17 @@ impl TargetLocal {
             resumed: any && lanes.iter().all(|lane| lane.resumed),
             ..self
         };
-        if committed {
-            let due = left().any(|lane| lane.waiting && !lane.released);
-            let waiting = left().any(|lane| lane.waiting);
-            Self { waiting, released: waiting && !due, held: left().any(|lane| lane.held), ..pod }
-        } else {
+        if together {
             Self {
                 waiting: any && lanes.iter().all(|lane| lane.waiting),
                 released: any && lanes.iter().all(|lane| lane.released),
                 held: any && lanes.iter().all(|lane| lane.held),
                 ..pod
             }
+        } else {
+            let due = left().any(|lane| lane.waiting && !lane.released);
+            let waiting = left().any(|lane| lane.waiting);
+            Self { waiting, released: waiting && !due, held: left().any(|lane| lane.held), ..pod }
         }
     }
 }

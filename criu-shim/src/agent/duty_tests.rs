@@ -299,7 +299,7 @@ const HELD: LaneLocal = LaneLocal { staged: true, waiting: true, released: true,
 fn a_pod_is_committed_when_the_last_of_its_containers_is_held() {
     let base = migration().attempt(1).phase(Phase::Freezing).build();
     let taken = TargetLocal { taking: Taking::Done, ..listening() };
-    let duty = |lanes: &[LaneLocal]| target_duty(&base, "b", taken.of_pod(lanes, false));
+    let duty = |lanes: &[LaneLocal]| target_duty(&base, "b", taken.of_pod(lanes, true));
     let waits = LaneLocal { released: false, held: false, ..HELD };
     assert_eq!(duty(&[waits, LaneLocal { waiting: false, ..waits }]), TargetDuty::None);
     assert_eq!(duty(&[waits, LaneLocal { staged: false, ..waits }]), TargetDuty::None);
@@ -309,9 +309,23 @@ fn a_pod_is_committed_when_the_last_of_its_containers_is_held() {
 }
 
 #[test]
-fn after_the_commit_each_container_goes_for_itself() {
+fn what_is_committed_before_it_is_held_is_let_run_when_all_of_it_is() {
     let committed = migration().attempt(1).phase(Phase::Committing).owner("b", 1).build();
     let duty = |lanes: &[LaneLocal]| target_duty(&committed, "b", listening().of_pod(lanes, true));
+    let gone = LaneLocal { staged: true, ..LaneLocal::default() };
+    let waits = LaneLocal { waiting: true, ..gone };
+    assert_eq!(duty(&[waits, gone]), TargetDuty::None);
+    assert_eq!(duty(&[waits, waits]), TargetDuty::Release(1));
+    assert_eq!(duty(&[HELD, waits]), TargetDuty::Release(1), "an agent before this one has released the other");
+    assert_eq!(duty(&[HELD, LaneLocal { held: false, ..HELD }]), TargetDuty::None);
+    assert_eq!(duty(&[HELD, gone]), TargetDuty::None);
+    assert_eq!(duty(&[HELD, HELD]), TargetDuty::Resume(1));
+}
+
+#[test]
+fn once_they_are_told_to_run_each_container_goes_for_itself() {
+    let committed = migration().attempt(1).phase(Phase::Committing).owner("b", 1).build();
+    let duty = |lanes: &[LaneLocal]| target_duty(&committed, "b", listening().of_pod(lanes, false));
     let runs = LaneLocal { held: false, resumed: true, ..HELD };
     assert_eq!(duty(&[HELD, HELD]), TargetDuty::Resume(1));
     assert_eq!(duty(&[runs, HELD]), TargetDuty::Resume(1));
@@ -329,17 +343,17 @@ proptest! {
     ) {
         let base = migration().attempt(1).phase(Phase::Freezing).build();
         let taken = TargetLocal { taking: Taking::Done, ..listening() };
-        let duty = target_duty(&base, "b", taken.of_pod(&lanes, false));
+        let duty = target_duty(&base, "b", taken.of_pod(&lanes, true));
         prop_assert!(duty != TargetDuty::Run(1) || (!lanes.is_empty() && lanes.iter().all(|lane| lane.held)));
         prop_assert!(duty != TargetDuty::Release(1) || lanes.iter().all(|lane| lane.staged && lane.waiting));
     }
 
     #[test]
-    fn one_container_is_to_its_pod_what_it_is_to_itself(lane in any_lane(), committed in any::<bool>()) {
+    fn one_container_is_to_its_pod_what_it_is_to_itself(lane in any_lane(), together in any::<bool>()) {
         let LaneLocal { staged, waiting, released, held, resumed } = lane;
         // What has run is never waited for again, and what is held was released.
         prop_assume!(!resumed && (released || !held) && (waiting || !released));
-        let pod = listening().of_pod(&[lane], committed);
+        let pod = listening().of_pod(&[lane], together);
         prop_assert_eq!(pod, TargetLocal { staged, waiting, released, held, ..listening() });
     }
 }

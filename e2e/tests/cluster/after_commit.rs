@@ -16,11 +16,11 @@ const NEWS: Duration = Duration::from_secs(1);
 const TRIES: usize = 5;
 
 /// A pod that nothing owns, committed to a target that can't run it.
-struct Stuck<'a> {
-    sandbox: Sandbox,
-    collector: Collector,
-    changed: Changed<'a>,
-    target: String,
+pub(super) struct Stuck<'a> {
+    pub(super) sandbox: Sandbox,
+    pub(super) collector: Collector,
+    pub(super) changed: Changed<'a>,
+    pub(super) target: String,
     /// The Migration.
     name: String,
 }
@@ -28,12 +28,13 @@ struct Stuck<'a> {
 impl Stuck<'_> {
     /// Breaks the target when the pod is about to be frozen: what is committed there is restored only when the name is
     /// free and the new pod has its sandbox, a second and more after that.
-    fn new(name: &str) -> Result<Self> {
+    pub(super) fn new(name: &str, manifest: fn(Ticker) -> String, prepare: fn(&Sandbox) -> Result<()>) -> Result<Self> {
         let cluster = Cluster::ready()?;
         let sandbox = Sandbox::new(cluster.kube(), name)?;
         let collector = Collector::listen(cluster.host_address())?;
-        sandbox.apply(&Ticker { mib: 64, collector: collector.address() }.pod("ticker"))?;
+        sandbox.apply(&manifest(Ticker { mib: 64, collector: collector.address() }))?;
         until("ticks", LIMIT, || Ok(Some(()).filter(|()| collector.account().newest > 100)))?;
+        prepare(&sandbox)?;
         for number in 1..=TRIES {
             let (pod, name) = (sandbox.ready_pod("ticker")?, format!("move-{number}"));
             sandbox.create(&migration::manifest(&name, &pod.name))?;
@@ -70,9 +71,13 @@ fn condition(migration: &Value, type_: &str) -> Option<String> {
     all.iter().find(|one| one["type"] == type_)?["status"].as_str().map(ToOwned::to_owned)
 }
 
+fn alone(ticker: Ticker) -> String {
+    ticker.pod("ticker")
+}
+
 #[test]
 fn a_restore_whose_cause_is_mended_goes_on_with_the_state() -> Result<()> {
-    let Stuck { sandbox, collector, changed, target, .. } = Stuck::new("restore-mended")?;
+    let Stuck { sandbox, collector, changed, target, .. } = Stuck::new("restore-mended", alone, |_| Ok(()))?;
     drop(changed);
     let ended = migration::succeeded(&sandbox, "ticker", LIMIT)?;
     ensure!(condition(&ended, "RestoreFailing").as_deref() == Some("False"), "{}", ended["status"]["conditions"]);
@@ -88,7 +93,7 @@ fn a_restore_whose_cause_is_mended_goes_on_with_the_state() -> Result<()> {
 #[test]
 fn deleting_the_migration_of_a_restore_that_fails_starts_the_application_cold() -> Result<()> {
     let cluster = Cluster::ready()?;
-    let Stuck { sandbox, collector, changed, target, name } = Stuck::new("restore-given-up")?;
+    let Stuck { sandbox, collector, changed, target, name } = Stuck::new("restore-given-up", alone, |_| Ok(()))?;
     // It stays until the replacement is gone, and not a moment longer: it was deleted. Only a watch sees all of its states.
     let watch = Watch::start(&sandbox)?;
     sandbox.run(&["delete", "migration", &name, "--wait=false"])?;

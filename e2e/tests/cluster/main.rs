@@ -28,5 +28,6 @@ mod restart_moves;
 mod rolled_back;
 mod same_name;
 mod several;
+mod several_by_name;
 mod triggers;
 mod unprotected;

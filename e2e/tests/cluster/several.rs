@@ -21,24 +21,31 @@ const TRIES: usize = 6;
 const MEMORY: usize = 64;
 
 /// A container: its name, the one whose count it looks at, and whether it is a sidecar. They are created in this order.
-type Names = (&'static str, &'static str, bool);
+pub(super) type Names = (&'static str, &'static str, bool);
 
-const TWO: [Names; 2] = [("beside", "ticker", false), ("ticker", "beside", false)];
+pub(super) const TWO: [Names; 2] = [("beside", "ticker", false), ("ticker", "beside", false)];
 /// Nobody looks at `beside`: it may begin anew.
-const THREE: [Names; 3] = [("proxy", "ticker", true), ("beside", "ticker", false), ("ticker", "proxy", false)];
+pub(super) const THREE: [Names; 3] =
+    [("proxy", "ticker", true), ("beside", "ticker", false), ("ticker", "proxy", false)];
 /// The same of two.
 const APART: [Names; 2] = [("beside", "ticker", false), ("ticker", "ticker", false)];
 
 /// Tickers in one pod, each with a collector.
-struct Several {
-    cluster: &'static Cluster,
-    sandbox: Sandbox,
+pub(super) struct Several {
+    pub(super) cluster: &'static Cluster,
+    pub(super) sandbox: Sandbox,
     members: Vec<(Member, Collector)>,
-    pod: Pod,
+    pub(super) pod: Pod,
 }
 
 impl Several {
-    fn start(name: &str, policy: &str, mib: usize, names: &[Names], manifest: fn(&str) -> String) -> Result<Self> {
+    pub(super) fn start(
+        name: &str,
+        policy: &str,
+        mib: usize,
+        names: &[Names],
+        manifest: fn(&str) -> String,
+    ) -> Result<Self> {
         let cluster = Cluster::ready()?;
         let sandbox = Sandbox::new(cluster.kube(), name)?;
         let member = |&(container, watches, sidecar): &Names| {
@@ -57,7 +64,7 @@ impl Several {
     }
 
     /// Waits until each ticker has done so many ticks more, and sees that it is the one that it was.
-    fn go_on(&self, ticks: u64) -> Result<()> {
+    pub(super) fn go_on(&self, ticks: u64) -> Result<()> {
         let each = self.members.iter().try_for_each(|(member, _)| self.goes_on(member.container, ticks, 1));
         each.map_err(|error| error.context(self.told()))
     }
@@ -91,7 +98,7 @@ impl Several {
     }
 
     /// Drains the pod's node, and sees that all of it goes on elsewhere.
-    fn moves_by_drain(&self) -> Result<Pod> {
+    pub(super) fn moves_by_drain(&self) -> Result<Pod> {
         let drained = Drain::of_node(self.sandbox.kube(), &self.pod.node, &[])?.finish(LIMIT)?;
         ensure!(drained.code == Some(0), "kubectl drain ended with {:?}: {}", drained.code, drained.said);
         let moved = migration::succeeded(&self.sandbox, &self.pod.name, LIMIT)?;
@@ -106,7 +113,7 @@ impl Several {
     }
 
     /// What was restored below a stand-in is frozen, dumped and ended like any other.
-    fn moves_again(&self, before: &Pod) -> Result<Pod> {
+    pub(super) fn moves_again(&self, before: &Pod) -> Result<Pod> {
         self.sandbox.create(&migration::manifest("again", &before.name))?;
         let moved = migration::succeeded(&self.sandbox, &before.name, LIMIT)?;
         self.is_moved(before, &moved)
@@ -130,9 +137,9 @@ impl Several {
     }
 
     /// Waits until nothing is left on the nodes but what runs, and nothing of that once the pod is deleted.
-    fn leaves_nothing(self) -> Result<()> {
+    pub(super) fn leaves_nothing(self) -> Result<()> {
         remains::are_gone(self.cluster, LIMIT)?;
-        self.sandbox.run(&["delete", "deployment", "several"])?;
+        self.sandbox.run(&["delete", "deployments,statefulsets", "--all"])?;
         nobody_stands_in(self.cluster)?;
         self.sandbox.passed()
     }

@@ -1,7 +1,6 @@
 //! Which containers of a pod move, and in which order kubelet starts them. Pure.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
-use tideover_crds::names;
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 
 /// The containers of a pod that run as long as it does, in the order in which kubelet starts them: sidecars, then the others, each
 /// as they stand in the spec. Source: `computePodActions` of kubelet's `kuberuntime_manager.go`.
@@ -12,13 +11,6 @@ pub fn moving(spec: &PodSpec) -> impl Iterator<Item = &Container> {
 /// Whether an init container goes on running beside the pod.
 pub fn is_sidecar(init: &Container) -> bool {
     init.restart_policy.as_deref() == Some("Always")
-}
-
-/// Whether a pod's replacement can come to be while the pod is there: its ReplicaSet tells its pods apart by the template hash.
-pub fn is_replaced_first(pod: &Pod) -> bool {
-    let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-    let has_hash = pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::POD_TEMPLATE_HASH));
-    owner.is_some_and(|owner| owner.kind == "ReplicaSet") && has_hash
 }
 
 #[cfg(test)]

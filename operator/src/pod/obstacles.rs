@@ -1,6 +1,6 @@
 //! Why a pod can't be moved, from its object alone: shown before any maintenance, and asked again before a move.
 
-use super::containers::{is_replaced_first, is_sidecar, moving};
+use super::containers::{is_sidecar, moving};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use std::collections::BTreeMap;
 use tideover_crds::{Obstacle, ObstacleReason, names};
@@ -20,7 +20,7 @@ pub fn obstacles(pod: &Pod, claims: &ClaimModes) -> Vec<Obstacle> {
     let Some(spec) = &pod.spec else { return found };
     owner(pod, &mut found);
     host(spec, &mut found);
-    several(pod, spec, &mut found);
+    several(spec, &mut found);
     containers(spec, &mut found);
     devices(spec, &mut found);
     for volume in spec.volumes.iter().flatten() {
@@ -77,19 +77,9 @@ fn host(spec: &PodSpec, found: &mut Vec<Obstacle>) {
 
 /// What is in the way of moving several containers at one cut. On the target, kubelet creates each once it takes the one before it
 /// for started, and none of them works before the last was created.
-fn several(pod: &Pod, spec: &PodSpec, found: &mut Vec<Obstacle>) {
+fn several(spec: &PodSpec, found: &mut Vec<Obstacle>) {
     let moving: Vec<&Container> = moving(spec).collect();
     let [early @ .., _] = moving.as_slice() else { return };
-    if early.is_empty() {
-        return;
-    }
-    if !is_replaced_first(pod) {
-        let message = format!(
-            "the pod has {} containers and no ReplicaSet: where the replacement needs the pod's name, one is supported",
-            moving.len()
-        );
-        push(found, ObstacleReason::SeveralContainers, message);
-    }
     let has_hook =
         |container: &&&Container| container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
     for container in early.iter().filter(has_hook) {
@@ -328,7 +318,6 @@ mod tests {
             (json!({ "shareProcessNamespace": true }), ObstacleReason::SharedProcessNamespace),
             (json!({ "runtimeClassName": "gvisor" }), ObstacleReason::RuntimeClass),
             (json!({ "resourceClaims": [{ "name": "gpu" }] }), ObstacleReason::Device),
-            (json!({ "containers": [{ "name": "a" }, { "name": "b" }] }), ObstacleReason::SeveralContainers),
             (json!({ "ephemeralContainers": [{ "name": "debug" }] }), ObstacleReason::EphemeralContainer),
             (
                 json!({ "containers": [{ "name": "c", "securityContext": { "privileged": true } }] }),
@@ -353,27 +342,14 @@ mod tests {
         assert!(found[0].message.contains("Job j is Indexed"), "{}", found[0].message);
     }
 
-    /// A pod of a ReplicaSet.
-    fn replica(spec: Value) -> Pod {
-        let mut pod = pod(spec);
-        let owner =
-            json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true });
-        pod.metadata.owner_references = Some(vec![serde_json::from_value(owner).expect("an owner")]);
-        pod.metadata.labels = Some([(names::POD_TEMPLATE_HASH.to_owned(), "h".to_owned())].into());
-        pod
-    }
-
     #[test]
-    fn several_containers_and_sidecars_of_a_replica_set_are_no_obstacle() {
+    fn several_containers_and_sidecars_are_no_obstacle() {
         let hook = json!({ "postStart": { "exec": { "command": ["true"] } } });
         let spec = json!({
             "initContainers": [{ "name": "setup" }, { "name": "proxy", "restartPolicy": "Always" }],
             "containers": [{ "name": "log" }, { "name": "app", "lifecycle": hook }],
         });
-        assert_eq!(obstacles(&replica(spec.clone()), &ClaimModes::new()), []);
-        let message =
-            "the pod has 3 containers and no ReplicaSet: where the replacement needs the pod's name, one is supported";
-        check(spec, ObstacleReason::SeveralContainers, message);
+        assert_eq!(obstacles(&pod(spec), &ClaimModes::new()), []);
     }
 
     #[test]
@@ -406,14 +382,14 @@ mod tests {
                 "tty is true for the container proxy: its terminal does not move",
             ),
         ] {
-            let found = obstacles(&replica(spec), &ClaimModes::new());
+            let found = obstacles(&pod(spec), &ClaimModes::new());
             assert_eq!(found, [Obstacle { reason, message: message.to_owned() }]);
         }
     }
 
     #[test]
     fn a_sidecar_that_has_ended_does_not_run_and_an_init_container_that_has_is_as_it_should_be() {
-        let mut one = replica(json!({ "initContainers": [
+        let mut one = pod(json!({ "initContainers": [
             { "name": "setup" }, { "name": "proxy", "restartPolicy": "Always" },
         ] }));
         let ended = |name: &str| {

@@ -2,8 +2,9 @@
 //!
 //! It looks to the processes like the pod that they come from, and to everybody else like none of the application's: no label
 //! that a Service, a PodDisruptionBudget or a controller could select, no port, no probe, and no claim on resources, because
-//! the reservation holds the room. Its annotation keeps its container from ever starting cold.
+//! the reservation holds the room. Its annotation keeps its containers from ever starting cold.
 
+use super::containers::moving;
 use super::manifest;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -22,8 +23,7 @@ pub fn obstacle(pod: &Pod) -> Option<String> {
     if let Some(claim) = volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref()).next() {
         return Some(format!("an early copy must not touch the PersistentVolumeClaim {}", claim.claim_name));
     }
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let mut mounts = containers.flat_map(|container| container.volume_mounts.iter().flatten());
+    let mut mounts = pod.spec.iter().flat_map(moving).flat_map(|container| container.volume_mounts.iter().flatten());
     let named = mounts.find(|mount| mount.sub_path_expr.is_some())?;
     Some(format!("the mount {} is named after the pod, and a rehearsal has another name", named.mount_path))
 }
@@ -51,10 +51,11 @@ pub fn rehearsal(source: &Pod, name: &str, target: &str, owner: OwnerReference) 
     pod
 }
 
-/// The spec without what places the pod, watches over it, or runs beside or before its container.
+/// The spec without what places the pod, watches over it, or runs before its containers. A sidecar is one of them: what it has to work
+/// for does not run either.
 fn held(spec: PodSpec) -> PodSpec {
     PodSpec {
-        containers: spec.containers.into_iter().map(held_container).collect(),
+        containers: moving(&spec).cloned().map(held_container).collect(),
         init_containers: None,
         ephemeral_containers: None,
         affinity: None,
@@ -158,6 +159,16 @@ mod tests {
         assert_eq!(pod["spec"]["restartPolicy"], "Never");
         assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 0);
         assert_eq!(pod["spec"]["runtimeClassName"], names::RUNTIME_CLASS);
+    }
+
+    #[test]
+    fn sidecars_are_restored_like_the_others_and_before_them() {
+        let pod = made(json!({
+            "containers": [{ "name": "c" }],
+            "initContainers": [{ "name": "i" }, { "name": "s", "restartPolicy": "Always" }],
+        }));
+        assert_eq!(pod["spec"]["containers"], json!([{ "name": "s" }, { "name": "c" }]));
+        assert_eq!(pod["spec"].get("initContainers"), None);
     }
 
     #[test]

@@ -51,6 +51,11 @@ pub(super) fn reason(step: &Step<'_>) -> Option<Reason> {
             return Some(Reason { word: "ReplacementLost", because });
         }
     }
+    let failure = step.status.target_now().and_then(|report| report.failure.as_ref());
+    let lost = failure.filter(|failure| failure.reason == FailureReason::StateLost && !failure.retryable);
+    if let (Some(Strategy::DeleteFirst), Some(lost)) = (step.status.strategy, lost) {
+        return Some(Reason { word: "StateLost", because: lost.message.clone() });
+    }
     if step.is_deleted() && step.since(Phase::Committing).is_some_and(|waited| waited > PATIENCE) {
         let because = format!("the Migration was deleted before the application ran on {target}");
         return Some(Reason { word: "MigrationDeleted", because });

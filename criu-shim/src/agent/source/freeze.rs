@@ -8,6 +8,7 @@ use crate::agent::failure::retryable;
 use crate::agent::owner::{Decision, OwnerError};
 use crate::agent::report::Reporter;
 use crate::agent::source::connect::Connected;
+use crate::agent::source::first_failure::FirstFailure;
 use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
 use crate::agent::source::last_word::{LastWord, Unsaid};
 use crate::agent::source::precopy::{Followed, Trees};
@@ -21,11 +22,10 @@ use crate::causes::chain;
 use crate::criu::{BegunDump, Memory, RunningDump};
 use futures::future::join_all;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, SourceReport, SourceStep, SourceTimings};
-use tokio_util::sync::CancellationToken;
 
 /// How long the target may take from "everything verified" to "held", and from there to the commit.
 const RESTORE_LIMIT: Duration = Duration::from_secs(90);
@@ -71,25 +71,6 @@ struct Leaving {
     news: News,
     dumped: Option<Dumped>,
     hung: Option<RunningDump>,
-}
-
-/// The first thing that went wrong with any container; what it led to with the others is no news.
-#[derive(Default)]
-struct FirstFailure {
-    failure: OnceLock<Failure>,
-    token: CancellationToken,
-}
-
-impl FirstFailure {
-    fn note(&self, failure: Failure) {
-        // A second one has the first for its reason.
-        self.failure.set(failure).ok();
-        self.token.cancel();
-    }
-
-    fn taken(&self) -> Result<(), Failure> {
-        self.failure.get().map_or(Ok(()), |failure| Err(failure.clone()))
-    }
 }
 
 /// Freezes the pod, dumps its containers side by side, sends them, and waits until it is decided who owns it. The journal must have

@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod cut;
 mod dial;
 pub mod driver;
+mod first_failure;
 pub mod freeze;
 pub mod frozen;
 mod images;

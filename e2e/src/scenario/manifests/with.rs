@@ -58,11 +58,17 @@ pub fn with_cpu_request(manifest: &str, cpus: &str) -> String {
     manifest.replace("requests: {cpu: 10m,", &format!("requests: {{cpu: {cpus},"))
 }
 
+const STORE: &str = "{name: store, image: 'lab/redis:1', imagePullPolicy: IfNotPresent, \
+                     command: [redis-server, --save, ''], securityContext: {runAsUser: 999}, \
+                     resources: {requests: {cpu: 10m, memory: 32Mi}}}";
+
+/// `manifest` of a pod that is a ticker, with a redis in a container `store` after it.
+pub fn with_store_last(manifest: &str) -> String {
+    manifest.replace("---\n", &format!("    - {STORE}\n---\n"))
+}
+
 /// `manifest` of a ticker, with a redis in a container `store` before it: another image, under another user.
 pub fn with_store(manifest: &str) -> String {
-    const STORE: &str = "{name: store, image: 'lab/redis:1', imagePullPolicy: IfNotPresent, \
-                         command: [redis-server, --save, ''], securityContext: {runAsUser: 999}, \
-                         resources: {requests: {cpu: 10m, memory: 32Mi}}}";
     let lines = manifest.lines().map(|line| match line.split_once("containers:") {
         Some((indent, "")) if indent.trim().is_empty() => format!("{line}\n{indent}  - {STORE}\n"),
         _ => format!("{line}\n"),

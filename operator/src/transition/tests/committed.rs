@@ -206,6 +206,16 @@ fn a_bare_pod_whose_target_is_gone_is_made_again_free_and_cold() {
 }
 
 #[test]
+fn a_state_that_the_target_has_lost_is_given_up_where_nobody_can_mend_it() {
+    let lost = |retryable| failing().bare().target_fails(failure(FailureReason::StateLost, retryable));
+    let told = lost(false).decide().phase(Phase::Committing).failed_with(FailureReason::StateLost);
+    assert_eq!(told.condition("GivenUp"), Some("True"));
+    assert_eq!(lost(true).decide().condition("GivenUp"), None);
+    let replaced_first = failing().target_fails(failure(FailureReason::StateLost, false));
+    assert_eq!(replaced_first.decide().condition("GivenUp"), None, "its replacement says what became of it");
+}
+
+#[test]
 fn a_target_that_comes_back_too_late_finds_the_state_given_up() {
     let scene = Scene::new().at(Phase::Committing).bare().committed().target_gone().source_gone().written();
     let scene = scene.target(TargetStep::Resumed).with(|scene| {

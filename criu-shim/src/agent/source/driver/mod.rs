@@ -6,7 +6,7 @@ mod verdict;
 
 use crate::agent::context::{Context, Key, News};
 use crate::agent::duty::{SourceAt, SourceDuty, SourceLocal, source_duty};
-use crate::agent::failure::{permanent, retryable};
+use crate::agent::failure::retryable;
 use crate::agent::journal::{Entry, FrozenEntry, Side, SlowedEntry, SourceEntry};
 use crate::agent::owner::Decision;
 use crate::agent::report::Reporter;
@@ -202,10 +202,6 @@ impl SourceDriver {
     /// Freezes for a moment, for the rehearsal. Should this agent be restarted meanwhile, the next one finds the freeze in the
     /// journal and takes the abort.
     async fn cut(&mut self, attempt: u32, news: &mut News) {
-        if self.lanes.len() != 1 {
-            let message = "the restore of several containers can't be rehearsed".to_owned();
-            return self.fail(permanent(FailureReason::NotMovable, message)).await;
-        }
         if let Err(failure) = self.round_before_the_cut(attempt, news).await {
             return self.fail(failure).await;
         }
@@ -213,15 +209,15 @@ impl SourceDriver {
         if let Err(failure) = self.write_down(attempt).await {
             return self.fail(failure).await;
         }
-        let Some(connected) = self.lanes.pop() else { return };
+        let lanes = std::mem::take(&mut self.lanes);
         self.local.at = SourceAt::Frozen;
         info!(migration = self.key.name, attempt, "taking a cut for the rehearsal");
-        let Cut { paused, connected } = cut::cut(&self.context, connected, news).await;
+        let Cut { paused, connected } = cut::cut(&self.context, lanes, news).await;
         self.report.timings.get_or_insert_default().cut_millis = millis(paused);
         self.forget_freeze().await;
         match connected {
             Ok(connected) => {
-                self.lanes.push(connected);
+                self.lanes = connected;
                 self.reach(SourceAt::Cut, SourceStep::Converged);
             }
             Err(failure) => self.fail(failure).await,

@@ -65,7 +65,7 @@ impl TargetDriver {
             match event {
                 event if self.rehearsal.concerns(&event) => self.rehearse(event, None).await,
                 Event::Rehearse { create, answer } => {
-                    self.rehearsal.ask(create, answer);
+                    self.rehearsal.ask(create, answer).await;
                     self.answer_rehearsal().await;
                 }
                 Event::Relay { token, line, .. } => {
@@ -135,7 +135,7 @@ impl TargetDriver {
     /// Whether any process of the restores that were begun last, or of the rehearsal, exists, whoever it talks to.
     async fn restore_is_there(&self) -> bool {
         let restores = self.lanes.iter().filter_map(|lane| lane.restore.as_ref());
-        let tokens = restores.map(|restore| restore.token.as_str()).chain(self.rehearsal.token());
+        let tokens = restores.map(|restore| restore.token.as_str()).chain(self.rehearsal.tokens());
         is_there(tokens.map(str::to_owned).collect()).await
     }
 

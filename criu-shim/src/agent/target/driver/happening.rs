@@ -22,7 +22,7 @@ impl TargetDriver {
     pub(super) async fn take(&mut self, event: Event, migration: Option<&Migration>) {
         match event {
             event if self.rehearsal.concerns(&event) => self.rehearse(event, migration).await,
-            Event::Rehearse { create, answer } => self.rehearsal.ask(create, answer),
+            Event::Rehearse { create, answer } => self.rehearsal.ask(create, answer).await,
             Event::Source(arrival) => self.source_arrived(arrival, migration).await,
             Event::Again(returned) => self.source_returned(*returned, migration).await,
             Event::Round { attempt, container, round } if attempt == self.local.attempt => {
@@ -88,6 +88,13 @@ impl TargetDriver {
         }
         self.answer(migration).await;
         self.answer_rehearsal().await;
+    }
+
+    /// Takes what has happened while something else was done.
+    pub(super) async fn take_what_came(&mut self, migration: &Migration) {
+        while let Ok(event) = self.events.try_recv() {
+            self.take(event, Some(migration)).await;
+        }
     }
 
     /// Keeps a shim's question.
@@ -214,7 +221,7 @@ impl TargetDriver {
                             self.place_what_landed(lane);
                         }
                     }
-                    RoundKind::Rehearsal => self.rehearsal.land(),
+                    RoundKind::Rehearsal => self.rehearsal.land(&self.lanes[lane].container),
                     RoundKind::Last => {
                         self.lanes[lane].early = true;
                         self.lanes[lane].local.staged = true;

@@ -55,6 +55,10 @@ pub(super) struct Lane {
     /// It was heard of the restore that was begun last that it has failed.
     pub(super) failed: bool,
     pub(super) released: Option<Instant>,
+    /// CRIU has had its request in the restore that was begun last: it may have left something behind.
+    pub(super) had_request: bool,
+    /// Its processes were told to run.
+    pub(super) told: bool,
     /// It was found in the journal: what lies on the disk has been through the end of an agent, or of the node.
     pub(super) adopted: bool,
     /// An agent before this one began its restore, and nothing has been heard of it since.
@@ -91,12 +95,18 @@ impl Lane {
     pub(super) fn begun(&mut self, restore: RestoreEntry) {
         self.restore = Some(restore);
         self.running = true;
-        (self.refused, self.failed) = (false, false);
+        (self.refused, self.failed, self.had_request, self.told) = (false, false, false, false);
         self.relay = None;
-        self.in_place = false;
-        self.unheard = false;
+        (self.in_place, self.unheard) = (false, false);
         let LaneLocal { staged, resumed, .. } = self.local;
         self.local = LaneLocal { staged, resumed, ..LaneLocal::default() };
+    }
+
+    /// Its restore will not come about.
+    pub(super) fn takes_no_part(&mut self) {
+        self.restore_limits();
+        (self.in_place, self.told) = (false, false);
+        (self.local.waiting, self.local.released, self.local.held) = (false, false, false);
     }
 
     /// Whether its processes may have files of the pod's volumes open, or be about to open them: they run, or CRIU has its request.
@@ -104,6 +114,11 @@ impl Lane {
     pub(super) fn may_use_volumes(&self, unreleased: bool) -> bool {
         let LaneLocal { released, resumed, .. } = self.local;
         resumed || released || (self.running && self.unheard && !unreleased)
+    }
+
+    /// Whether it has run here, in another pod than this one: what it had in the pod's volumes is not there.
+    pub(super) fn has_run_beside(&self, pod_uid: &str) -> bool {
+        self.local.resumed && self.restore.as_ref().is_some_and(|restore| restore.pod_uid != pod_uid)
     }
 
     /// Puts back the cpu limits that were found: the restore has ended. A few writes to files of the kernel. What can't be put back is
@@ -141,6 +156,26 @@ mod tests {
         assert!(lane(LaneLocal { held: true, ..released }).may_use_volumes(false));
         let ended = LaneLocal { resumed: true, ..LaneLocal::default() };
         assert!(Lane { running: false, ..lane(ended) }.may_use_volumes(false));
+    }
+
+    #[test]
+    fn what_has_run_in_another_pod_is_not_there_for_this_one() {
+        let mut ran = lane(LaneLocal { resumed: true, ..LaneLocal::default() });
+        assert!(!ran.has_run_beside("pod"), "nobody knows where");
+        let [token, pod_uid, container_id] = ["token", "pod", "container"].map(str::to_owned);
+        ran.restore = Some(RestoreEntry { token, pod_uid, container_id, bundle: "/bundle".into() });
+        assert!(!ran.has_run_beside("pod") && ran.has_run_beside("another"));
+        ran.local.resumed = false;
+        assert!(!ran.has_run_beside("another"));
+    }
+
+    #[test]
+    fn what_takes_no_part_was_told_nothing_and_holds_nothing() {
+        let mut told = lane(LaneLocal { staged: true, waiting: true, released: true, held: true, resumed: false });
+        (told.told, told.in_place, told.had_request) = (true, true, true);
+        told.takes_no_part();
+        assert_eq!(told.local, LaneLocal { staged: true, ..LaneLocal::default() });
+        assert!(!told.told && !told.in_place && told.had_request, "it may have left something behind all the same");
     }
 
     #[test]

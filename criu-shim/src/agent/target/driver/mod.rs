@@ -76,6 +76,8 @@ pub struct TargetDriver {
     unreleased: Option<Unpassed>,
     /// The watch has shown that the attempt was committed to this node, or this agent is about to commit what it has let run.
     committed: bool,
+    /// Nothing is put in place before the commit: the pod's name is the source's until then.
+    deletes_first: bool,
 }
 
 impl TargetDriver {
@@ -91,6 +93,7 @@ impl TargetDriver {
             claim: Claim::default(),
             unreleased: None,
             committed: false,
+            deletes_first: false,
             context,
             key,
             registry,
@@ -161,7 +164,7 @@ impl TargetDriver {
                 TargetDuty::Release(_) => self.release(&migration).await,
                 TargetDuty::Run(_) => self.run_taken(&migration).await,
                 TargetDuty::Commit(attempt) => self.commit(&migration, attempt).await,
-                TargetDuty::Resume(attempt) => self.resume_decided(attempt).await,
+                TargetDuty::Resume(attempt) => self.resume_decided(&migration, attempt).await,
                 TargetDuty::Destroy(attempt) => self.destroy(attempt).await,
                 TargetDuty::Clean(_) => self.clean().await,
             }
@@ -191,7 +194,14 @@ impl TargetDriver {
         let lanes: Vec<LaneLocal> = self.lanes.iter().map(|lane| lane.local).collect();
         let (taking, unreleased) = (self.claim.taking(), self.unreleased.is_some());
         let local = TargetLocal { attempt, listening, failed, destroyed, taking, unreleased, ..TargetLocal::default() };
-        local.of_pod(&lanes, self.committed_here())
+        local.of_pod(&lanes, self.go_together())
+    }
+
+    /// Whether all containers wait for each other, before the commit or after it: none of them was told to run yet. Where the pod is
+    /// replaced before the commit they were by then, or are about to be.
+    fn go_together(&self) -> bool {
+        let told = self.lanes.iter().any(|lane| lane.told || lane.local.resumed);
+        !self.committed_here() || (self.deletes_first && !told)
     }
 
     /// The lane of the container with this name.
@@ -216,6 +226,7 @@ impl TargetDriver {
     /// Keeps the verdict of an object, for when there is none any more. A write of the agent before this one may have
     /// been under way when it ended, so that the commit is seen late.
     fn see(&mut self, migration: &Migration) {
+        self.deletes_first = strategy_of(Some(migration)).is_ok_and(is_the_only_one);
         let node = &self.context.settings.node_name;
         self.committed |= migration.status.as_ref().is_some_and(|status| {
             status.verdict_of(self.local.attempt) == Verdict::Committed
@@ -338,7 +349,7 @@ impl TargetDriver {
                 lane.limits = before.limits;
             }
         }
-        self.rehearsal = Rehearsal::default();
+        self.rehearsal = Rehearsal::of(&containers);
         self.claim = Claim::default();
         self.unreleased = None;
         self.committed = false;

@@ -20,6 +20,9 @@ pub(super) struct Known {
     pub(super) same: bool,
     /// What `runc restore` needs from the start is here.
     pub(super) early: bool,
+    /// A container that is started before it, and without which it will not run, is not there: kubelet, which waits for the answer, has
+    /// to make that one first.
+    pub(super) out_of_turn: bool,
 }
 
 /// The answer.
@@ -39,7 +42,7 @@ pub(super) enum Reply {
 
 /// Decides. What has run once is never restored again.
 pub(super) fn reply(known: Known) -> Reply {
-    let Known { verdict, resumed, failed, destroyed, replace_first, same, early } = known;
+    let Known { verdict, resumed, failed, destroyed, replace_first, same, early, out_of_turn } = known;
     if resumed {
         Reply::Cold
     } else if verdict == Verdict::Aborted || destroyed || (verdict == Verdict::Open && failed) {
@@ -47,6 +50,8 @@ pub(super) fn reply(known: Known) -> Reply {
     } else if verdict == Verdict::Taken && failed {
         // It is about to be given back, or made final by this agent, which found it so.
         Reply::Later
+    } else if out_of_turn {
+        Reply::Refuse
     } else if same {
         Reply::Again
     } else if early && (verdict == Verdict::Committed || replace_first) {
@@ -68,7 +73,8 @@ mod tests {
 
     fn asked(verdict: Verdict) -> Known {
         let (resumed, failed, destroyed) = (false, false, false);
-        Known { verdict, resumed, failed, destroyed, replace_first: true, same: false, early: true }
+        let (same, early, out_of_turn) = (false, true, false);
+        Known { verdict, resumed, failed, destroyed, replace_first: true, same, early, out_of_turn }
     }
 
     #[test]
@@ -95,6 +101,9 @@ mod tests {
         let last = Known { replace_first: false, ..first };
         assert_eq!(reply(last), Reply::Later);
         assert_eq!(reply(Known { verdict: Verdict::Committed, ..last }), Reply::Begin);
+        let alone = Known { verdict: Verdict::Committed, out_of_turn: true, ..last };
+        assert_eq!(reply(alone), Reply::Refuse, "the create of the last one would keep kubelet from making the first");
+        assert_eq!(reply(Known { same: true, ..alone }), Reply::Refuse);
     }
 
     #[test]

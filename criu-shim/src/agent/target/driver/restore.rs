@@ -6,7 +6,7 @@ use super::lane::Lane;
 use super::memory;
 use super::reply::{Known, Reply, reply};
 use crate::agent::duty::TargetDuty;
-use crate::agent::failure::retryable;
+use crate::agent::failure::{permanent, retryable};
 use crate::agent::journal::RestoreEntry;
 use crate::agent::source::freeze::millis;
 use crate::agent::target::stage;
@@ -48,9 +48,16 @@ impl TargetDriver {
             replace_first: status.is_some_and(|status| status.strategy == Some(Strategy::ReplaceFirst)),
             same: restore.as_ref().is_some_and(|restore| restore.container_id == create.container_id),
             early: *early,
+            out_of_turn: self.committed_here()
+                && self.go_together()
+                && self.lanes[..lane].iter().any(|before| !before.running || before.refused),
         };
         let answer = match reply(known) {
             Reply::Cold => ToShim::ColdStart,
+            Reply::Refuse if known.out_of_turn => {
+                let reason = "a container that is started before it is not there yet".to_owned();
+                ToShim::Refuse { reason }
+            }
             Reply::Refuse => {
                 let why =
                     self.report.failure.as_ref().map_or("the attempt is over", |failure| failure.message.as_str());
@@ -61,7 +68,7 @@ impl TargetDriver {
                 Ok(()) => self.restore_answer(lane),
                 Err(failure) => {
                     let reason = failure.message.clone();
-                    // After the commit each container goes for itself.
+                    // After the commit there is no way but forward.
                     match self.committed_here() {
                         true => self.not_restored(lane, failure, None).await,
                         false => self.fail(failure).await,
@@ -88,6 +95,13 @@ impl TargetDriver {
     /// Writes down that a restore is about to begin: from here on CRIU may rebuild the processes, and this node may commit.
     async fn begin_restore(&mut self, lane: usize, create: Create) -> Result<(), Failure> {
         let failed = |what: &str, error| retryable(FailureReason::RestoreFailed, format!("{what}: {error}"));
+        if let Some(ran) = self.lanes.iter().find(|lane| lane.has_run_beside(&create.pod_uid)) {
+            let message = format!(
+                "the container {} has run in another pod, which is gone with what was in its volumes",
+                ran.container
+            );
+            return Err(permanent(FailureReason::StateLost, message));
+        }
         let token = new_token().map_err(|error| failed("make a token for the restore", error))?;
         // From here on until it has a daemon of its own, nobody may take the word of an earlier one's for its.
         Status::forget(&self.lane_directory(lane).join(WORK))
@@ -106,7 +120,7 @@ impl TargetDriver {
         // gives one `create` two minutes. But where CRIU was released, it may have left something in them.
         let lane = &mut self.lanes[lane];
         let same_pod = before.is_some_and(|before| before.pod_uid == restore.pod_uid);
-        if same_pod && !lane.local.released {
+        if same_pod && !lane.had_request {
             lane.placing.leave_container();
         } else {
             lane.placing.stop().await;
@@ -141,8 +155,10 @@ impl TargetDriver {
         came.unheard = false;
         came.local.waiting = true;
         came.local.released = stage != RelayStage::Requested;
+        came.had_request |= came.local.released;
         came.local.held = stage == RelayStage::Held;
-        if self.is_off() {
+        if self.is_off() || self.lanes[lane].refused {
+            self.lanes[lane].local.waiting &= !self.lanes[lane].refused;
             return self.tell_relay(lane, ToRelay::Abandon).await;
         }
         if self.local.failed && !self.committed_here() {
@@ -250,21 +266,30 @@ impl TargetDriver {
             ));
         }
         self.timings().stage_millis = millis(begun.elapsed());
-        // Where one can't be restored, none may before the commit.
+        // kubelet gives a `create` two minutes, and what is put in place may take longer.
+        self.take_what_came(migration).await;
+        let all_wait = self.pod().waiting;
+        // Where one can't be restored, none may as long as they go together.
         ready.sort_by_key(|(_, placed)| placed.is_ok());
         let all = ready.iter().all(|(_, placed)| placed.is_ok());
         for (lane, placed) in ready {
+            if self.lanes[lane].refused || !self.lanes[lane].local.waiting || (placed.is_ok() && !all_wait) {
+                // It, or another one without which it is not restored, is gone.
+                continue;
+            }
             self.lanes[lane].local.released = true;
             match placed {
                 Ok(_) if self.is_off() => self.tell_relay(lane, ToRelay::Abandon).await,
                 Ok(options) => match self.pass_release() {
                     Ok(()) => {
                         self.lanes[lane].released = Some(Instant::now());
+                        self.lanes[lane].had_request = true;
                         self.tell_relay(lane, ToRelay::Release { options }).await;
                     }
                     Err(failure) => self.fail(failure).await,
                 },
                 Err(failure) => {
+                    let failure = Failure { message: self.of_lane(lane, failure.message), ..failure };
                     self.tell_relay(lane, ToRelay::Abandon).await;
                     self.not_restored(lane, failure, Some(migration)).await;
                     self.lanes[lane].refused = true;

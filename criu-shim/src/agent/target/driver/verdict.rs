@@ -45,11 +45,15 @@ impl TargetDriver {
         }
     }
 
-    pub(super) async fn resume_decided(&mut self, attempt: u32) {
+    pub(super) async fn resume_decided(&mut self, migration: &Migration, attempt: u32) {
         match self.context.ownership(&self.key).right_to_run(attempt).await {
             Ok(Some(proof)) if proof.node() == self.context.settings.node_name => {
+                // The API server may have taken its time.
+                self.take_what_came(migration).await;
                 self.give_up_unserved().await;
-                self.resume(MayResume::Committed(proof)).await;
+                if self.pod().held {
+                    self.resume(MayResume::Committed(proof)).await;
+                }
             }
             // The watch is behind: it will show what became of it.
             Ok(_) => tokio::time::sleep(AGAIN).await,
@@ -84,6 +88,7 @@ impl TargetDriver {
                 self.tell_relay(lane, ToRelay::Resume).await;
                 // Told. What follows is the relay's `ended`, or its return in the stage it is in.
                 self.lanes[lane].local.held = false;
+                self.lanes[lane].told = true;
             }
         }
         // Who writes to the relays is next on this thread, before whatever else there is to say.
@@ -126,12 +131,8 @@ impl TargetDriver {
     /// A restore will not come about. Before the commit that ends the attempt; after it the state stays here, and kubelet's
     /// next `create` tries again.
     pub(super) async fn not_restored(&mut self, lane: usize, failure: Failure, migration: Option<&Migration>) {
-        let lane = &mut self.lanes[lane];
-        lane.restore_limits();
-        lane.in_place = false;
-        lane.local.waiting = false;
-        lane.local.released = false;
-        lane.local.held = false;
+        let together = self.go_together();
+        self.lanes[lane].takes_no_part();
         let status = migration.and_then(|migration| migration.status.as_ref());
         let verdict = status.map_or(Verdict::Open, |status| status.verdict_of(self.local.attempt));
         if verdict == Verdict::Committed || self.committed_here() {
@@ -142,8 +143,21 @@ impl TargetDriver {
             );
             self.report.failure = Some(failure);
             self.reporter.report(self.report.clone());
+            if together {
+                self.call_others_off(lane).await;
+            }
         } else if matches!(verdict, Verdict::Open | Verdict::Taken) {
             self.fail(failure).await;
+        }
+    }
+
+    /// None of the other containers is restored without this one: kubelet, which may be in the `create` of the last, makes all of them
+    /// anew. That they end is no news.
+    async fn call_others_off(&mut self, lane: usize) {
+        for other in (0..self.lanes.len()).filter(|other| *other != lane) {
+            self.lanes[other].takes_no_part();
+            self.lanes[other].refused = self.lanes[other].running;
+            self.tell_relay(other, ToRelay::Abandon).await;
         }
     }
 }
