@@ -3,7 +3,7 @@
 
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use serde_json::{Value, json};
 use std::fs::{Permissions, read_to_string, set_permissions, write};
@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What runc does in a restore: the relay speaks, holds the processes until it may let them go, and leaves the first one behind.
+/// What runc does in a restore: the relay speaks, holds the processes until it may let them go, and leaves the first one behind. It does
+/// not fetch that one's exit status, as dash would do of its own accord where it has ended by then.
 const RUNTIME: &str = r#"#!/bin/sh
 cd "$(dirname "$0")"
 echo "$*" >> calls
@@ -26,8 +27,12 @@ while [ "$1" != --pid-file ]; do shift; done
 test -e fail && exit 3
 kill -USR1 "$TIDEOVER_STAND_IN"
 until test -e go; do sleep 0.01; done
-sh ./container &
-printf %s $! > "$2"
+exec perl -e '
+    defined(my $first = fork) or die;
+    exec("sh", "./container") unless $first;
+    open(my $file, ">", $ARGV[0]) or die;
+    print $file $first;
+' "$2"
 "#;
 
 /// A node with a runtime, an agent and one container that is to be restored.
@@ -155,6 +160,15 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// How a child ends that is about to.
+#[track_caller]
+fn end_of(child: Pid) -> WaitStatus {
+    until("end", || match waitpid(child, Some(WaitPidFlag::WNOHANG)).expect("a child") {
+        WaitStatus::StillAlive => None,
+        ended => Some(ended),
+    })
+}
+
 fn exists(pid: Pid) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
@@ -171,7 +185,7 @@ fn create_returns_while_the_restore_waits_and_the_stand_in_ends_as_the_container
         assert!(node.shim(&["start", "c1"]).success());
         assert!(!node.calls().contains("start"), "there is nothing to start");
         node.let_go();
-        let ended = waitpid(stand_in, None).expect("its end");
+        let ended = end_of(stand_in);
         match expected {
             None => assert_eq!(ended, WaitStatus::Exited(stand_in, 7)),
             Some(signal) => assert_eq!(ended, WaitStatus::Signaled(stand_in, signal, false)),
@@ -193,7 +207,7 @@ fn an_agent_that_takes_the_images_away_before_runc_has_ended_ends_nobody() {
     assert_eq!(node.told(), 0);
     assert!(exists(container) && !node.calls().contains("delete"), "{}", node.calls());
     write(node.at("bin/end"), "").expect("the word");
-    assert_eq!(waitpid(stand_in, None).expect("its end"), WaitStatus::Exited(stand_in, 7));
+    assert_eq!(end_of(stand_in), WaitStatus::Exited(stand_in, 7));
 }
 
 #[test]
@@ -219,7 +233,7 @@ fn it_is_small_and_holds_nothing_of_the_container() {
     assert!(read(&format!("task/{stand_in}/children")).split_whitespace().any(|child| child == container.to_string()));
     // Whoever takes it for the container's first process means that one.
     kill(stand_in, Signal::SIGTERM).expect("a signal");
-    assert_eq!(waitpid(stand_in, None).expect("its end"), WaitStatus::Signaled(stand_in, Signal::SIGTERM, false));
+    assert_eq!(end_of(stand_in), WaitStatus::Signaled(stand_in, Signal::SIGTERM, false));
 }
 
 #[test]
@@ -238,7 +252,7 @@ fn a_container_that_is_stopped_before_its_processes_are_there_ends_by_its_stand_
     assert!(node.create().success());
     let stand_in = node.stand_in();
     assert!(node.shim(&["kill", "c1", "15"]).success());
-    assert_eq!(waitpid(stand_in, None).expect("its end"), WaitStatus::Exited(stand_in, 137));
+    assert_eq!(end_of(stand_in), WaitStatus::Exited(stand_in, 137));
     assert_eq!(node.told(), 137);
     assert!(!node.calls().contains("kill"), "the runtime knows no such container");
     assert!(node.calls().contains("delete --force c1") && node.mark().is_none());
@@ -251,11 +265,11 @@ fn a_container_whose_stand_in_was_killed_is_ended_when_it_is_deleted() {
     node.let_go();
     let (stand_in, container) = (node.stand_in(), node.container());
     kill(stand_in, Signal::SIGKILL).expect("a signal");
-    assert_eq!(waitpid(stand_in, None).expect("its end"), WaitStatus::Signaled(stand_in, Signal::SIGKILL, false));
+    assert_eq!(end_of(stand_in), WaitStatus::Signaled(stand_in, Signal::SIGKILL, false));
     assert!(exists(container), "nobody has ended it yet");
     assert!(node.shim(&["delete", "c1"]).success());
     assert!(node.calls().contains("delete --force c1"), "{}", node.calls());
     assert!(node.mark().is_none());
     write(node.at("bin/end"), "").expect("the word");
-    waitpid(container, None).expect("its end");
+    end_of(container);
 }
