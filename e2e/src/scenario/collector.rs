@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+
+use super::LIMIT;
+use super::wait::until;
 
 /// What the ticks of one program say so far.
 #[derive(Debug, Clone, Default)]
@@ -107,6 +110,18 @@ impl Collector {
     /// The account at this moment.
     pub fn account(&self) -> Account {
         self.account.lock().unwrap_or_else(PoisonError::into_inner).account.clone()
+    }
+
+    /// Waits for so many ticks more, all of them of the one program that was ever started, and none told twice.
+    ///
+    /// # Errors
+    /// Where they do not come in time, or are of another.
+    pub fn goes_on(&self, ticks: u64) -> Result<Account> {
+        let before = self.account().newest;
+        let account =
+            until("ticks", LIMIT, || Ok(Some(self.account()).filter(|account| account.newest > before + ticks)))?;
+        ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
+        Ok(account)
     }
 
     /// Times from one tick to the next, longer than two milliseconds, that arrived since this was called last; on the program's own

@@ -82,11 +82,7 @@ fn a_restore_whose_cause_is_mended_goes_on_with_the_state() -> Result<()> {
     let ended = migration::succeeded(&sandbox, "ticker", LIMIT)?;
     ensure!(condition(&ended, "RestoreFailing").as_deref() == Some("False"), "{}", ended["status"]["conditions"]);
     ensure!(sandbox.ready_pod("ticker")?.node == target, "the pod runs elsewhere");
-    let newest = collector.account().newest;
-    let account = until("the ticker to go on", LIMIT, || {
-        Ok(Some(collector.account()).filter(|account| account.newest > newest + 500))
-    })?;
-    ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
+    collector.goes_on(500)?;
     sandbox.passed()
 }
 

@@ -67,11 +67,7 @@ fn what_is_taken_goes_on_while_the_api_server_does_not_answer() -> Result<()> {
         };
         let ended = migration::ended(&sandbox, &pod.name, LIMIT)?;
         println!("the move {}: {}", ended["status"]["phase"], migration::message(&ended));
-        let seen = collector.account().newest;
-        let account = until("the ticker to go on", LIMIT, || {
-            Ok(Some(collector.account()).filter(|account| account.newest > seen + 500))
-        })?;
-        ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
+        collector.goes_on(500)?;
         if went_on {
             ensure!(ended["status"]["phase"] == "Succeeded", "{}", ended["status"]);
             return sandbox.passed();

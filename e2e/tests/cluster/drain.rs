@@ -133,11 +133,7 @@ fn memory_clock_files_and_output_go_on_after_the_move() -> Result<()> {
     ensure!(drained.code == Some(0), "kubectl drain ended with {:?}: {}", drained.code, drained.said);
 
     let after = sandbox.ready_pod("ticker")?;
-    let moved_at = collector.account().newest;
-    let account = until("two more seconds of ticks", LIMIT, || {
-        Ok(Some(collector.account()).filter(|account| account.newest > moved_at + 2_000))
-    })?;
-    ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
+    let account = collector.goes_on(2_000)?;
     ensure!(account.monotonic_back == 0, "CLOCK_MONOTONIC went back by {} ns", account.monotonic_back);
     let moved = migration::succeeded(&sandbox, &before.name, LIMIT)?;
     let source = &moved["status"]["source"];

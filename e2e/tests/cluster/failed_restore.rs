@@ -81,11 +81,7 @@ fn source_goes_on(
 fn goes_on(sandbox: &Sandbox, collector: &Collector, pod: &Pod) -> Result<()> {
     let after = sandbox.ready_pod("ticker")?;
     ensure!(after.uid == pod.uid && after.restarts == 0, "another pod, or a restart");
-    let newest = collector.account().newest;
-    let account = until("the ticker to go on", LIMIT, || {
-        Ok(Some(collector.account()).filter(|account| account.newest > newest + 500))
-    })?;
-    ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
+    collector.goes_on(500)?;
     until(
         "one pod to be left",
         LIMIT,

@@ -215,14 +215,7 @@ fn a_restore_that_fails_for_one_container_is_taken_back_for_all() -> Result<()> 
     let ticker = Ticker { mib: 24, collector: collector.address() };
     sandbox.apply(&manifests::with_store(&ticker.deployment("ticker")))?;
     let pod = sandbox.ready_pod("ticker")?;
-    let goes_on = || {
-        let before = collector.account().newest;
-        until_true("ticks", LIMIT, || Ok(collector.account().newest > before + 1_000))?;
-        let account = collector.account();
-        ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
-        Ok(())
-    };
-    goes_on()?;
+    collector.goes_on(1_000)?;
     let insides = settled(&pod)?;
     // redis is rebuilt, and the ticker's program is not there.
     let changed = Changed::new(cluster, &pod.node, PROGRAM_AWAY, PROGRAM_BACK)?;
@@ -237,7 +230,7 @@ fn a_restore_that_fails_for_one_container_is_taken_back_for_all() -> Result<()> 
     let after = sandbox.ready_pod("ticker")?;
     ensure!(after.uid == pod.uid && after.restarts == 0, "{pod:?}, then {after:?}");
     unchanged(&pod, &insides)?;
-    goes_on()?;
+    collector.goes_on(1_000)?;
     until_true("one pod to be left", LIMIT, || Ok(sandbox.pods("ticker")?.len() == 1))?;
     remains::are_gone(cluster, LIMIT)?;
     nobody_stands_in(cluster)?;
@@ -246,7 +239,7 @@ fn a_restore_that_fails_for_one_container_is_taken_back_for_all() -> Result<()> 
     migration::succeeded(&sandbox, &pod.name, LIMIT)?;
     let moved = sandbox.ready_pod("ticker")?;
     ensure!(moved.node != pod.node && moved.restarts == 0, "{pod:?}, then {moved:?}");
-    goes_on()?;
+    collector.goes_on(1_000)?;
     let pong = sandbox.run(&["exec", &moved.name, "-c", "store", "--", "redis-cli", "ping"])?;
     ensure!(pong.trim() == "PONG", "redis says {pong}");
     sandbox.passed()

@@ -3,7 +3,6 @@
 use anyhow::{Result, bail, ensure};
 use e2e::scenario::manifests::{self, Ticker};
 use e2e::scenario::moment::Moment;
-use e2e::scenario::wait::until_true;
 use e2e::scenario::watch::Watch;
 use e2e::scenario::{Cluster, Collector, LIMIT, Sandbox, migration, remains};
 
@@ -81,14 +80,7 @@ fn rehearsal_fails(name: &str, manifest: fn(Ticker) -> String) -> Result<()> {
     sandbox.apply(&manifests::policy("ticker", "ticker", "  migration: {maxAttempts: 1}\n"))?;
     sandbox.apply(&manifest(Ticker { mib: 24, collector: collector.address() }))?;
     let pod = sandbox.ready_pod("ticker")?;
-    let goes_on = || {
-        let before = collector.account().newest;
-        until_true("ticks", LIMIT, || Ok(collector.account().newest > before + 1_000))?;
-        let account = collector.account();
-        ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
-        Ok(())
-    };
-    goes_on()?;
+    collector.goes_on(1_000)?;
     let changed = Changed::new(cluster, &pod.node, PROGRAM_AWAY, PROGRAM_BACK)?;
     sandbox.create(&migration::manifest("move", &pod.name))?;
     let ended = migration::ended(&sandbox, &pod.name, LIMIT)?;
@@ -98,7 +90,7 @@ fn rehearsal_fails(name: &str, manifest: fn(Ticker) -> String) -> Result<()> {
     ensure!(message.contains("in the rehearsal, container ticker: "), "it is not named: {message}");
     let after = sandbox.ready_pod("ticker")?;
     ensure!(after.uid == pod.uid && after.restarts == 0, "{pod:?}, then {after:?}");
-    goes_on()?;
+    collector.goes_on(1_000)?;
     remains::are_gone(cluster, LIMIT)?;
     sandbox.passed()
 }
@@ -124,10 +116,7 @@ fn restore_fails(name: &str, manifest: fn(Ticker) -> String) -> Result<()> {
     ensure!(ask(&sandbox, &["ping"]).is_err(), "the other container runs without it");
     drop(changed);
     migration::succeeded(&sandbox, "ticker", LIMIT)?;
-    let newest = collector.account().newest;
-    until_true("ticks", LIMIT, || Ok(collector.account().newest > newest + 500))?;
-    let account = collector.account();
-    ensure!(account.starts.len() == 1 && account.repeated == 0, "{account:?}");
+    collector.goes_on(500)?;
     ensure!(sandbox.ready_pod("ticker")?.node == target, "the pod runs elsewhere");
     let word = ask(&sandbox, &["get", "word"])?;
     ensure!(word == "kept", "redis has forgotten what it was told: {word:?}");

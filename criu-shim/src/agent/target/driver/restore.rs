@@ -145,7 +145,8 @@ impl TargetDriver {
         line: mpsc::Sender<ToRelay>,
         criu: Option<i32>,
     ) {
-        let Some(lane) = self.lane_of_token(token) else {
+        // What was called off is waited for, no more.
+        let Some(lane) = self.lane_of_token(token).filter(|lane| !self.lanes[*lane].refused) else {
             line.send(ToRelay::Abandon).await.ok();
             return;
         };
@@ -157,8 +158,7 @@ impl TargetDriver {
         came.local.released = stage != RelayStage::Requested;
         came.had_request |= came.local.released;
         came.local.held = stage == RelayStage::Held;
-        if self.is_off() || self.lanes[lane].refused {
-            self.lanes[lane].local.waiting &= !self.lanes[lane].refused;
+        if self.is_off() {
             return self.tell_relay(lane, ToRelay::Abandon).await;
         }
         if self.local.failed && !self.committed_here() {
