@@ -5,6 +5,7 @@
 //! would cost more than what it could do meanwhile.
 
 mod error;
+mod ready;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::memory::{Arriving, Memory};
 use crate::agent::transfer::message::{FILES, FromSource, IMAGES, MAX_PARTS, MEMORY, Part, REHEARSAL, Small};
 use crate::agent::transfer::packed::Unpacking;
+use crate::agent::transfer::receive::ready::Ready;
 use crate::agent::transfer::stored;
 use crate::pages::store::NamedSums;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -66,6 +68,8 @@ pub struct Landing {
     unpacking: Unpacking,
     /// Who is told of the last round's archives of files as soon as they begin to land.
     follower: Option<mpsc::Sender<Growing>>,
+    /// What these archives land in.
+    ready: Ready,
 }
 
 impl Landing {
@@ -91,6 +95,7 @@ impl Landing {
             memory: Memory::default(),
             unpacking: Unpacking::default(),
             follower: None,
+            ready: Ready::new(directory.join(READY)),
         })
     }
 
@@ -194,8 +199,12 @@ impl Landing {
     fn add(&mut self, kind: RoundKind, round: &mut Manifest, part: Part, landed: Landed) -> Result<(), ReceiveError> {
         let counts = kind != RoundKind::Rehearsal || !is_of_cut(&part);
         let twice = counts && !self.manifest.add(part.clone(), landed.clone());
+        let bytes = landed.bytes;
         if !round.add(part.clone(), landed) || twice {
             return Err(ReceiveError::Twice(part));
+        }
+        if kind == RoundKind::Early && self.follower.is_some() {
+            self.ready.landed(&part, bytes, &mut self.share);
         }
         Ok(())
     }
@@ -302,9 +311,12 @@ impl Landing {
             (Part::Shared { inode, .. }, _) => Writing::Memory(self.memory.begin_shared(*inode, &memory)?),
             (_, Some((place, name))) => {
                 let path = directory.join(place).join(name);
-                let file = create(&path).map_err(|source| ReceiveError::Write { path: path.clone(), source })?;
+                let ready = (kind == RoundKind::Last).then(|| self.ready.take(part, &path)).flatten();
+                let is_long = ready.is_some();
+                let file = ready.map_or_else(|| create(&path), Ok);
+                let file = file.map_err(|source| ReceiveError::Write { path: path.clone(), source })?;
                 let grower = self.grows(kind, part, &path).await;
-                Writing::File { path, file, written: 0, grower }
+                Writing::File { path, file, is_long, written: 0, grower }
             }
             (_, None) => {
                 return Err(ReceiveError::Unexpected { got: part.to_string(), expected: "a part that is kept" });
@@ -328,7 +340,12 @@ impl Landing {
             }
         };
         let (written, found, grower) = match writing {
-            Writing::File { written, grower, .. } => (written, None, grower),
+            Writing::File { path, file, is_long, written, grower } => {
+                if is_long {
+                    file.set_len(written).map_err(|source| ReceiveError::Write { path, source })?;
+                }
+                (written, None, grower)
+            }
             Writing::Memory(arriving) => {
                 let (written, digest) = self.memory.end(arriving)?;
                 (written, Some(digest), None)
@@ -357,7 +374,7 @@ impl Landing {
     fn write(&mut self, writing: &mut Writing, chunk: &[u8]) -> Result<(), ReceiveError> {
         let covered = self.share.take(chunk.len() as u64)?;
         match writing {
-            Writing::File { path, file, written, grower } => {
+            Writing::File { path, file, written, grower, .. } => {
                 file.write_all(chunk).map_err(|source| ReceiveError::Write { path: path.clone(), source })?;
                 *written += chunk.len() as u64;
                 grower.iter().for_each(|grower| grower.has(*written));
@@ -403,6 +420,8 @@ enum Writing {
     File {
         path: PathBuf,
         file: File,
+        /// It may have more bytes than the part.
+        is_long: bool,
         /// Bytes.
         written: u64,
         /// Who reads it meanwhile hears of it by this.
@@ -426,6 +445,8 @@ fn make_directories(directory: &Path) -> Result<(), ReceiveError> {
     Ok(())
 }
 
+/// Subdirectory of an attempt in which the files are that the last round lands in.
+const READY: &str = "ready";
 /// Subdirectory of an attempt in which CRIU works.
 pub const WORK: &str = "work";
 

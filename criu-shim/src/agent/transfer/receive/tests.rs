@@ -88,6 +88,92 @@ async fn who_follows_hears_of_the_archives_of_the_last_round_before_it_has_lande
     assert!(followed.try_recv().is_err(), "there was one");
 }
 
+/// Sends rounds of one archive each, and takes them. Returns the attempt's directory.
+async fn rounds(wire: &mut Wire, archives: &[(Part, Vec<u8>)], last: bool) -> PathBuf {
+    for (part, content) in archives {
+        let sending = async {
+            let mut round = send::begin(&wire.source, 1, last).await.expect("begin");
+            round.part(part.clone(), Cursor::new(content.clone())).await.expect("part");
+            round.end().await.expect("end");
+        };
+        let ((), landed) = tokio::join!(sending, wire.landing.round(&mut wire.target));
+        landed.expect("landed");
+    }
+    wire.directory.path().join("1")
+}
+
+/// One whose last round is followed.
+fn followed() -> (Wire, mpsc::Receiver<Growing>) {
+    let (follower, followed) = mpsc::channel(8);
+    let wire = wire(u64::MAX);
+    (Wire { landing: wire.landing.followed_by(follower), ..wire }, followed)
+}
+
+fn layer(round: u32, bytes: usize) -> (Part, Vec<u8>) {
+    (Part::Layer { round }, vec![round as u8 + 1; bytes])
+}
+
+fn lengths(directory: &Path) -> Vec<(String, u64)> {
+    let entries = directory.read_dir().into_iter().flatten().map(|entry| entry.expect("entry"));
+    let length = |entry: std::fs::DirEntry| {
+        (entry.file_name().into_string().expect("a name"), entry.metadata().expect("metadata").len())
+    };
+    entries.map(length).collect()
+}
+
+#[tokio::test]
+async fn an_archive_of_the_last_round_lands_in_a_file_that_was_made_before_and_has_its_own_length() {
+    // What comes first is all of the tree, and says nothing of how much changes.
+    let before = [layer(0, 900_000), layer(1, 300_000), layer(2, 400_000), layer(3, 1)];
+    for bytes in [0, 5, 399_999, 400_000, 400_001, 3_000_000] {
+        let (mut wire, _followed) = followed();
+        let directory = rounds(&mut wire, &before, false).await;
+        assert_eq!(lengths(&directory.join("ready")), [("layer".to_owned(), 400_000)]);
+        let inode = |path| directory.join(path).metadata().map(|found| std::os::unix::fs::MetadataExt::ino(&found));
+        let made = inode("ready/layer").expect("made");
+        let (part, content) = layer(4, bytes);
+        rounds(&mut wire, &[(part, content.clone())], true).await;
+        assert_eq!(inode("files/0000000004-layer").expect("landed"), made);
+        assert_eq!(std::fs::read(directory.join("files/0000000004-layer")).expect("read"), content);
+        assert_eq!(lengths(&directory.join("ready")), []);
+        stored::verify(&directory).expect("all of it");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_made_for_one_tree_is_of_no_use_to_another() {
+    let volume = |name: &str, round| (Part::Volume { name: name.into(), round }, vec![7; 5000]);
+    let (mut wire, _followed) = followed();
+    rounds(&mut wire, &[volume("a", 0), volume("a", 1)], false).await;
+    let directory = rounds(&mut wire, &[volume("b", 2)], true).await;
+    assert_eq!(lengths(&directory.join("ready")), [("volume-a".to_owned(), 5000)]);
+    stored::verify(&directory).expect("all of it");
+}
+
+#[tokio::test]
+async fn nothing_is_made_before_where_nobody_waits_for_the_last_round() {
+    let mut wire = wire(u64::MAX);
+    let directory = rounds(&mut wire, &[layer(0, 9), layer(1, 9000), layer(2, 9000)], false).await;
+    assert!(!directory.join("ready").exists());
+}
+
+#[tokio::test]
+async fn what_is_made_before_has_a_bound_and_comes_out_of_the_same_room() {
+    let directory = tempfile::tempdir().expect("dir");
+    let mut share = Room::new(|| 20 << 20).promise(0).expect("room");
+    let mut ready = ready::Ready::new(directory.path().join("ready"));
+    let (part, _) = layer(0, 0);
+    (0..2).for_each(|_| ready.landed(&part, 1 << 40, &mut share));
+    assert_eq!(lengths(&directory.path().join("ready")), [("layer".to_owned(), 16 << 20)]);
+    let mut none = Room::new(|| 99).promise(0).expect("room");
+    let (volume, path) = (Part::SharedMemory { round: 1 }, directory.path().join("archive"));
+    (0..2).for_each(|_| ready.landed(&volume, 100, &mut none));
+    assert!(ready.take(&volume, &path).is_none() && !path.exists());
+    std::fs::write(&path, b"something").expect("write");
+    assert!(ready.take(&part, &path).is_none(), "it would be gone");
+    assert_eq!(std::fs::read(&path).expect("read"), b"something");
+}
+
 async fn say(wire: &Wire, message: FromSource) {
     wire.source.say(&message).await.expect("say");
 }
