@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -163,17 +163,21 @@ fn the_one(name: &str, is_it: impl Fn(i32) -> Result<bool>) -> Result<Victim> {
     the_only(name, |pid| Ok(name_of(pid) == comm && is_it(pid)?))
 }
 
-/// The one process that `is_it`, for people `what`. One that vanishes while it is looked at is not it.
+/// The one process that `is_it`, for people `what`. One that vanishes while it is looked at is not it, nor one that was it for the
+/// moment until it was another program.
 fn the_only(what: &str, is_it: impl Fn(i32) -> Result<bool>) -> Result<Victim> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("list processes")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|text| text.parse::<i32>().ok()) else { continue };
         if is_it(pid).unwrap_or(false) {
-            found.push(Victim::open(pid)?);
+            found.push(pid);
         }
     }
-    ensure!(found.len() == 1, "{} processes are the {what} to kill", found.len());
-    Ok(found.remove(0))
+    if found.len() > 1 {
+        found.retain(|pid| is_it(*pid).unwrap_or(false));
+    }
+    let [pid] = *found else { bail!("{} processes are the {what} to kill", found.len()) };
+    Victim::open(pid)
 }
 
 /// As the kernel knows it, or nothing where it is gone.
