@@ -267,10 +267,9 @@ impl BegunDump {
     pub fn go(self, objects: &[ObjectId]) -> Result<RunningDump, CriuError> {
         let Self { swrk, asked, .. } = self;
         swrk.withheld.set_objects(objects).map_err(CriuError::Withhold)?;
-        let begin = Instant::now();
         swrk.ask(&go_on())?;
         let log = asked.request.work_dir.join(LOG_FILE);
-        Ok(RunningDump { swrk, log, begin, notifications: Vec::new() })
+        Ok(RunningDump { swrk, log, complete: false })
     }
 }
 
@@ -290,84 +289,101 @@ fn refused(response: &Response, log: &Path) -> CriuError {
     CriuError::Dump { message, errno: response.cr_errno.unwrap_or(0), log }
 }
 
-/// A dump under way. Dropped, it makes CRIU fail and leave the tasks; better wait.
+/// A dump under way. Dropped, it makes CRIU fail and let go of the tasks; better wait.
 #[derive(Debug)]
 pub struct RunningDump {
     swrk: Swrk,
     log: PathBuf,
-    begin: Instant,
-    notifications: Vec<(String, f64)>,
+    /// CRIU waits to hear that it may let go.
+    complete: bool,
 }
 
-/// What [`RunningDump::wait`] saw.
-#[derive(Clone, Debug, PartialEq)]
+/// How waiting for CRIU ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
     /// CRIU is still at work. If that is because a task can't be seized, only a thaw lets it end.
     Overdue,
-    /// The images are complete, CRIU has let go of the tasks, and they are as frozen as before.
-    Done(DumpReport),
+    /// It is where it was waited for.
+    Done,
 }
 
-/// How a good dump went.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DumpReport {
-    /// From the word until CRIU's answer, milliseconds.
-    pub millis: f64,
-    /// CRIU's notifications, each with milliseconds since the word.
-    pub notifications: Vec<(String, f64)>,
-}
+/// CRIU's notification that all images are complete and closed, and that it holds the tasks still. Source: `ACT_POST_DUMP`,
+/// `cr_dump_finish` in `criu/cr-dump.c`. Only its log and its statistics are written after.
+const POST_DUMP: &str = "post-dump";
 
 impl RunningDump {
-    /// Waits for the end of the dump, no longer than `limit`.
+    /// Waits until the images are complete, no longer than `limit`. CRIU holds on to the tasks, which are as frozen as before, until
+    /// [`RunningDump::let_go`].
     ///
     /// # Errors
     /// [`CriuError::Dump`]: CRIU said no, has ended, and left the tasks as they were found: frozen. Every other error
     /// means that CRIU itself broke; it has ended or is about to.
     pub fn wait(&mut self, limit: Duration) -> Result<Waited, CriuError> {
         let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let response = match self.swrk.answer(left) {
-                Ok(Some(response)) => response,
-                Ok(None) => return Ok(Waited::Overdue),
-                Err(CriuError::Vanished { .. }) => {
-                    self.swrk.finish()?;
-                    return Err(CriuError::Vanished { log: self.explain() });
+        while !self.complete {
+            match self.hear(deadline)? {
+                None => return Ok(Waited::Overdue),
+                Some(Heard::Notified(script)) if script == POST_DUMP => self.complete = true,
+                Some(Heard::Notified(_)) => self.swrk.ask(&go_on())?,
+                Some(Heard::Success) => {
+                    let (asked, found) = (RequestType::Notify.into(), RequestType::Dump.into());
+                    return Err(CriuError::Unexpected { asked, found });
                 }
-                Err(error) => return Err(error),
-            };
-            if response.r#type == i32::from(RequestType::Notify) {
-                self.acknowledge(response)?;
-            } else {
-                return self.conclude(response).map(Waited::Done);
+            }
+        }
+        Ok(Waited::Done)
+    }
+
+    /// Has CRIU let go of the tasks and come to its end, wherever it is, and waits for that no longer than `limit`. The tasks are
+    /// frozen still.
+    ///
+    /// # Errors
+    /// As [`RunningDump::wait`]. Images that were complete are so whatever this says.
+    pub fn let_go(&mut self, limit: Duration) -> Result<Waited, CriuError> {
+        let deadline = Instant::now() + limit;
+        if std::mem::take(&mut self.complete) {
+            self.swrk.ask(&go_on())?;
+        }
+        loop {
+            match self.hear(deadline)? {
+                None => return Ok(Waited::Overdue),
+                Some(Heard::Notified(_)) => self.swrk.ask(&go_on())?,
+                Some(Heard::Success) => return self.swrk.finish().map(|()| Waited::Done),
             }
         }
     }
 
-    fn acknowledge(&mut self, notification: Response) -> Result<(), CriuError> {
-        let script = notification.notify.and_then(|notify| notify.script).unwrap_or_default();
-        self.notifications.push((script, millis(self.begin.elapsed())));
-        self.swrk.ask(&go_on())
-    }
-
-    fn conclude(&mut self, response: Response) -> Result<DumpReport, CriuError> {
-        let elapsed = millis(self.begin.elapsed());
-        if !response.success || response.r#type != i32::from(RequestType::Dump) {
-            self.swrk.finish()?;
-            return Err(refused(&response, &self.log));
+    /// What CRIU says next; none where it says nothing before `deadline`.
+    fn hear(&mut self, deadline: Instant) -> Result<Option<Heard>, CriuError> {
+        let response = match self.swrk.answer(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Some(response)) => response,
+            Ok(None) => return Ok(None),
+            Err(CriuError::Vanished { .. }) => {
+                self.swrk.finish()?;
+                return Err(CriuError::Vanished { log: last_errors(&self.log, LOG_LINES) });
+            }
+            Err(error) => return Err(error),
+        };
+        if response.r#type == i32::from(RequestType::Notify) {
+            return Ok(Some(Heard::Notified(response.notify.and_then(|notify| notify.script).unwrap_or_default())));
         }
-        Ok(DumpReport { millis: elapsed, notifications: std::mem::take(&mut self.notifications) })
+        if response.success && response.r#type == i32::from(RequestType::Dump) {
+            return Ok(Some(Heard::Success));
+        }
+        self.swrk.finish()?;
+        Err(refused(&response, &self.log))
     }
+}
 
-    fn explain(&self) -> Vec<String> {
-        last_errors(&self.log, LOG_LINES)
-    }
+/// What CRIU says in a dump.
+#[derive(Debug)]
+enum Heard {
+    /// It waits for the answer to this notification.
+    Notified(String),
+    /// It has made the dump, has let go of the tasks, and ends.
+    Success,
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, CriuError> {
     File::open(path).map(OwnedFd::from).map_err(|source| CriuError::Directory { path: path.to_owned(), source })
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

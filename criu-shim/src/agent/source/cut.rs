@@ -187,7 +187,7 @@ impl Cutting {
         let mut watching = Watching::within(&mut self.news, attempt, PAUSE_LIMIT).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let (freezer, trees, followed) = (&self.inspected.container.freezer, self.trees.clone(), &mut self.followed);
-        let going = Going { freezer, trees, number: self.number, last: false, followed, images: false };
+        let going = Going { freezer, trees, number: self.number, last: false, followed, stays_frozen: false };
         match line.dump(self.link.begin(self.number), begun, going).await {
             Ok(dumped) => self.dumped = Some(dumped),
             Err(Undumped { failure, hung }) => {

@@ -26,6 +26,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, SourceReport, SourceStep, SourceTimings};
+use tokio::task::JoinHandle;
+use tracing::warn;
 
 /// How long the target may take from "everything verified" to "held", and from there to the commit.
 const RESTORE_LIMIT: Duration = Duration::from_secs(90);
@@ -70,6 +72,9 @@ struct Leaving {
     receiver: LinkReceiver<FromTarget>,
     news: News,
     dumped: Option<Dumped>,
+    /// The CRIU that has made the dump, until it lets go of the processes.
+    held: Option<RunningDump>,
+    letting_go: Option<JoinHandle<Result<(), Undumped>>>,
     hung: Option<RunningDump>,
 }
 
@@ -97,9 +102,23 @@ pub async fn freeze(
         }
         let images = request.images_dir.clone();
         asking.push(round::begin(criu, request));
-        let (news, due, dumped, hung) = (news.clone(), None, None, None);
+        let (news, due, dumped, held, letting_go, hung) = (news.clone(), None, None, None, None, None);
         containers.push(FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits });
-        leaving.push(Leaving { inspected, images, round, due, trees, followed, sender, receiver, news, dumped, hung });
+        leaving.push(Leaving {
+            inspected,
+            images,
+            round,
+            due,
+            trees,
+            followed,
+            sender,
+            receiver,
+            news,
+            dumped,
+            held,
+            letting_go,
+            hung,
+        });
     }
     let mut watching = Watching::new(news, attempt);
     let deadline = watching.deadline();
@@ -126,6 +145,8 @@ pub async fn freeze(
         Err(failure) => Err(failure),
     };
     let (held, resumed) = (attempt_state.held, attempt_state.resumed);
+    // Those with which it did not come to the sending.
+    leaving.iter_mut().for_each(|one| begin_to_let_go(&mut one.held, &mut one.letting_go));
     let pod = if outcome.is_ok() { pod } else { round::give_processors_back(pod).await };
     // Whoever aborted it has said why; what that led to here is no news.
     let failure = outcome.err().filter(|_| !shows(news.borrow().as_deref(), attempt, Verdict::Aborted));
@@ -138,14 +159,16 @@ pub async fn freeze(
         let said = join_all(leaving.iter().map(|one| one.sender.say(&message)));
         tokio::time::timeout(Duration::from_millis(100), said).await.ok();
     }
+    // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
+    let decision = context.ownership(key).abort(attempt, &context.settings.node_name, word.unsaid()).await;
     let (mut spent, mut hung, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
-    for one in leaving {
+    for mut one in leaving {
+        // Nothing is done to a pod that a CRIU holds. As a rule it has let go long ago.
+        one.is_let_go().await;
         spent.push((one.followed, one.trees));
         hung.extend(one.hung);
         receivers.push(one.receiver);
     }
-    // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
-    let decision = context.ownership(key).abort(attempt, &context.settings.node_name, word.unsaid()).await;
     let receiver = receivers.into_iter().next();
     Frozen { pod, spent, hung, decision, failure, receiver, since, held, resumed }
 }
@@ -157,9 +180,12 @@ impl Leaving {
         let mut watching = Watching::until(&mut self.news, attempt, deadline).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let (freezer, trees, followed) = (&self.inspected.container.freezer, self.trees.clone(), &mut self.followed);
-        let going = Going { freezer, trees, number: self.round, last: true, followed, images: true };
+        let going = Going { freezer, trees, number: self.round, last: true, followed, stays_frozen: true };
         match line.dump(send::begin(&self.sender, self.round, true), criu, going).await {
-            Ok(dumped) => self.dumped = Some(dumped),
+            Ok(mut dumped) => {
+                self.held = dumped.held.take();
+                self.dumped = Some(dumped);
+            }
             Err(Undumped { failure, hung }) => {
                 self.hung = hung.map(|hung| *hung);
                 first.note(self.inspected.fails(failure));
@@ -173,8 +199,11 @@ impl Leaving {
         let mut watching = Watching::until(&mut self.news, attempt, deadline).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let images = vec![self.images.clone()];
+        let sent = line.images(dumped, images, || word.say()).await;
+        // While it is the target's turn.
+        begin_to_let_go(&mut self.held, &mut self.letting_go);
         let sent = async {
-            let manifest = line.images(dumped, images, || word.say()).await?;
+            let manifest = sent?;
             line.verified(self.round, &manifest.digest()).await?;
             Ok(manifest.bytes())
         };
@@ -182,6 +211,28 @@ impl Leaving {
             first.note(failure);
             0
         })
+    }
+}
+
+impl Leaving {
+    /// Waits until CRIU has let go of the processes.
+    async fn is_let_go(&mut self) {
+        let Some(letting_go) = self.letting_go.take() else { return };
+        match letting_go.await {
+            Ok(Ok(())) => {}
+            Ok(Err(Undumped { failure, hung })) => {
+                warn!(container = self.inspected.container.id, message = failure.message, "CRIU did not let go");
+                self.hung = hung.map(|hung| *hung);
+            }
+            Err(error) => warn!(%error, "waiting for CRIU to let go ended unexpectedly"),
+        }
+    }
+}
+
+/// Has the CRIU that is `held` let go of the processes, without waiting for that.
+fn begin_to_let_go(held: &mut Option<RunningDump>, letting_go: &mut Option<JoinHandle<Result<(), Undumped>>>) {
+    if let Some(held) = held.take() {
+        *letting_go = Some(tokio::task::spawn_blocking(move || round::let_go(held)));
     }
 }
 

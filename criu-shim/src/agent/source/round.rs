@@ -31,6 +31,9 @@ use tracing::warn;
 /// How long a dump may take before it counts as hung. A gigabyte takes a second or two.
 const DUMP_LIMIT: Duration = Duration::from_secs(90);
 
+/// How long CRIU may take to let go of the processes. It takes a fraction of a millisecond for each.
+const LET_GO_LIMIT: Duration = Duration::from_secs(10);
+
 /// Freezes on a thread that may block.
 pub(super) async fn freeze(containers: Vec<FrozenContainer>) -> (FrozenPod, Result<Duration, FreezerError>) {
     let spare: Vec<Freezer> = containers.iter().map(|container| container.freezer.clone()).collect();
@@ -116,6 +119,8 @@ pub(super) struct Dumped {
     pub(super) took: Duration,
     /// Shared memory that it left out, bytes.
     pub(super) shared: u64,
+    /// The CRIU that holds on to the processes, where they stay frozen.
+    pub(super) held: Option<RunningDump>,
 }
 
 /// What goes while CRIU works.
@@ -131,9 +136,10 @@ pub(super) struct Going<'a> {
     pub(super) last: bool,
     /// Processes of which pages may have been written since the last round.
     pub(super) followed: &'a mut Option<Followed>,
-    /// Whether images that are complete go too. Not where the processes run again as soon as CRIU has ended: they would stand
-    /// still until all of a file is sent.
-    pub(super) images: bool,
+    /// Whether the processes stay frozen until all is sent, as in a freeze for a move. Images go then as CRIU completes them, and it
+    /// keeps hold of the processes, because letting go is work in the way of the rest. Where they run again as soon as CRIU has ended,
+    /// they would stand still for that.
+    pub(super) stays_frozen: bool,
 }
 
 /// The way from a frozen pod to a target that has verified what was sent.
@@ -153,12 +159,12 @@ impl Line<'_> {
         criu: BegunDump,
         going: Going<'_>,
     ) -> Result<Dumped, Undumped> {
-        let Going { freezer, trees, number, last, followed, images: images_too } = going;
+        let Going { freezer, trees, number, last, followed, stays_frozen } = going;
         let (mappings, freezer) = (criu.mappings(), freezer.clone());
         let reading = tokio::task::spawn_blocking(move || read_mappings(&mappings, &freezer));
         let looking = trees.look(number, last);
         let images = criu.request().images_dir.clone();
-        let mut ahead = if images_too { Ahead::of(&images) } else { Ahead::default() };
+        let mut ahead = if stays_frozen { Ahead::of(&images) } else { Ahead::default() };
         let (begin, may_begin) = mpsc::channel::<Vec<ObjectId>>();
         let (tell_copied, copied) = mpsc::channel();
         let list = (criu.request().options.memory == Memory::ButWithheld).then(|| criu.withheld());
@@ -167,7 +173,7 @@ impl Line<'_> {
         let dumping = tokio::task::spawn_blocking(move || {
             let _ending = ending;
             // It ends at the latest with who was to say it: nothing is left out then.
-            dump(criu, || may_begin.recv().unwrap_or_default(), &copied)
+            dump(criu, || may_begin.recv().unwrap_or_default(), &copied, stays_frozen)
         });
         // A dump that has failed meanwhile waits for neither.
         let begin = move |withheld| _ = begin.send(withheld);
@@ -190,8 +196,8 @@ impl Line<'_> {
         };
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         reading.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        let (took, (round, ahead), ()) = (dumped?, early?, told?);
-        Ok(Dumped { took, round, ahead, shared: fill_in(shared, images).await? })
+        let ((took, held), (round, ahead), ()) = (dumped?, early?, told?);
+        Ok(Dumped { took, round, ahead, shared: fill_in(shared, images).await?, held })
     }
 
     /// Sends what is in `directories`, of which one has the images of the dump, and completes its round: `before` that, a word.
@@ -254,14 +260,16 @@ fn read_mappings(mappings: &Mappings, freezer: &Freezer) {
     }
 }
 
-/// Dumps, mends what CRIU writes wrongly, and accounts for the memory that it left out. Returns how long it took. Blocking.
+/// Dumps, mends what CRIU writes wrongly, and accounts for the memory that it left out. Returns how long it took, and the CRIU, where it
+/// keeps hold of the processes. Blocking.
 ///
 /// What was left out comes by `copied`, while CRIU works.
 fn dump(
     criu: BegunDump,
     objects: impl FnOnce() -> Vec<ObjectId>,
     copied: &mpsc::Receiver<Vec<Copied>>,
-) -> Result<Duration, Undumped> {
+    keeps_hold: bool,
+) -> Result<(Duration, Option<RunningDump>), Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let outside_ipc = criu.is_outside_ipc();
@@ -274,27 +282,47 @@ fn dump(
         let looking = scope.spawn(|| preflight::inspect_frozen(request.pid, outside_ipc));
         (running.wait(DUMP_LIMIT), looking.join())
     });
-    match waited.map_err(|error| failed(&error))? {
-        Waited::Done(_) => {}
-        Waited::Overdue => {
-            let message = format!("CRIU had not finished after {} s; a stopped process?", DUMP_LIMIT.as_secs());
-            return Err(Undumped {
-                failure: retryable(FailureReason::DumpFailed, message),
-                hung: Some(Box::new(running)),
-            });
-        }
+    if waited.map_err(|error| failed(&error))? == Waited::Overdue {
+        return Err(hangs(running, DUMP_LIMIT));
     }
-    let left_behind = left_behind.map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))?;
-    let left_behind = left_behind.map_err(|error| failed(&error))?;
-    if let Some(failure) = not_dumpable(&left_behind) {
-        return Err(failure.into());
+    let accounted = left_behind
+        .map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))
+        .and_then(|left_behind| left_behind.map_err(|error| failed(&error)))
+        .and_then(|left_behind| not_dumpable(&left_behind).map_or(Ok(()), Err))
+        .and_then(|()| account(&request, copied));
+    let held = if keeps_hold && accounted.is_ok() {
+        Some(running)
+    } else {
+        let_go(running)?;
+        None
+    };
+    accounted?;
+    Ok((begun.elapsed(), held))
+}
+
+fn hangs(running: RunningDump, limit: Duration) -> Undumped {
+    let message = format!("CRIU had not finished after {} s; a stopped process?", limit.as_secs());
+    Undumped { failure: retryable(FailureReason::DumpFailed, message), hung: Some(Box::new(running)) }
+}
+
+/// Has CRIU let go of the processes, which are frozen still, and end. Blocking.
+pub(super) fn let_go(mut running: RunningDump) -> Result<(), Undumped> {
+    match running.let_go(LET_GO_LIMIT) {
+        Ok(Waited::Done) => Ok(()),
+        Ok(Waited::Overdue) => Err(hangs(running, LET_GO_LIMIT)),
+        Err(error) => Err(retryable(FailureReason::DumpFailed, chain(&error)).into()),
     }
+}
+
+/// Mends the images that `request` led to, and says in them which memory comes after the restore. Blocking.
+fn account(request: &DumpRequest, copied: &mpsc::Receiver<Vec<Copied>>) -> Result<(), Failure> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     mend::timerfds(&request.images_dir).map_err(|error| failed(&error))?;
     if request.options.memory == Memory::ButWithheld {
         let copied = copied.recv().map_err(|error| failed(&error))?;
         leave_nothing_out(&request.images_dir, &copied).map_err(|error| failed(&error))?;
     }
-    Ok(begun.elapsed())
+    Ok(())
 }
 
 /// Says in the images what shared memory the dump left out, all of which has been sent by now. Returns how many bytes.

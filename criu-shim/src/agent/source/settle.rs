@@ -56,7 +56,7 @@ impl LiveCriu {
     fn ends_within(&mut self, limit: Duration) -> bool {
         match self {
             // A CRIU that has answered, or that can't be talked to any more, has ended or is about to.
-            Self::Hung(running) => !matches!(running.wait(limit), Ok(Waited::Overdue)),
+            Self::Hung(running) => !matches!(running.let_go(limit), Ok(Waited::Overdue)),
             Self::Left(process) => {
                 let begun = Instant::now();
                 while is_at_work(*process) {

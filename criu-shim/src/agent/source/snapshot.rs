@@ -173,7 +173,7 @@ async fn freeze<G: Send>(
     let dumped = match froze {
         Ok(_) => {
             let (freezer, trees, followed) = (&inspected.container.freezer, trees.clone(), &mut followed);
-            let going = Going { freezer, trees, number: round, last: true, followed, images: false };
+            let going = Going { freezer, trees, number: round, last: true, followed, stays_frozen: false };
             line.dump(send::begin(&sender, round, true), begun, going).await
         }
         Err(error) => {

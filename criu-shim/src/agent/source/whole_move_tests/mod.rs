@@ -137,12 +137,14 @@ async fn send_all(source: &Pod, freezer: &Freezer, followed: Followed) -> Moved 
     let (_migration, mut news) = watch::channel(None);
     let mut watching = Watching::within(&mut news, 1, LIMIT);
     let mut line = Line { receiver: &mut receiver, watching: &mut watching };
-    let going = Going { freezer, trees, number, last: true, followed: &mut followed, images: true };
+    let going = Going { freezer, trees, number, last: true, followed: &mut followed, stays_frozen: true };
     let log = local.join(WORK).join("dump.log");
     let dumped = line.dump(send::begin(&sender, number, true), criu, going).await;
-    let dumped = dumped.unwrap_or_else(|error| panic!("{error:?}; {}", said(&log)));
+    let mut dumped = dumped.unwrap_or_else(|error| panic!("{error:?}; {}", said(&log)));
+    let held = dumped.held.take().expect("CRIU keeps hold of it");
     let manifest = line.images(dumped, vec![local.join(IMAGES), local.join(EARLY)], || Ok(())).await.expect("images");
     line.verified(number, &manifest.digest()).await.expect("landed");
+    round::let_go(held).expect("CRIU ends");
     target.await.expect("the target");
     // Nothing but its guard knows that it is frozen; the test ends it.
     drop((pod, followed));
