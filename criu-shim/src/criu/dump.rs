@@ -1,6 +1,7 @@
 //! What is asked of CRIU in a dump.
 
-use super::bundle::Bundle;
+use super::CriuError;
+use super::bundle::{Bundle, Spec};
 use super::mounts::{self, Mount};
 use super::prepared::{self, Entry, Kind};
 use super::rpc::{CgroupMode, ExternalMount, NetworkLock, Options};
@@ -86,8 +87,7 @@ impl DumpRequest {
         resolve: impl Fn(&Path) -> Option<PathBuf>,
         look: impl Fn(&Path) -> Option<Vec<Entry>>,
     ) -> Options {
-        let mut ext_mnt = mounts::external(&self.bundle.spec, mounts, resolve);
-        ext_mnt.extend(prepared::external(&self.bundle.spec, mounts, look));
+        let mut ext_mnt = external(&self.bundle.spec, mounts, resolve, look);
         ext_mnt.extend(self.options.external_mounts.iter().map(|(mount_point, name)| ExternalMount {
             key: mount_point.to_string_lossy().into_owned(),
             val: name.clone(),
@@ -125,6 +125,34 @@ impl DumpRequest {
             irmap_scan_paths: self.options.inotify_paths.clone(),
         }
     }
+}
+
+/// The mounts that a dump leaves out.
+fn external(
+    spec: &Spec,
+    mounts: &[Mount],
+    resolve: impl Fn(&Path) -> Option<PathBuf>,
+    look: impl Fn(&Path) -> Option<Vec<Entry>>,
+) -> Vec<ExternalMount> {
+    let mut external = mounts::external(spec, mounts, resolve);
+    external.extend(prepared::external(spec, mounts, look));
+    external
+}
+
+/// Whether the mounts of process `pid`, of a container with this specification, have peers of which CRIU would have to make some
+/// ([`super::mount_image`]).
+///
+/// # Errors
+/// [`CriuError::Mounts`].
+pub fn have_peers(pid: i32, spec: &Spec) -> Result<bool, CriuError> {
+    let mounts = read_mounts(pid)?;
+    let resolve = |path: &Path| resolve_in_container(pid, path);
+    Ok(mounts::have_peers(&mounts, &external(spec, &mounts, resolve, |path| look_in_container(pid, path))))
+}
+
+pub(super) fn read_mounts(pid: i32) -> Result<Vec<Mount>, CriuError> {
+    let mountinfo = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"));
+    mountinfo.map(|text| mounts::parse(&text)).map_err(|source| CriuError::Mounts { pid, source })
 }
 
 /// Follows the symbolic links of `path` inside the root of process `pid`, without ever leaving it.

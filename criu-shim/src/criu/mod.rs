@@ -36,7 +36,7 @@ pub mod wire;
 mod withheld;
 
 pub use bundle::Bundle;
-pub use dump::{DumpOptions, DumpRequest, Memory};
+pub use dump::{DumpOptions, DumpRequest, Memory, have_peers};
 pub use error::{CriuError, PagemapError, SharedError, WithholdError};
 pub use log::{first_error, last_errors};
 pub use mappings::Mappings;

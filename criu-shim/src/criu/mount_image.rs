@@ -39,6 +39,22 @@ pub fn has_peers(images: &Path) -> Result<bool, ImagesError> {
     Ok(false)
 }
 
+/// File among the images by which a source says, before there are any, that [`has_peers`] will be true of them.
+const NOTE: &str = "mounts-have-peers";
+
+/// Notes in `images` that the mounts have peers.
+///
+/// # Errors
+/// As of writing a file.
+pub fn note_peers(images: &Path) -> std::io::Result<()> {
+    std::fs::write(images.join(NOTE), "yes\n")
+}
+
+/// Whether that is noted in `images`.
+pub fn are_peers_noted(images: &Path) -> bool {
+    images.join(NOTE).exists()
+}
+
 fn parse(image: &[u8]) -> Result<bool, ImageError> {
     let mut found = false;
     for (number, entry) in image::entries(image, MAGIC)?.into_iter().enumerate() {
@@ -72,6 +88,14 @@ mod tests {
         assert!(with(&[(0, 0, ""), (7, 0, "/data")]), "a volume that passes on what is mounted in it");
         assert!(with(&[(0, 7, "")]));
         assert!(!has_peers(tempfile::tempdir().unwrap().path()).unwrap(), "no namespace of its own");
+    }
+
+    #[test]
+    fn a_note_comes_before_the_image() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!are_peers_noted(directory.path()));
+        note_peers(directory.path()).unwrap();
+        assert!(are_peers_noted(directory.path()) && !has_peers(directory.path()).unwrap());
     }
 
     /// A mount of `/dev/null` over `/proc/keys`, as CRIU 4.2 has written it, with the group of its peers and the one above it.

@@ -16,6 +16,10 @@ pub struct Mount {
     pub mount_point: PathBuf,
     /// File system type.
     pub kind: String,
+    /// It has peers, which see what is mounted in it.
+    pub shared: bool,
+    /// It receives what is mounted in another.
+    pub receives: bool,
 }
 
 /// The lines of the text of a mountinfo file. Source: proc_pid_mountinfo(5).
@@ -25,10 +29,14 @@ pub fn parse(mountinfo: &str) -> Vec<Mount> {
         .filter_map(|line| {
             let (mount, filesystem) = line.split_once(" - ")?;
             let mut mount = mount.split(' ').skip(3);
+            let (root, mount_point) = (unescape(mount.next()?).into(), unescape(mount.next()?).into());
+            let propagation: Vec<&str> = mount.skip(1).collect();
             Some(Mount {
-                root: unescape(mount.next()?).into(),
-                mount_point: unescape(mount.next()?).into(),
+                root,
+                mount_point,
                 kind: filesystem.split(' ').next()?.to_owned(),
+                shared: propagation.iter().any(|field| field.starts_with("shared:")),
+                receives: propagation.iter().any(|field| field.starts_with("master:")),
             })
         })
         .collect()
@@ -91,6 +99,13 @@ pub fn external(spec: &Spec, mounts: &[Mount], resolve: impl Fn(&Path) -> Option
     external
 }
 
+/// Whether any of `mounts` has peers, or receives from others and is none of the `external` ones: what
+/// [`super::mount_image::has_peers`] says of the images of a dump that is made now.
+pub fn have_peers(mounts: &[Mount], external: &[ExternalMount]) -> bool {
+    let is_external = |mount: &Mount| external.iter().any(|known| Path::new(&known.key) == mount.mount_point);
+    mounts.iter().any(|mount| mount.shared || mount.receives && !is_external(mount))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +154,20 @@ mod tests {
         );
         with.linux = spec(r#"{"linux":{"namespaces":[{"type":"cgroup"}]}}"#).linux;
         check(&with, MOUNTINFO, &[]);
+    }
+
+    #[test]
+    fn peers_are_seen_before_there_is_an_image() {
+        let external = [ExternalMount { key: "/data".to_owned(), val: "/data".to_owned() }];
+        let have = |propagation: &str| {
+            let line = |at: &str| format!("603 600 8:1 / {at} rw,relatime{propagation} - ext4 /dev/sda rw\n");
+            [line("/data"), line("/other")].map(|text| have_peers(&parse(&text), &external))
+        };
+        assert_eq!(have(""), [false, false]);
+        assert_eq!(have(" shared:7"), [true, true]);
+        assert_eq!(have(" master:33"), [false, true]);
+        assert_eq!(have(" shared:7 master:33 propagate_from:2"), [true, true]);
+        assert_eq!(have(" unbindable"), [false, false]);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! `criu swrk`: one CRIU process that serves one client over a SOCK_SEQPACKET pair.
 
-use super::dump::{LOG_FILE, look_in_container, resolve_in_container};
+use super::dump::{LOG_FILE, look_in_container, read_mounts, resolve_in_container};
 use super::mappings::Mappings;
 use super::rpc::{Features, Options, Request, RequestType, Response};
 use super::withheld::{ObjectId, Withheld};
-use super::{CriuError, CriuProgram, DumpRequest, Place, ProcessId, first_error, last_errors, mounts, spawn};
+use super::{CriuError, CriuProgram, DumpRequest, Place, ProcessId, first_error, last_errors, spawn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
@@ -199,10 +199,9 @@ impl Asked {
 
 /// CRIU's options, as the container is now.
 fn options(request: &DumpRequest, images: &OwnedFd, work: &OwnedFd) -> Result<Options, CriuError> {
-    let mountinfo = std::fs::read_to_string(format!("/proc/{}/mountinfo", request.pid))
-        .map_err(|source| CriuError::Mounts { pid: request.pid, source })?;
+    let mounts = read_mounts(request.pid)?;
     let resolve = |path: &Path| resolve_in_container(request.pid, path);
-    Ok(request.options(images, work, &mounts::parse(&mountinfo), resolve, |path| look_in_container(request.pid, path)))
+    Ok(request.options(images, work, &mounts, resolve, |path| look_in_container(request.pid, path)))
 }
 
 /// A dump for which CRIU waits for the word, before it touches the tasks. Dropped, it makes CRIU end.

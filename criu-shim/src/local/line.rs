@@ -63,14 +63,20 @@ mod tests {
 
     #[test]
     fn messages_look_as_documented() {
-        reads_back(Hello::new(Role::Shim), r#"{"version":5,"role":"shim"}"#);
+        reads_back(Hello::new(Role::Shim), r#"{"version":6,"role":"shim"}"#);
         reads_back(
             FromShim::Restored { token: "t".into(), exit_code: 1 },
             r#"{"type":"restored","token":"t","exitCode":1}"#,
         );
         reads_back(ToShim::ColdStart, r#"{"type":"coldStart"}"#);
         reads_back(
-            ToShim::Restore { token: "t".into(), images_dir: "/i".into(), work_dir: "/w".into(), stand_in: true },
+            ToShim::Restore {
+                token: "t".into(),
+                images_dir: "/i".into(),
+                work_dir: "/w".into(),
+                stand_in: true,
+                ahead: None,
+            },
             r#"{"type":"restore","token":"t","imagesDir":"/i","workDir":"/w","standIn":true}"#,
         );
         reads_back(
@@ -107,10 +113,10 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let hello: Hello = decode(br#"{"version":6,"role":"relay"}"#).unwrap();
+        let hello: Hello = decode(br#"{"version":7,"role":"relay"}"#).unwrap();
         assert_eq!(
             hello.check().unwrap_err().to_string(),
-            "the client speaks version 6 of the local protocol, this agent version 5"
+            "the client speaks version 7 of the local protocol, this agent version 6"
         );
     }
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 /// Version of this protocol. Shim, relay and agent of one node are installed together; a shim that was started
 /// before an upgrade may still meet the agent that came with it. [`Hello`], [`FromRelay::Relay`] as a line of its own, and
 /// [`ToRelay::Abandon`] are the same in every version: they are how one that is too old is made to end.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The first line of every connection, from the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +122,10 @@ pub enum ToShim {
         /// Other containers of the pod are created only once this one's `create` and `start` have returned: a stand-in takes
         /// its place until its processes are there.
         stand_in: bool,
+        /// What CRIU is going to be asked for, where that is known and no image has come yet: it can have its request then, and wait
+        /// for the images itself. Where the release says anything else in the end, the restore fails.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ahead: Option<Box<ReleaseOptions>>,
     },
     /// Do not start the container at all.
     Refuse {
@@ -159,7 +163,7 @@ pub enum FromRelay {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RelayStage {
-    /// It has runc's request and has given it to nobody. Waits for [`ToRelay::Release`] or [`ToRelay::Abandon`].
+    /// It has runc's request, and CRIU has seen no image, whether it has the request or not. Waits for [`ToRelay::Release`] or [`ToRelay::Abandon`].
     Requested,
     /// CRIU is working. Waits for CRIU; [`FromRelay::Held`] or [`FromRelay::Ended`] follows.
     Restoring,
@@ -175,12 +179,7 @@ pub enum RelayStage {
 pub enum ToRelay {
     /// Still alive, nothing new.
     Wait,
-    /// Memory will come after the restore: start what brings it, while nobody waits.
-    Prepare {
-        /// Where it will be.
-        pages: PagesAt,
-    },
-    /// Every image is there and verified: give CRIU the request.
+    /// Every image is there and verified: let CRIU use them.
     Release {
         /// How to edit the request.
         options: ReleaseOptions,

@@ -30,6 +30,10 @@ pub const TOKEN_ENV: &str = "TIDEOVER_TOKEN";
 /// Environment variable by which the shim tells the relay which bundle is restored.
 pub const BUNDLE_ENV: &str = "TIDEOVER_BUNDLE";
 
+/// Environment variable by which the shim tells the relay what CRIU may be asked for before the images are there: [`ReleaseOptions`]
+/// in JSON.
+pub const AHEAD_ENV: &str = "TIDEOVER_AHEAD";
+
 /// Environment variable by which the shim tells the relay, through runc, which process stands in the container's place. The
 /// relay sends it SIGUSR1 once runc has done its part and the images are waited for.
 pub const STAND_IN_ENV: &str = "TIDEOVER_STAND_IN";

@@ -1,7 +1,7 @@
 //! Becoming CRIU: one process goes on as the real CRIU, another relays.
 
 use crate::criu::{CriuProgram, NO_BREAKPOINTS, leave_container};
-use crate::local::{BUNDLE_ENV, STAND_IN_ENV, TOKEN_ENV};
+use crate::local::{AHEAD_ENV, BUNDLE_ENV, STAND_IN_ENV, TOKEN_ENV};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
@@ -24,6 +24,7 @@ pub(super) fn become_criu(program: &CriuProgram, arguments: &[OsString]) -> Erro
         .envs([NO_BREAKPOINTS])
         .env_remove(TOKEN_ENV)
         .env_remove(BUNDLE_ENV)
+        .env_remove(AHEAD_ENV)
         .env_remove(STAND_IN_ENV)
         .exec()
 }

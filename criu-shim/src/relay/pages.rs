@@ -3,7 +3,7 @@
 //! It is the relay's child, so that it lives where the relay does: outside of the agent's container and of the one that
 //! is restored. It outlives the relay.
 
-use crate::local::{BUNDLE_ENV, INSTALL_ROOT, PagesAt, TOKEN_ENV};
+use crate::local::{AHEAD_ENV, BUNDLE_ENV, INSTALL_ROOT, PagesAt, TOKEN_ENV};
 use crate::pages::daemon::Status;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::fs::{File, OpenOptions};
@@ -64,7 +64,7 @@ impl PageDaemon {
         let mut command = Command::new(&program);
         command.arg("--store").arg(&at.store).arg("--work").arg(&at.work);
         // By these the agent knows what belongs to a restore that is under way.
-        command.env_remove(TOKEN_ENV).env_remove(BUNDLE_ENV);
+        command.env_remove(TOKEN_ENV).env_remove(BUNDLE_ENV).env_remove(AHEAD_ENV);
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| PagesError::Tie(errno.into()))?;
         command.stdin(reader).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().map_err(|source| PagesError::Start { program, source })?;

@@ -1,6 +1,7 @@
 //! The relay as a process: taking over from runc, and carrying out what [`super::state`] says.
 
 use super::agent::AgentLine;
+use super::ahead::{AheadError, Fifo, Gate};
 use super::handover::{self, Side};
 use super::mounts::{self, MountsError};
 use super::pages::{PageDaemon, PagesError};
@@ -13,7 +14,7 @@ use crate::causes::chain;
 use crate::criu::bundle::BundleError;
 use crate::criu::rpc::{Notify, Request, RequestType, Response};
 use crate::criu::{Bundle, CriuProgram, first_error, last_errors};
-use crate::local::{BUNDLE_ENV, FromRelay, PagesAt, SILENCE, SOCKET, TOKEN_ENV};
+use crate::local::{AHEAD_ENV, BUNDLE_ENV, FromRelay, PagesAt, ReleaseOptions, SILENCE, SOCKET, TOKEN_ENV};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use prost::Message;
@@ -43,6 +44,8 @@ enum RelayError {
     NoDirectory,
     #[error("take runc's directories")]
     Directories(#[source] std::io::Error),
+    #[error("read what CRIU may be asked for before the images are there")]
+    Ahead(#[source] serde_json::Error),
     #[error("make a socket pair for CRIU")]
     SocketPair(#[source] std::io::Error),
     #[error("split off the relay")]
@@ -69,6 +72,8 @@ enum ActError {
     Pages(#[from] PagesError),
     #[error(transparent)]
     SystemV(#[from] SystemVError),
+    #[error(transparent)]
+    Ahead(#[from] AheadError),
 }
 
 /// The program `criu`: relays a restore that has a token, and becomes the real CRIU for everything else.
@@ -110,6 +115,8 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
 
     // Before the split, so that the relay can tell the agent what went wrong.
     let place = prepare(&request, bundle);
+    let ahead =
+        std::env::var(AHEAD_ENV).ok().map(|text| serde_json::from_str(&text).map_err(RelayError::Ahead)).transpose();
 
     // The side that becomes CRIU is this process still.
     let pid = i32::try_from(std::process::id()).ok();
@@ -124,7 +131,10 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
         }
         Side::Relay => {
             let directories = Directories { images: images.as_raw_fd(), work: work.as_ref().map(AsRawFd::as_raw_fd) };
+            // Not inherited by what the relay starts.
+            let again = images.try_clone().map_err(RelayError::Directories)?;
             let relay = Relay {
+                images: take::high(again).map_err(RelayError::Directories)?,
                 runc,
                 criu: ours,
                 log: log_path(&request, work.as_ref()),
@@ -139,10 +149,11 @@ fn swrk(program: &CriuProgram, number: &str, token: String, bundle: Option<PathB
                 answer: None,
                 page_daemon: None,
                 system_v: None,
+                gate: None,
             };
             // CRIU's alone from here on; `detach` closes this process' copies.
             let _ = (images.into_raw_fd(), theirs.into_raw_fd());
-            relay.serve(place);
+            relay.serve(place, ahead);
             Ok(())
         }
     }
@@ -187,6 +198,7 @@ fn log_path(request: &RestoreRequest, work: Option<&OwnedFd>) -> Option<PathBuf>
 struct Relay {
     runc: OwnedFd,
     criu: OwnedFd,
+    images: OwnedFd,
     work: Option<OwnedFd>,
     log: Option<PathBuf>,
     line: AgentLine,
@@ -204,16 +216,29 @@ struct Relay {
     page_daemon: Option<PageDaemon>,
     /// Where CRIU makes any.
     system_v: Option<PodObjects>,
+    /// Where CRIU has its request and waits for the images, and the request.
+    gate: Option<(Gate, Vec<u8>)>,
 }
 
 impl Relay {
-    fn serve(mut self, place: Result<Place, RelayError>) {
-        let keep: Vec<&OwnedFd> = [&self.runc, &self.criu].into_iter().chain(self.work.as_ref()).collect();
+    fn serve(mut self, place: Result<Place, RelayError>, ahead: Result<Option<ReleaseOptions>, RelayError>) {
+        let keep: Vec<&OwnedFd> =
+            [&self.runc, &self.criu, &self.images].into_iter().chain(self.work.as_ref()).collect();
         if let Err(error) = handover::detach(&keep) {
             return self.end(false, &format!("the relay could not leave the container: {error}"));
         }
         match place {
             Ok(place) => self.place = place,
+            Err(error) => return self.end(false, &chain(&error)),
+        }
+        // Before the agent hears of this restore: an image that lands is not met by what CRIU waits at.
+        match ahead {
+            Ok(None) => {}
+            Ok(Some(options)) => {
+                if let Err(error) = self.ask_ahead(&options) {
+                    return self.end(false, &chain(&error));
+                }
+            }
             Err(error) => return self.end(false, &chain(&error)),
         }
         loop {
@@ -308,16 +333,16 @@ impl Relay {
                 if let Some(pages) = &options.pages {
                     self.page_daemon(&pages.at)?.serve(&pages.pids)?;
                 }
-                for (name, path) in std::mem::take(&mut self.place.mounts) {
-                    options.external_mounts.entry(name).or_insert(path);
-                }
                 if let Some(system_v) = options.system_v.take() {
                     self.system_v = Some(PodObjects::none_but(system_v, self.place.own_ipc)?);
                 }
-                let bytes = self.request.edit(self.directories, &options);
-                pass::send(self.criu.as_fd(), &Packet { bytes, descriptors: Vec::new() })
+                let bytes = self.request_for(&options);
+                match self.gate.take() {
+                    Some((gate, asked)) if asked == bytes => return Ok(gate.open(self.images.as_fd())?),
+                    Some(_) => return Err(AheadError::Changed.into()),
+                    None => pass::send(self.criu.as_fd(), &Packet { bytes, descriptors: Vec::new() }),
+                }
             }
-            Act::Prepare(at) => return Ok(self.page_daemon(&at).map(drop)?),
             Act::MarkRemoved => {
                 return self.system_v.as_ref().map_or(Ok(()), |objects| Ok(objects.mark_removed()?));
             }
@@ -341,6 +366,30 @@ impl Relay {
         Ok(())
     }
 
+    /// Gives CRIU its request before the images are there, and waits until it has come to them. Starts what brings memory after the
+    /// restore.
+    fn ask_ahead(&mut self, options: &ReleaseOptions) -> Result<(), ActError> {
+        if let Some(pages) = &options.pages {
+            self.page_daemon(&pages.at)?;
+        }
+        let Some(fifo) = Fifo::make(self.images.as_fd())? else { return Ok(()) };
+        let bytes = self.request_for(options);
+        // Where it fails, CRIU is gone, and the wait ends for that.
+        drop(pass::send(self.criu.as_fd(), &Packet { bytes: bytes.clone(), descriptors: Vec::new() }));
+        let gate = fifo.await_criu(self.images.as_fd(), self.criu.as_fd())?;
+        self.gate = Some((gate, bytes));
+        Ok(())
+    }
+
+    /// The request that CRIU gets, with the mounts that were made for it.
+    fn request_for(&self, options: &ReleaseOptions) -> Vec<u8> {
+        let mut options = options.clone();
+        for (name, path) in &self.place.mounts {
+            options.external_mounts.entry(name.clone()).or_insert_with(|| path.clone());
+        }
+        self.request.edit(self.directories, &options)
+    }
+
     /// Answers CRIU's notification.
     fn answer_criu(&self, success: bool) -> std::io::Result<()> {
         let answer =
@@ -358,6 +407,7 @@ impl Relay {
     }
 
     fn end(mut self, success: bool, reason: &str) {
+        drop(self.gate.take());
         // Untied, the page daemon fills in what nobody waits for: CRIU is out of its way.
         drop(self.page_daemon.take());
         let mut message = if success { String::new() } else { self.explain(reason) };

@@ -1,6 +1,6 @@
 //! What each event means to the relay: a pure state machine.
 
-use crate::local::{FromRelay, PagesAt, RelayStage, ReleaseOptions, ToRelay};
+use crate::local::{FromRelay, RelayStage, ReleaseOptions, ToRelay};
 
 /// What the relay knows of the restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +61,7 @@ pub enum Event {
 /// What to do about it, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Start the page daemon, if it does not run.
-    Prepare(PagesAt),
-    /// Edit runc's request and give it to CRIU.
+    /// Edit runc's request and give it to CRIU, or what it waits for where it has it already.
     Release(ReleaseOptions),
     /// Pass what CRIU just sent on to runc.
     ToRunc,
@@ -120,7 +118,6 @@ impl State {
         let to = |stage: RelayStage| Self { stage, ..self };
         let ended = |success: bool, reason: &'static str| vec![Act::End { success, reason }];
         match (self.stage, event) {
-            (Requested, Event::Agent(ToRelay::Prepare { pages })) => (self, vec![Act::Prepare(pages)]),
             (Requested, Event::Agent(ToRelay::Release { options })) => (to(Restoring), vec![Act::Release(options)]),
             (Requested, Event::Agent(ToRelay::Abandon)) => (self, ended(false, "abandoned before the restore")),
             (Requested, Event::Silence) => (self, ended(false, "the agent was silent for too long")),

@@ -1,6 +1,6 @@
 //! Asking the agent how a container shall start.
 
-use crate::local::{Client, ClientError, Create, FromShim, Role, SILENCE, ToShim};
+use crate::local::{Client, ClientError, Create, FromShim, ReleaseOptions, Role, SILENCE, ToShim};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,6 +38,8 @@ pub(super) struct Restore {
     pub work_dir: PathBuf,
     /// Whether it is done below a stand-in, which `create` does not outlast.
     pub stand_in: bool,
+    /// What CRIU may be asked for before the images are there.
+    pub ahead: Option<Box<ReleaseOptions>>,
     line: Option<Client>,
     socket: PathBuf,
 }
@@ -103,10 +105,10 @@ fn converse(socket: &Path, create: &Create, waiting: &mut Waiting) -> Result<Ans
             }
             ToShim::ColdStart => return Ok(Answer::Cold),
             ToShim::Refuse { reason } => return Ok(Answer::Refuse(reason)),
-            ToShim::Restore { token, images_dir, work_dir, stand_in } => {
+            ToShim::Restore { token, images_dir, work_dir, stand_in, ahead } => {
                 let socket = socket.to_owned();
                 let line = Some(line);
-                return Ok(Answer::Restore(Restore { token, images_dir, work_dir, stand_in, line, socket }));
+                return Ok(Answer::Restore(Restore { token, images_dir, work_dir, stand_in, ahead, line, socket }));
             }
         }
     }
@@ -121,6 +123,7 @@ impl Restore {
             images_dir: images_dir.into(),
             work_dir: work_dir.into(),
             stand_in: false,
+            ahead: None,
             line: None,
             socket: "/nowhere/agent.sock".into(),
         }
@@ -206,8 +209,13 @@ mod tests {
     fn a_replacement_asks_again_after_a_lost_connection() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
-        let restore =
-            ToShim::Restore { token: "t".into(), images_dir: "/i".into(), work_dir: "/w".into(), stand_in: false };
+        let restore = ToShim::Restore {
+            token: "t".into(),
+            images_dir: "/i".into(),
+            work_dir: "/w".into(),
+            stand_in: false,
+            ahead: None,
+        };
         let agent = agent(socket.clone(), vec![vec![ToShim::Wait], vec![ToShim::Wait, restore]]);
         let Answer::Restore(restore) = ask(&socket, NO_JOURNAL.as_ref(), &create(Some("mig"))) else {
             panic!("no restore")

@@ -8,7 +8,7 @@ use super::runtime::{Runtime, exit_code};
 use super::stand_in;
 use super::supervise::{self, SuperviseError};
 use crate::local::{
-    BUNDLE_ENV, ClientError, ContainerType, INSTALL_ROOT, JOURNAL, SILENCE, SOCKET, TOKEN_ENV, mark_ran,
+    AHEAD_ENV, BUNDLE_ENV, ClientError, ContainerType, INSTALL_ROOT, JOURNAL, SILENCE, SOCKET, TOKEN_ENV, mark_ran,
 };
 use crate::supervised::PLACES;
 use std::ffi::{OsStr, OsString};
@@ -121,6 +121,10 @@ pub(super) fn restore_command(
         .env("PATH", relay_first(std::env::var_os("PATH").as_deref()))
         .env(TOKEN_ENV, &restore.token)
         .env(BUNDLE_ENV, bundle);
+    // What can't be written as JSON is asked for when the images are there.
+    if let Some(ahead) = restore.ahead.as_ref().and_then(|ahead| serde_json::to_string(ahead).ok()) {
+        command.env(AHEAD_ENV, ahead);
+    }
     command
 }
 

@@ -107,7 +107,7 @@ impl Task {
             Event::Create { answer, .. } => {
                 let (token, directory) = (self.token.clone(), &self.begun.directory);
                 let (images_dir, work_dir) = (directory.join(IMAGES), directory.join(WORK));
-                let restore = ToShim::Restore { token, images_dir, work_dir, stand_in: false };
+                let restore = ToShim::Restore { token, images_dir, work_dir, stand_in: false, ahead: None };
                 // A shim that is gone asks again.
                 answer.send(restore).await.ok();
                 return;

@@ -14,7 +14,7 @@ use crate::agent::transfer::message::{FromSource, FromTarget, IMAGES, Part};
 use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::send;
 use crate::causes::chain;
-use crate::criu::{Bundle, Place, WarmCriu, descriptors, preflight};
+use crate::criu::{Bundle, Place, WarmCriu, descriptors, have_peers, mount_image, preflight};
 use crate::freezer::Freezer;
 use crate::supervised::program::{self, Program};
 use std::fs::{DirBuilder, File};
@@ -177,6 +177,9 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, pod_trees
     let bundle = Bundle::read(&container.bundle, context.node.root()).map_err(|error| failed(&error))?;
     if let Some(program) = Program::mounted(&bundle.spec.mounts) {
         program.write(&directory.join(EARLY)).map_err(|error| failed(&error))?;
+    }
+    if have_peers(container.pid, &bundle.spec).map_err(|error| failed(&error))? {
+        mount_image::note_peers(&directory.join(EARLY)).map_err(|error| failed(&error))?;
     }
     let trees = trees(context, inspected, pod_trees).map_err(|error| failed(&error))?;
     let outside_ipc = preflight::holds_system_v(container.pid).map_err(|error| failed(&error))?;

@@ -145,8 +145,7 @@ pub async fn freeze(
         Err(failure) => Err(failure),
     };
     let (held, resumed) = (attempt_state.held, attempt_state.resumed);
-    // Those with which it did not come to the sending.
-    leaving.iter_mut().for_each(|one| begin_to_let_go(&mut one.held, &mut one.letting_go));
+    leaving.iter_mut().for_each(Leaving::begin_to_let_go);
     let pod = if outcome.is_ok() { pod } else { round::give_processors_back(pod).await };
     // Whoever aborted it has said why; what that led to here is no news.
     let failure = outcome.err().filter(|_| !shows(news.borrow().as_deref(), attempt, Verdict::Aborted));
@@ -163,7 +162,7 @@ pub async fn freeze(
     let decision = context.ownership(key).abort(attempt, &context.settings.node_name, word.unsaid()).await;
     let (mut spent, mut hung, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
     for mut one in leaving {
-        // Nothing is done to a pod that a CRIU holds. As a rule it has let go long ago.
+        // Nothing is done to a pod that a CRIU holds.
         one.is_let_go().await;
         spent.push((one.followed, one.trees));
         hung.extend(one.hung);
@@ -199,11 +198,8 @@ impl Leaving {
         let mut watching = Watching::until(&mut self.news, attempt, deadline).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let images = vec![self.images.clone()];
-        let sent = line.images(dumped, images, || word.say()).await;
-        // While it is the target's turn.
-        begin_to_let_go(&mut self.held, &mut self.letting_go);
         let sent = async {
-            let manifest = sent?;
+            let manifest = line.images(dumped, images, || word.say()).await?;
             line.verified(self.round, &manifest.digest()).await?;
             Ok(manifest.bytes())
         };
@@ -215,6 +211,14 @@ impl Leaving {
 }
 
 impl Leaving {
+    /// Has the CRIU that holds the processes let go of them, without waiting for that. Before it is known what becomes of them that is
+    /// work in the way of the rest.
+    fn begin_to_let_go(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.letting_go = Some(tokio::task::spawn_blocking(move || round::let_go(held)));
+        }
+    }
+
     /// Waits until CRIU has let go of the processes.
     async fn is_let_go(&mut self) {
         let Some(letting_go) = self.letting_go.take() else { return };
@@ -226,13 +230,6 @@ impl Leaving {
             }
             Err(error) => warn!(%error, "waiting for CRIU to let go ended unexpectedly"),
         }
-    }
-}
-
-/// Has the CRIU that is `held` let go of the processes, without waiting for that.
-fn begin_to_let_go(held: &mut Option<RunningDump>, letting_go: &mut Option<JoinHandle<Result<(), Undumped>>>) {
-    if let Some(held) = held.take() {
-        *letting_go = Some(tokio::task::spawn_blocking(move || round::let_go(held)));
     }
 }
 

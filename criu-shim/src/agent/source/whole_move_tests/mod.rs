@@ -174,21 +174,25 @@ fn restore(name: &str, source: &Pod, moved: &Moved) {
     assert!(!pids.is_empty(), "its memory has crossed before the dump");
     let target = Pod::beside(source, name, "target");
     let listening = Relay::listen();
-    let restoring = target.restore(&images, &work);
-    let mut relay = Relay::accept(&listening, target.token());
-    relay.prepare(&at);
     let DumpOptions { ghost_limit, log_level, .. } = DumpOptions::default();
-    let (pages, external_mounts) = (Some(Pages { at, pids }), BTreeMap::new());
-    relay.release(ReleaseOptions {
+    let options = ReleaseOptions {
         log_level,
         ghost_limit,
         file_locks: true,
         link_remap: true,
-        pages,
-        external_mounts,
+        pages: Some(Pages { at: at.clone(), pids: Vec::new() }),
+        external_mounts: BTreeMap::new(),
         system_v: None,
         older_mounts: !mount_image::has_peers(&images).expect("an image of its mounts"),
-    });
+    };
+    // CRIU has its request before the first of its images is there.
+    let (inventory, aside) = (images.join("inventory.img"), work.join("inventory.img"));
+    std::fs::rename(&inventory, &aside).expect("aside");
+    let restoring = target.restore(&images, &work, &options);
+    let mut relay = Relay::accept(&listening, target.token());
+    assert!(!inventory.exists(), "the name is free");
+    std::fs::rename(&aside, &inventory).expect("the image");
+    relay.release(ReleaseOptions { pages: Some(Pages { at, pids }), ..options });
     let held = relay.is_held();
     assert!(held.is_ok(), "{held:?}; {}", said(&work.join("restore.log")));
 

@@ -2,7 +2,7 @@
 
 use super::LIMIT;
 use super::application::{CHECK, CHECKED, COUNT, SHARED, VARIABLE};
-use crate::local::{BUNDLE_ENV, INSTALL_ROOT, TOKEN_ENV};
+use crate::local::{AHEAD_ENV, BUNDLE_ENV, INSTALL_ROOT, ReleaseOptions, TOKEN_ENV};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -63,12 +63,13 @@ impl Pod {
     }
 
     /// As the shim does it. The result comes once the relay lets it.
-    pub(super) fn restore(&self, images: &Path, work: &Path) -> JoinHandle<ExitStatus> {
+    pub(super) fn restore(&self, images: &Path, work: &Path, ahead: &ReleaseOptions) -> JoinHandle<ExitStatus> {
         let mut runc = Command::new("runc");
         runc.args(["restore", "--detach", "--image-path"]).arg(images).arg("--work-path").arg(work);
         let path = std::env::var("PATH").expect("PATH");
         runc.env("PATH", format!("{INSTALL_ROOT}/relay:{path}"));
         runc.env(TOKEN_ENV, self.token()).env(BUNDLE_ENV, &self.bundle);
+        runc.env(AHEAD_ENV, serde_json::to_string(ahead).expect("JSON"));
         let mut runc = self.of_runc(runc);
         std::thread::spawn(move || runc.status().expect("runc"))
     }

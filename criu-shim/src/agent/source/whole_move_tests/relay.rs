@@ -1,6 +1,6 @@
 //! The agent's end of the line to the relay.
 
-use crate::local::{FromRelay, Hello, PagesAt, RelayStage, ReleaseOptions, SOCKET, ToRelay, decode, encode};
+use crate::local::{FromRelay, Hello, RelayStage, ReleaseOptions, SOCKET, ToRelay, decode, encode};
 use serde::de::DeserializeOwned;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -30,10 +30,6 @@ impl Relay {
                 other => panic!("{other:?}"),
             }
         }
-    }
-
-    pub(super) fn prepare(&mut self, at: &PagesAt) {
-        self.say(&ToRelay::Prepare { pages: at.clone() });
     }
 
     pub(super) fn release(&mut self, options: ReleaseOptions) {

@@ -8,7 +8,7 @@ use crate::agent::transfer::message::{IMAGES, MEMORY};
 use crate::agent::transfer::receive::WORK;
 use crate::causes::chain;
 use crate::criu::{pagemap, shared};
-use crate::local::{Pages, PagesAt, ToRelay};
+use crate::local::{Pages, PagesAt};
 use crate::pages::daemon::{Status, is_alive};
 use crate::pages::store;
 use std::path::Path;
@@ -32,7 +32,7 @@ pub(super) fn pages_at(directory: &Path) -> PagesAt {
 }
 
 /// Whether pages of processes have landed in a container's directory. Shared memory is CRIU's own business. Blocking.
-fn has_begun(directory: &Path) -> bool {
+pub(super) fn has_begun(directory: &Path) -> bool {
     let entries = directory.join(MEMORY).read_dir().into_iter().flatten().flatten();
     entries.into_iter().any(|entry| !store::is_shared_name(&entry.file_name()))
 }
@@ -64,14 +64,6 @@ fn state_lost(why: &str) -> Failure {
 }
 
 impl TargetDriver {
-    /// Has the page daemon started where it will be needed, so that the freeze does not wait for that.
-    pub(super) async fn prepare_pages(&self, lane: usize) {
-        let directory = self.lane_directory(lane);
-        if has_begun(&directory) {
-            self.tell_relay(lane, ToRelay::Prepare { pages: pages_at(&directory) }).await;
-        }
-    }
-
     /// Waits until the page daemon has brought everything into a container. Where it can't any more, the container is ended, and that
     /// is reported: kubelet starts it again, cold.
     pub(super) async fn filled(&mut self, lane: usize) {

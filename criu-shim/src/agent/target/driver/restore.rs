@@ -16,7 +16,7 @@ use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::stored::Pages;
 use crate::causes::chain;
 use crate::criu::{mount_image, system_v};
-use crate::local::{Create, RelayStage, ReleaseOptions, SystemV, ToRelay, ToShim, has_ran_mark};
+use crate::local::{Create, Pages as Memory, RelayStage, ReleaseOptions, SystemV, ToRelay, ToShim, has_ran_mark};
 use crate::pages::daemon::Status;
 use std::path::Path;
 use std::sync::PoisonError;
@@ -63,9 +63,9 @@ impl TargetDriver {
                     self.report.failure.as_ref().map_or("the attempt is over", |failure| failure.message.as_str());
                 ToShim::Refuse { reason: format!("the restore is off: {why}") }
             }
-            Reply::Again => self.restore_answer(lane),
+            Reply::Again => self.restore_answer(lane, migration),
             Reply::Begin => match self.begin_restore(lane, create).await {
-                Ok(()) => self.restore_answer(lane),
+                Ok(()) => self.restore_answer(lane, migration),
                 Err(failure) => {
                     let reason = failure.message.clone();
                     // After the commit there is no way but forward.
@@ -129,12 +129,25 @@ impl TargetDriver {
         Ok(())
     }
 
-    fn restore_answer(&self, lane: usize) -> ToShim {
+    fn restore_answer(&self, lane: usize, migration: Option<&Migration>) -> ToShim {
         let directory = self.lane_directory(lane);
         let token = self.lanes[lane].restore.as_ref().map(|restore| restore.token.clone()).unwrap_or_default();
         let (images_dir, work_dir) = (directory.join(IMAGES), directory.join(WORK));
         // kubelet creates no container before the one before it was started. The `create` of the last one has nobody behind it.
-        ToShim::Restore { token, images_dir, work_dir, stand_in: lane + 1 < self.lanes.len() }
+        let ahead = migration.and_then(|migration| self.ahead(lane, migration)).map(Box::new);
+        ToShim::Restore { token, images_dir, work_dir, stand_in: lane + 1 < self.lanes.len(), ahead }
+    }
+
+    /// What CRIU is going to be asked for, where it can be asked before the images are there: memory has crossed, so that CRIU is to take it
+    /// from the page daemon, and the go, which is what the last round waits for, waits for this answer.
+    fn ahead(&self, lane: usize, migration: &Migration) -> Option<ReleaseOptions> {
+        let directory = self.lane_directory(lane);
+        let comes_later = self.report.step < TargetStep::Waiting && !self.pod().staged && !self.committed_here();
+        (comes_later && memory::has_begun(&directory)).then(|| ReleaseOptions {
+            pages: Some(Memory { at: memory::pages_at(&directory), pids: Vec::new() }),
+            older_mounts: !mount_image::are_peers_noted(&directory.join(IMAGES)),
+            ..release_options(migration)
+        })
     }
 
     /// A relay speaks, whose CRIU is process `criu`.
@@ -168,7 +181,6 @@ impl TargetDriver {
         if stage == RelayStage::Requested {
             // Before the go where the pod is replaced first.
             self.lift_limits(lane, criu).await;
-            self.prepare_pages(lane).await;
             self.warm(lane);
             if !self.lanes[lane].local.staged {
                 // It waits once what has landed is in place. runc has made its mount points by now.

@@ -139,7 +139,13 @@ impl TargetDriver {
             (Answer::Restore, Some(token)) => {
                 let (token, directory) = (token.to_owned(), self.rehearsal_directory(at));
                 let (images_dir, work_dir) = (directory.join(IMAGES), directory.join(WORK));
-                ToShim::Restore { token, images_dir, work_dir, stand_in: at + 1 < self.rehearsal.parts.len() }
+                ToShim::Restore {
+                    token,
+                    images_dir,
+                    work_dir,
+                    stand_in: at + 1 < self.rehearsal.parts.len(),
+                    ahead: None,
+                }
             }
             _ => refusal(),
         };
