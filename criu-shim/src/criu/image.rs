@@ -15,6 +15,9 @@ pub const COMMON_MAGIC: u32 = 0x5456_4319;
 /// Magic of `files.img`.
 pub const FILES_MAGIC: u32 = 0x5630_3138;
 
+/// The image that CRIU opens first. Source: `check_img_inventory`, which `cr_restore_tasks` of its `criu/cr-restore.c` begins with.
+pub const INVENTORY: &str = "inventory.img";
+
 /// Longest image that is read whole, bytes. 1,000 open files take 60 KiB.
 pub const MAX_IMAGE: u64 = 256 << 20;
 

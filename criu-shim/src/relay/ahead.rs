@@ -6,6 +6,7 @@
 //! name is free for the image itself, and that is written into the FIFO when all images may be used. The relay has the one open
 //! end for writing: where it ends, CRIU finds an empty image, and fails.
 
+use crate::criu::image::INVENTORY;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, mknodat, openat, unlinkat};
@@ -15,9 +16,6 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use thiserror::Error;
-
-/// The image that CRIU opens first. Source: `check_img_inventory`, which `cr_restore_tasks` of its `criu/cr-restore.c` begins with.
-const INVENTORY: &str = "inventory.img";
 
 /// Longest image that is written at once, bytes: so much goes into a pipe whatever else there is. It has some hundred.
 /// Source: pipe(7), `PIPE_BUF`.

@@ -186,7 +186,10 @@ impl Disks {
             images: bytes(&self.source.join("images"), "img"),
             dumped: self.source.join("work/stats-dump").exists(),
             landed: bytes(&self.target.join("images"), "img"),
-            restoring: self.target.join("work/restore.log").exists(),
+            // CRIU may have begun its log, and wait for the images. Once it has them, this file is gone, where there was one.
+            restoring: self.target.join("work/restore.log").exists()
+                && self.target.join("images/inventory.img").is_file()
+                && !self.target.with_file_name(".unreleased").exists(),
             serving: fs::read_to_string(self.target.join("work/pages.status")).is_ok_and(|said| said == "serving\n"),
         }
     }

@@ -137,7 +137,10 @@ impl Cluster {
     /// When there is none, or more than one.
     pub fn criu(&self, node: &str) -> Result<Victim> {
         let machine = self.pid_namespace_of(node)?;
-        the_only("CRIU", |pid| Ok(is_criu(&arguments_of(pid)?) && pid_namespace(pid)? == machine))
+        // Its children have its arguments until they are something else.
+        let is_forked = |pid| Ok::<_, anyhow::Error>(is_criu(&arguments_of(parent_of(pid)?)?));
+        let is_it = |pid| Ok(is_criu(&arguments_of(pid)?) && pid_namespace(pid)? == machine && !is_forked(pid)?);
+        the_only("CRIU", is_it)
     }
 
     fn pid_namespace_of(&self, node: &str) -> Result<String> {

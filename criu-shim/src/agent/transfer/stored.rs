@@ -12,13 +12,14 @@ use crate::agent::transfer::digest::{Whole, digests};
 use crate::agent::transfer::hashing::Digest;
 use crate::agent::transfer::manifest::{Landed, Manifest};
 use crate::agent::transfer::message::{FILES, IMAGES, MAX_PARTS, MEMORY, NameError, Part};
+use crate::criu::image::INVENTORY;
 use crate::pages::store::{NamedSums, StoreError, is_shared, is_shared_name};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -264,7 +265,9 @@ fn expected_in(directory: &Path, places: &[&str]) -> Result<BTreeMap<String, Lan
         for entry in path.read_dir().map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let file = format!("{place}/{}", entry.file_name().to_string_lossy());
-            if !expected.contains_key(&file) && !is_shared(&memory, &entry.path()).map_err(failed)? {
+            // What a CRIU is about to wait at, until the image itself comes (`relay/ahead.rs`).
+            let waits = entry.file_name() == INVENTORY && entry.file_type().is_ok_and(|kind| kind.is_fifo());
+            if !waits && !expected.contains_key(&file) && !is_shared(&memory, &entry.path()).map_err(failed)? {
                 return Err(StoredError::Extra { file });
             }
         }

@@ -1,6 +1,7 @@
 //! Whatever is changed on the disk is noticed, and named.
 
 use super::*;
+use rustix::fs::{FileType, Mode, mknodat};
 
 struct Attempt(tempfile::TempDir);
 
@@ -112,6 +113,20 @@ fn what_was_never_sent_is_noticed() {
     std::fs::rename(&image, &aside).expect("rename");
     std::os::unix::fs::symlink(&aside, &image).expect("link");
     assert!(matches!(attempt.refusal(), StoredError::Extra { .. }), "a link to the same bytes");
+}
+
+#[test]
+fn what_a_criu_waits_at_is_no_image() {
+    let (attempt, mode) = (Attempt::landed(), Mode::RUSR | Mode::WUSR);
+    mknodat(CWD, attempt.path("images/inventory.img"), FileType::Fifo, mode, 0).expect("FIFO");
+    verify(attempt.0.path()).expect("it has landed");
+    std::fs::remove_file(attempt.path("images/inventory.img")).expect("remove");
+    std::fs::write(attempt.path("images/inventory.img"), b"x").expect("write");
+    assert!(matches!(attempt.refusal(), StoredError::Extra { .. }), "an image that was not sent");
+
+    let attempt = Attempt::landed();
+    mknodat(CWD, attempt.path("images/other.img"), FileType::Fifo, mode, 0).expect("FIFO");
+    assert!(matches!(attempt.refusal(), StoredError::Extra { .. }), "nobody waits at that");
 }
 
 #[test]
