@@ -199,10 +199,12 @@ fn arguments_of(pid: i32) -> Result<Vec<String>> {
     Ok(String::from_utf8_lossy(&line).split_terminator('\0').map(str::to_owned).collect())
 }
 
-/// The real CRIU as a server on a socket, whatever starts it: the relay has other arguments.
+/// The real CRIU as a server on a socket, whatever starts it, which says instead what it is asked for once it knows: `setproctitle` in
+/// its `criu/cr-service.c`. The relay has other arguments.
 fn is_criu(arguments: &[String]) -> bool {
-    arguments.iter().any(|argument| argument == "/opt/tideover/criu/criu")
-        && arguments.iter().any(|argument| argument == "swrk")
+    let is_one_of = |name: &str| arguments.iter().any(|argument| argument == name);
+    let restores = arguments.iter().any(|argument| argument.ends_with("restore --rpc"));
+    restores || is_one_of("/opt/tideover/criu/criu") && is_one_of("swrk")
 }
 
 fn pid_namespace(pid: i32) -> Result<String> {
@@ -229,6 +231,8 @@ mod tests {
         let loader = "/opt/tideover/criu/lib/ld-linux-x86-64.so.2 --library-path /opt/tideover/criu/lib";
         assert!(is_criu(&format!("{loader} /opt/tideover/criu/criu --no-default-config swrk 9")));
         assert!(!is_criu(&format!("{loader} /opt/tideover/criu/criu check")));
+        let asked = [loader, "criu: restore --rpc", "", "."].map(str::to_owned);
+        assert!(super::is_criu(&asked), "it has its request");
         assert!(!is_criu("criu swrk 9") && !is_criu("/opt/tideover/relay/criu swrk 9"));
     }
 }
