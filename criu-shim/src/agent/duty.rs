@@ -235,7 +235,7 @@ pub enum TargetDuty {
     Listen(u32),
     /// Take the attempt, so that the agents of the two nodes alone decide it. For an agent that comes after the one that has: to give it back.
     Take(u32),
-    /// Put files in place and let CRIU have its request. Before the commit: and take the attempt meanwhile, if it is not taken.
+    /// Put files in place and let CRIU use the images. Before the commit: and take the attempt meanwhile, if it is not taken.
     Release(u32),
     /// Everything is rebuilt, and the attempt is this agent's: let the processes run, and commit.
     Run(u32),

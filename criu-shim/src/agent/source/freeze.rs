@@ -208,14 +208,12 @@ impl Leaving {
             0
         })
     }
-}
 
-impl Leaving {
     /// Has the CRIU that holds the processes let go of them, without waiting for that. Before it is known what becomes of them that is
     /// work in the way of the rest.
     fn begin_to_let_go(&mut self) {
         if let Some(held) = self.held.take() {
-            self.letting_go = Some(tokio::task::spawn_blocking(move || round::let_go(held)));
+            self.letting_go = Some(tokio::spawn(round::let_go_of(held)));
         }
     }
 

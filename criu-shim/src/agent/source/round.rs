@@ -196,8 +196,19 @@ impl Line<'_> {
         };
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         reading.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        let ((took, held), (round, ahead), ()) = (dumped?, early?, told?);
-        Ok(Dumped { took, round, ahead, shared: fill_in(shared, images).await?, held })
+        let (took, held) = dumped?;
+        let rest = async {
+            let ((round, ahead), ()) = (early?, told?);
+            Ok::<_, Failure>((round, ahead, fill_in(shared, images).await?))
+        };
+        match (rest.await, held) {
+            (Ok((round, ahead, shared)), held) => Ok(Dumped { round, ahead, took, shared, held }),
+            (Err(failure), Some(held)) => {
+                let hung = let_go_of(held).await.err().and_then(|undumped| undumped.hung);
+                Err(Undumped { failure, hung })
+            }
+            (Err(failure), None) => Err(failure.into()),
+        }
     }
 
     /// Sends what is in `directories`, of which one has the images of the dump, and completes its round: `before` that, a word.
@@ -306,12 +317,20 @@ fn hangs(running: RunningDump, limit: Duration) -> Undumped {
 }
 
 /// Has CRIU let go of the processes, which are frozen still, and end. Blocking.
-pub(super) fn let_go(mut running: RunningDump) -> Result<(), Undumped> {
+fn let_go(mut running: RunningDump) -> Result<(), Undumped> {
     match running.let_go(LET_GO_LIMIT) {
         Ok(Waited::Done) => Ok(()),
         Ok(Waited::Overdue) => Err(hangs(running, LET_GO_LIMIT)),
         Err(error) => Err(retryable(FailureReason::DumpFailed, chain(&error)).into()),
     }
+}
+
+/// The same on a thread that may block.
+pub(super) async fn let_go_of(running: RunningDump) -> Result<(), Undumped> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    // Where the thread panicked, what it had is dropped, and CRIU lets go.
+    let letting_go = tokio::task::spawn_blocking(move || let_go(running)).await;
+    letting_go.unwrap_or_else(|error| Err(failed(&error).into()))
 }
 
 /// Mends the images that `request` led to, and says in them which memory comes after the restore. Blocking.

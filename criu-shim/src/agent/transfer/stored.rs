@@ -1,7 +1,7 @@
 //! What has landed, as it lies on the disk: the manifest beside the files, and whether they still are what it says.
 //!
 //! A digest that was right when the bytes came in says nothing about what CRIU will read. So what is about to be relied on is
-//! read back and compared, every time: before a commit that is made on it alone, and before CRIU gets its request. It is
+//! read back and compared, every time: before a commit that is made on it alone, and before CRIU sees them. It is
 //! the one place where the target computes digests of files that were sent, because a second time would lengthen the freeze.
 //!
 //! Memory that goes into a page store has no entry, nor has the pages file of shared memory, which is one too: reading a gigabyte back

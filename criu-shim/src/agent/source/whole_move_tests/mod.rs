@@ -144,7 +144,7 @@ async fn send_all(source: &Pod, freezer: &Freezer, followed: Followed) -> Moved 
     let held = dumped.held.take().expect("CRIU keeps hold of it");
     let manifest = line.images(dumped, vec![local.join(IMAGES), local.join(EARLY)], || Ok(())).await.expect("images");
     line.verified(number, &manifest.digest()).await.expect("landed");
-    round::let_go(held).expect("CRIU ends");
+    round::let_go_of(held).await.expect("CRIU ends");
     target.await.expect("the target");
     // Nothing but its guard knows that it is frozen; the test ends it.
     drop((pod, followed));

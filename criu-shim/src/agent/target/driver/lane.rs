@@ -109,7 +109,7 @@ impl Lane {
         (self.local.waiting, self.local.released, self.local.held) = (false, false, false);
     }
 
-    /// Whether its processes may have files of the pod's volumes open, or be about to open them: they run, or CRIU has its request.
+    /// Whether its processes may have files of the pod's volumes open, or be about to open them: they run, or CRIU uses the images.
     /// `unreleased`: it is certain that CRIU has had none for any container of the pod.
     pub(super) fn may_use_volumes(&self, unreleased: bool) -> bool {
         let LaneLocal { released, resumed, .. } = self.local;

@@ -239,7 +239,7 @@ impl TargetDriver {
         }
     }
 
-    /// Lets CRIU have its request for every container that waits, once the files of all of them are in place. Before the commit
+    /// Lets CRIU use the images of every container that waits, once the files of all of them are in place. Before the commit
     /// the attempt is taken meanwhile, where it is not taken yet.
     pub(super) async fn release(&mut self, migration: &Migration) {
         let begun = Instant::now();

@@ -92,7 +92,7 @@ impl TargetDriver {
         (0..self.lanes.len()).for_each(|lane| self.warm(lane));
     }
 
-    /// CRIU is about to have its request.
+    /// CRIU is about to see the images.
     pub(super) fn pass_release(&mut self) -> Result<(), Failure> {
         let Some(Err((unreleased, error))) = self.unreleased.take().map(Unpassed::pass) else { return Ok(()) };
         if self.committed_here() {

@@ -31,7 +31,7 @@ pub(super) enum Happening {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Consequence {
     Nothing,
-    /// Let CRIU have its request, once those of all containers wait and their files are in place.
+    /// Let CRIU use the images, once those of all containers wait and their files are in place.
     Release,
     /// Tell the relay to make CRIU destroy what it has.
     Abandon,

@@ -66,7 +66,7 @@ impl Part {
         }
     }
 
-    /// Lets CRIU have its request.
+    /// Lets CRIU use the images.
     pub(super) async fn release(&mut self, options: ReleaseOptions) {
         (self.requests, self.released) = (false, true);
         if let Some(relay) = &self.relay {
