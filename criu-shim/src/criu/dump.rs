@@ -139,12 +139,18 @@ fn external(
     external
 }
 
-/// Whether the mounts of process `pid`, of a container with this specification, have peers of which CRIU would have to make some
-/// ([`super::mount_image`]).
+/// Whether the mounts of process `pid`, the first of `all` of a container with this specification, have peers of which CRIU would have to
+/// make some ([`super::mount_image`]). Those of a process in a mount namespace of its own are not looked at: they may.
 ///
 /// # Errors
 /// [`CriuError::Mounts`].
-pub fn have_peers(pid: i32, spec: &Spec) -> Result<bool, CriuError> {
+pub fn have_peers(pid: i32, all: &[i32], spec: &Spec) -> Result<bool, CriuError> {
+    // Of one that has ended there is none.
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = namespace(pid);
+    if all.iter().filter_map(|other| namespace(*other)).any(|other| own.as_ref() != Some(&other)) {
+        return Ok(true);
+    }
     let mounts = read_mounts(pid)?;
     let resolve = |path: &Path| resolve_in_container(pid, path);
     Ok(mounts::have_peers(&mounts, &external(spec, &mounts, resolve, |path| look_in_container(pid, path))))

@@ -39,19 +39,19 @@ pub fn has_peers(images: &Path) -> Result<bool, ImagesError> {
     Ok(false)
 }
 
-/// File among the images by which a source says, before there are any, that [`has_peers`] will be true of them.
-const NOTE: &str = "mounts-have-peers";
+/// File among the images by which a source says, before there are any, that [`has_peers`] will be false of them.
+const NOTE: &str = "mounts-without-peers";
 
-/// Notes in `images` that the mounts have peers.
+/// Notes in `images` that no mount has peers.
 ///
 /// # Errors
 /// As of writing a file.
-pub fn note_peers(images: &Path) -> std::io::Result<()> {
-    std::fs::write(images.join(NOTE), "yes\n")
+pub fn note_no_peers(images: &Path) -> std::io::Result<()> {
+    std::fs::write(images.join(NOTE), "none\n")
 }
 
 /// Whether that is noted in `images`.
-pub fn are_peers_noted(images: &Path) -> bool {
+pub fn are_none_noted(images: &Path) -> bool {
     images.join(NOTE).exists()
 }
 
@@ -93,9 +93,9 @@ mod tests {
     #[test]
     fn a_note_comes_before_the_image() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(!are_peers_noted(directory.path()));
-        note_peers(directory.path()).unwrap();
-        assert!(are_peers_noted(directory.path()) && !has_peers(directory.path()).unwrap());
+        assert!(!are_none_noted(directory.path()));
+        note_no_peers(directory.path()).unwrap();
+        assert!(are_none_noted(directory.path()) && !has_peers(directory.path()).unwrap());
     }
 
     /// A mount of `/dev/null` over `/proc/keys`, as CRIU 4.2 has written it, with the group of its peers and the one above it.

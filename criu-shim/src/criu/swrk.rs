@@ -311,8 +311,8 @@ pub enum Waited {
 const POST_DUMP: &str = "post-dump";
 
 impl RunningDump {
-    /// Waits until the images are complete, no longer than `limit`. CRIU holds on to the tasks, which are as frozen as before, until
-    /// [`RunningDump::let_go`].
+    /// Waits until the images are complete, no longer than `limit`. CRIU holds on to the tasks until [`RunningDump::let_go`]; by
+    /// ptrace alone: it has thawed the cgroup to seize them (`freeze_processes` in `criu/seize.c`).
     ///
     /// # Errors
     /// [`CriuError::Dump`]: CRIU said no, has ended, and left the tasks as they were found: frozen. Every other error
@@ -333,8 +333,8 @@ impl RunningDump {
         Ok(Waited::Done)
     }
 
-    /// Has CRIU let go of the tasks and come to its end, wherever it is, and waits for that no longer than `limit`. The tasks are
-    /// frozen still.
+    /// Has CRIU let go of the tasks, wherever it is, and waits for that no longer than `limit`. The cgroup is frozen then as it was
+    /// found: CRIU does that before it lets go (`pstree_switch_state` in `criu/pstree.c`).
     ///
     /// # Errors
     /// As [`RunningDump::wait`]. Images that were complete are so whatever this says.
@@ -347,7 +347,7 @@ impl RunningDump {
             match self.hear(deadline)? {
                 None => return Ok(Waited::Overdue),
                 Some(Heard::Notified(_)) => self.swrk.ask(&go_on())?,
-                Some(Heard::Success) => return self.swrk.finish().map(|()| Waited::Done),
+                Some(Heard::Success) => return Ok(Waited::Done),
             }
         }
     }

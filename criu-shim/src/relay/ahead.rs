@@ -4,12 +4,12 @@
 //! what of the kernel may have changed, with a child that it traces (`kerndat_try_load_new` in `criu/kerndat.c`). That is 1.5 ms of a
 //! restore of 8. So in the place of that image is a FIFO at first, and CRIU waits for what is in it. Once it has the FIFO open, the
 //! name is free for the image itself, and that is written into the FIFO when all images may be used. The relay has the one open
-//! end for writing: where it ends, CRIU finds an empty image, and fails.
+//! end for writing: where it ends, a CRIU that has the other finds an empty image, and fails.
 
 use crate::criu::image::INVENTORY;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, mknodat, openat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, mknodat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -56,9 +56,18 @@ impl Fifo {
     /// Puts it into the directory `images`; none where the image is there already.
     pub(super) fn make(images: BorrowedFd<'_>) -> Result<Option<Self>, AheadError> {
         let failed = |errno: Errno| AheadError::Make(errno.into());
-        match mknodat(images, INVENTORY, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+        let make = || mknodat(images, INVENTORY, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0);
+        match make() {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(None),
+            Err(Errno::EXIST) => {
+                let found = statat(images, INVENTORY, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+                if FileType::from_raw_mode(found.st_mode) != FileType::Fifo {
+                    return Ok(None);
+                }
+                // That of a relay which was killed in the moment that it was there.
+                unlinkat(images, INVENTORY, AtFlags::empty()).map_err(failed)?;
+                make().map_err(failed)?;
+            }
             Err(errno) => return Err(failed(errno)),
         }
         // For both, so that neither this nor CRIU's own waits for the other.
@@ -147,6 +156,17 @@ mod tests {
     #[test]
     fn criu_finds_nothing_where_the_restore_is_given_up() {
         let images = tempfile::tempdir().expect("directory");
+        let (_directory, gate) = fifo(images.path());
+        let (reading, came) = criu(images.path());
+        came.recv_timeout(Duration::from_secs(10)).expect("open");
+        drop(gate);
+        assert_eq!(reading.join().expect("CRIU"), b"");
+    }
+
+    #[test]
+    fn what_a_relay_has_left_that_was_killed_is_made_anew() {
+        let images = tempfile::tempdir().expect("directory");
+        drop(fifo(images.path()));
         let (_directory, gate) = fifo(images.path());
         let (reading, came) = criu(images.path());
         came.recv_timeout(Duration::from_secs(10)).expect("open");

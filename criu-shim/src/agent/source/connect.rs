@@ -178,8 +178,9 @@ fn warm_up(context: &Context, directory: &Path, inspected: &Inspected, pod_trees
     if let Some(program) = Program::mounted(&bundle.spec.mounts) {
         program.write(&directory.join(EARLY)).map_err(|error| failed(&error))?;
     }
-    if have_peers(container.pid, &bundle.spec).map_err(|error| failed(&error))? {
-        mount_image::note_peers(&directory.join(EARLY)).map_err(|error| failed(&error))?;
+    let pids = container.freezer.pids().map_err(|error| failed(&error))?;
+    if !have_peers(container.pid, &pids, &bundle.spec).map_err(|error| failed(&error))? {
+        mount_image::note_no_peers(&directory.join(EARLY)).map_err(|error| failed(&error))?;
     }
     let trees = trees(context, inspected, pod_trees).map_err(|error| failed(&error))?;
     let outside_ipc = preflight::holds_system_v(container.pid).map_err(|error| failed(&error))?;

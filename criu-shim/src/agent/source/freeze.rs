@@ -13,7 +13,7 @@ use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
 use crate::agent::source::last_word::{LastWord, Unsaid};
 use crate::agent::source::precopy::{Followed, Trees};
 use crate::agent::source::preflight::Inspected;
-use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
+use crate::agent::source::round::{self, Dumped, Going, LettingGo, Line, Undumped};
 use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget};
@@ -26,7 +26,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tideover_crds::migration::Verdict;
 use tideover_crds::{Failure, FailureReason, SourceReport, SourceStep, SourceTimings};
-use tokio::task::JoinHandle;
 use tracing::warn;
 
 /// How long the target may take from "everything verified" to "held", and from there to the commit.
@@ -72,9 +71,8 @@ struct Leaving {
     receiver: LinkReceiver<FromTarget>,
     news: News,
     dumped: Option<Dumped>,
-    /// The CRIU that has made the dump, until it lets go of the processes.
-    held: Option<RunningDump>,
-    letting_go: Option<JoinHandle<Result<(), Undumped>>>,
+    /// The CRIU that has made the dump, until it has let go of the processes.
+    letting_go: Option<LettingGo>,
     hung: Option<RunningDump>,
 }
 
@@ -102,7 +100,7 @@ pub async fn freeze(
         }
         let images = request.images_dir.clone();
         asking.push(round::begin(criu, request));
-        let (news, due, dumped, held, letting_go, hung) = (news.clone(), None, None, None, None, None);
+        let (news, due, dumped, letting_go, hung) = (news.clone(), None, None, None, None);
         containers.push(FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits });
         leaving.push(Leaving {
             inspected,
@@ -115,7 +113,6 @@ pub async fn freeze(
             receiver,
             news,
             dumped,
-            held,
             letting_go,
             hung,
         });
@@ -145,7 +142,12 @@ pub async fn freeze(
         Err(failure) => Err(failure),
     };
     let (held, resumed) = (attempt_state.held, attempt_state.resumed);
-    leaving.iter_mut().for_each(Leaving::begin_to_let_go);
+    for Leaving { inspected, letting_go, hung, .. } in &mut leaving {
+        // Those with which it did not come to the last word.
+        if let Err(failure) = round::has_let_go(letting_go, hung).await {
+            warn!(container = inspected.container.id, message = failure.message, "CRIU did not let go");
+        }
+    }
     let pod = if outcome.is_ok() { pod } else { round::give_processors_back(pod).await };
     // Whoever aborted it has said why; what that led to here is no news.
     let failure = outcome.err().filter(|_| !shows(news.borrow().as_deref(), attempt, Verdict::Aborted));
@@ -158,16 +160,14 @@ pub async fn freeze(
         let said = join_all(leaving.iter().map(|one| one.sender.say(&message)));
         tokio::time::timeout(Duration::from_millis(100), said).await.ok();
     }
-    // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
-    let decision = context.ownership(key).abort(attempt, &context.settings.node_name, word.unsaid()).await;
     let (mut spent, mut hung, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
-    for mut one in leaving {
-        // Nothing is done to a pod that a CRIU holds.
-        one.is_let_go().await;
+    for one in leaving {
         spent.push((one.followed, one.trees));
         hung.extend(one.hung);
         receivers.push(one.receiver);
     }
+    // The point of no return is the compare-and-swap, wherever it is made. Where the target has won it, this reads it.
+    let decision = context.ownership(key).abort(attempt, &context.settings.node_name, word.unsaid()).await;
     let receiver = receivers.into_iter().next();
     Frozen { pod, spent, hung, decision, failure, receiver, since, held, resumed }
 }
@@ -182,7 +182,7 @@ impl Leaving {
         let going = Going { freezer, trees, number: self.round, last: true, followed, stays_frozen: true };
         match line.dump(send::begin(&self.sender, self.round, true), criu, going).await {
             Ok(mut dumped) => {
-                self.held = dumped.held.take();
+                self.letting_go = dumped.letting_go.take();
                 self.dumped = Some(dumped);
             }
             Err(Undumped { failure, hung }) => {
@@ -198,8 +198,13 @@ impl Leaving {
         let mut watching = Watching::until(&mut self.news, attempt, deadline).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let images = vec![self.images.clone()];
+        let (letting_go, hung) = (&mut self.letting_go, &mut self.hung);
+        let before = async {
+            round::has_let_go(letting_go, hung).await?;
+            word.say()
+        };
         let sent = async {
-            let manifest = line.images(dumped, images, || word.say()).await?;
+            let manifest = line.images(dumped, images, before).await?;
             line.verified(self.round, &manifest.digest()).await?;
             Ok(manifest.bytes())
         };
@@ -207,27 +212,6 @@ impl Leaving {
             first.note(failure);
             0
         })
-    }
-
-    /// Has the CRIU that holds the processes let go of them, without waiting for that. Before it is known what becomes of them that is
-    /// work in the way of the rest.
-    fn begin_to_let_go(&mut self) {
-        if let Some(held) = self.held.take() {
-            self.letting_go = Some(tokio::spawn(round::let_go_of(held)));
-        }
-    }
-
-    /// Waits until CRIU has let go of the processes.
-    async fn is_let_go(&mut self) {
-        let Some(letting_go) = self.letting_go.take() else { return };
-        match letting_go.await {
-            Ok(Ok(())) => {}
-            Ok(Err(Undumped { failure, hung })) => {
-                warn!(container = self.inspected.container.id, message = failure.message, "CRIU did not let go");
-                self.hung = hung.map(|hung| *hung);
-            }
-            Err(error) => warn!(%error, "waiting for CRIU to let go ended unexpectedly"),
-        }
     }
 }
 

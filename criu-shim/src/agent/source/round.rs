@@ -25,6 +25,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -119,9 +120,12 @@ pub(super) struct Dumped {
     pub(super) took: Duration,
     /// Shared memory that it left out, bytes.
     pub(super) shared: u64,
-    /// The CRIU that holds on to the processes, where they stay frozen.
-    pub(super) held: Option<RunningDump>,
+    /// CRIU lets go of the processes, where they stay frozen.
+    pub(super) letting_go: Option<LettingGo>,
 }
+
+/// A CRIU that has complete images and lets go of the processes.
+pub(super) type LettingGo = JoinHandle<Result<(), Undumped>>;
 
 /// What goes while CRIU works.
 #[derive(Debug)]
@@ -136,9 +140,8 @@ pub(super) struct Going<'a> {
     pub(super) last: bool,
     /// Processes of which pages may have been written since the last round.
     pub(super) followed: &'a mut Option<Followed>,
-    /// Whether the processes stay frozen until all is sent, as in a freeze for a move. Images go then as CRIU completes them, and it
-    /// keeps hold of the processes, because letting go is work in the way of the rest. Where they run again as soon as CRIU has ended,
-    /// they would stand still for that.
+    /// Whether the processes stay frozen until all is sent, as in a freeze for a move. Images go then as CRIU completes them, and while
+    /// it lets go of the processes. Where they run again as soon as it has, they would stand still for that.
     pub(super) stays_frozen: bool,
 }
 
@@ -195,28 +198,30 @@ impl Line<'_> {
             failure = self.watching.called_off() => Err(failure),
         };
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
-        reading.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
+        let read = reading.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)));
         let (took, held) = dumped?;
+        let letting_go = held.map(|held| tokio::task::spawn_blocking(move || let_go(held)));
         let rest = async {
-            let ((round, ahead), ()) = (early?, told?);
+            let ((round, ahead), (), ()) = (early?, told?, read?);
             Ok::<_, Failure>((round, ahead, fill_in(shared, images).await?))
         };
-        match (rest.await, held) {
-            (Ok((round, ahead, shared)), held) => Ok(Dumped { round, ahead, took, shared, held }),
-            (Err(failure), Some(held)) => {
-                let hung = let_go_of(held).await.err().and_then(|undumped| undumped.hung);
-                Err(Undumped { failure, hung })
+        match rest.await {
+            Ok((round, ahead, shared)) => Ok(Dumped { round, ahead, took, shared, letting_go }),
+            Err(failure) => {
+                let (mut letting_go, mut hung) = (letting_go, None);
+                has_let_go(&mut letting_go, &mut hung).await.ok();
+                Err(Undumped { failure, hung: hung.map(Box::new) })
             }
-            (Err(failure), None) => Err(failure.into()),
         }
     }
 
-    /// Sends what is in `directories`, of which one has the images of the dump, and completes its round: `before` that, a word.
+    /// Sends what is in `directories`, of which one has the images of the dump, and completes its round, `before` the end of which
+    /// something must be.
     pub(super) async fn images(
         &mut self,
         dumped: Dumped,
         directories: Vec<PathBuf>,
-        before: impl FnOnce() -> Result<(), Failure>,
+        before: impl Future<Output = Result<(), Failure>>,
     ) -> Result<Manifest, Failure> {
         let Dumped { mut round, ahead, .. } = dumped;
         let read = tokio::task::spawn_blocking(move || images::read(&directories, &ahead)).await;
@@ -229,7 +234,7 @@ impl Line<'_> {
         let failed = |error: SendError| retryable(FailureReason::TransferFailed, chain(&error));
         let whole = async {
             let round = rest.await.map_err(failed)?;
-            before()?;
+            before.await?;
             round.end().await.map_err(failed)
         };
         tokio::select! {
@@ -301,14 +306,14 @@ fn dump(
         .and_then(|left_behind| left_behind.map_err(|error| failed(&error)))
         .and_then(|left_behind| not_dumpable(&left_behind).map_or(Ok(()), Err))
         .and_then(|()| account(&request, copied));
-    let held = if keeps_hold && accounted.is_ok() {
-        Some(running)
-    } else {
-        let_go(running)?;
-        None
-    };
-    accounted?;
-    Ok((begun.elapsed(), held))
+    match accounted {
+        Ok(()) if keeps_hold => Ok((begun.elapsed(), Some(running))),
+        Ok(()) => let_go(running).map(|()| (begun.elapsed(), None)),
+        Err(failure) => {
+            let hung = let_go(running).err().and_then(|undumped| undumped.hung);
+            Err(Undumped { failure, hung })
+        }
+    }
 }
 
 fn hangs(running: RunningDump, limit: Duration) -> Undumped {
@@ -325,12 +330,24 @@ fn let_go(mut running: RunningDump) -> Result<(), Undumped> {
     }
 }
 
-/// The same on a thread that may block.
-pub(super) async fn let_go_of(running: RunningDump) -> Result<(), Undumped> {
-    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
-    // Where the thread panicked, what it had is dropped, and CRIU lets go.
-    let letting_go = tokio::task::spawn_blocking(move || let_go(running)).await;
-    letting_go.unwrap_or_else(|error| Err(failed(&error).into()))
+/// Waits until CRIU has let go of the processes: nothing is done to a pod that a CRIU holds, and nothing made of images whose processes a
+/// CRIU that dies would let run. One that hangs is put into `hung`. Dropping the future loses nothing.
+pub(super) async fn has_let_go(
+    letting_go: &mut Option<LettingGo>,
+    hung: &mut Option<RunningDump>,
+) -> Result<(), Failure> {
+    let Some(ending) = letting_go else { return Ok(()) };
+    let ended = ending.await;
+    *letting_go = None;
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(Undumped { failure, hung: found })) => {
+            *hung = found.map(|found| *found);
+            Err(failure)
+        }
+        // What the thread had is dropped, and CRIU lets go.
+        Err(error) => Err(retryable(FailureReason::DumpFailed, chain(&error))),
+    }
 }
 
 /// Mends the images that `request` led to, and says in them which memory comes after the restore. Blocking.

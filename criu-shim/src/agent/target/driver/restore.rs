@@ -139,13 +139,14 @@ impl TargetDriver {
     }
 
     /// What CRIU is going to be asked for, where it can be asked before the images are there: memory has crossed, so that CRIU is to take it
-    /// from the page daemon, and the go, which is what the last round waits for, waits for this answer.
+    /// from the page daemon, the source says that no mount has peers, and the go, which is what the last round waits for, waits for this answer.
     fn ahead(&self, lane: usize, migration: &Migration) -> Option<ReleaseOptions> {
         let directory = self.lane_directory(lane);
         let comes_later = self.report.step < TargetStep::Waiting && !self.pod().staged && !self.committed_here();
-        (comes_later && memory::has_begun(&directory)).then(|| ReleaseOptions {
+        let known = memory::has_begun(&directory) && mount_image::are_none_noted(&directory.join(IMAGES));
+        (comes_later && known).then(|| ReleaseOptions {
             pages: Some(Memory { at: memory::pages_at(&directory), pids: Vec::new() }),
-            older_mounts: !mount_image::are_peers_noted(&directory.join(IMAGES)),
+            older_mounts: true,
             ..release_options(migration)
         })
     }
