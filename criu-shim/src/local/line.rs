@@ -49,7 +49,7 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, LineError> {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Create, FromRelay, FromShim, Hello, RelayStage, ReleaseOptions, Role, SystemV, ToRelay, ToShim,
+        Ahead, Create, FromRelay, FromShim, Hello, PagesAt, RelayStage, ReleaseOptions, Role, SystemV, ToRelay, ToShim,
     };
     use super::*;
     use proptest::prelude::*;
@@ -79,6 +79,8 @@ mod tests {
             },
             r#"{"type":"restore","token":"t","imagesDir":"/i","workDir":"/w","standIn":true}"#,
         );
+        let pages = PagesAt { store: "/s".into(), work: "/w".into() };
+        reads_back(Ahead { pages, request: None }, r#"{"pages":{"store":"/s","work":"/w"}}"#);
         reads_back(
             FromRelay::Relay { token: "t".into(), stage: RelayStage::Requested, criu: Some(7) },
             r#"{"type":"relay","token":"t","stage":"requested","criu":7}"#,

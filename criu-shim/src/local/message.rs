@@ -122,10 +122,9 @@ pub enum ToShim {
         /// Other containers of the pod are created only once this one's `create` and `start` have returned: a stand-in takes
         /// its place until its processes are there.
         stand_in: bool,
-        /// What CRIU is going to be asked for, where that is known and no image has come yet: it can have its request then, and wait
-        /// for the images itself. Where the release says anything else in the end, the restore fails.
+        /// What the relay does before the images are there.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        ahead: Option<Box<ReleaseOptions>>,
+        ahead: Option<Box<Ahead>>,
     },
     /// Do not start the container at all.
     Refuse {
@@ -201,6 +200,18 @@ pub struct PagesAt {
     pub store: PathBuf,
     /// Directory in which CRIU works, and looks for the daemon's socket.
     pub work: PathBuf,
+}
+
+/// What a relay does before the images are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ahead {
+    /// It starts what brings the memory that is there.
+    pub pages: PagesAt,
+    /// What CRIU is going to be asked for, where that is known and no image can have come yet: it has its request then, and waits
+    /// for the images itself. Where the release says anything else in the end, the restore fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<ReleaseOptions>,
 }
 
 /// Memory that comes after the restore.

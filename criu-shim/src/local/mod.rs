@@ -13,8 +13,8 @@ mod ran;
 pub use client::{Client, ClientError};
 pub use line::{LineError, MAX_LINE, decode, encode};
 pub use message::{
-    ContainerType, Create, FromRelay, FromShim, Hello, Pages, PagesAt, RelayStage, ReleaseOptions, Role, SystemV,
-    ToRelay, ToShim, VERSION, VersionMismatch,
+    Ahead, ContainerType, Create, FromRelay, FromShim, Hello, Pages, PagesAt, RelayStage, ReleaseOptions, Role,
+    SystemV, ToRelay, ToShim, VERSION, VersionMismatch,
 };
 pub use ran::{has_ran_mark, mark_ran};
 
@@ -30,8 +30,7 @@ pub const TOKEN_ENV: &str = "TIDEOVER_TOKEN";
 /// Environment variable by which the shim tells the relay which bundle is restored.
 pub const BUNDLE_ENV: &str = "TIDEOVER_BUNDLE";
 
-/// Environment variable by which the shim tells the relay what CRIU may be asked for before the images are there: [`ReleaseOptions`]
-/// in JSON.
+/// Environment variable by which the shim tells the relay what to do before the images are there: [`Ahead`] in JSON.
 pub const AHEAD_ENV: &str = "TIDEOVER_AHEAD";
 
 /// Environment variable by which the shim tells the relay, through runc, which process stands in the container's place. The

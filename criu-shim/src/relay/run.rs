@@ -14,7 +14,7 @@ use crate::causes::chain;
 use crate::criu::bundle::BundleError;
 use crate::criu::rpc::{Notify, Request, RequestType, Response};
 use crate::criu::{Bundle, CriuProgram, first_error, last_errors};
-use crate::local::{AHEAD_ENV, BUNDLE_ENV, FromRelay, PagesAt, ReleaseOptions, SILENCE, SOCKET, TOKEN_ENV};
+use crate::local::{AHEAD_ENV, Ahead, BUNDLE_ENV, FromRelay, PagesAt, ReleaseOptions, SILENCE, SOCKET, TOKEN_ENV};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use prost::Message;
@@ -44,7 +44,7 @@ enum RelayError {
     NoDirectory,
     #[error("take runc's directories")]
     Directories(#[source] std::io::Error),
-    #[error("read what CRIU may be asked for before the images are there")]
+    #[error("read what to do before the images are there")]
     Ahead(#[source] serde_json::Error),
     #[error("make a socket pair for CRIU")]
     SocketPair(#[source] std::io::Error),
@@ -221,7 +221,7 @@ struct Relay {
 }
 
 impl Relay {
-    fn serve(mut self, place: Result<Place, RelayError>, ahead: Result<Option<ReleaseOptions>, RelayError>) {
+    fn serve(mut self, place: Result<Place, RelayError>, ahead: Result<Option<Ahead>, RelayError>) {
         let keep: Vec<&OwnedFd> =
             [&self.runc, &self.criu, &self.images].into_iter().chain(self.work.as_ref()).collect();
         if let Err(error) = handover::detach(&keep) {
@@ -234,8 +234,8 @@ impl Relay {
         // Before the agent hears of this restore: an image that lands is not met by what CRIU waits at.
         match ahead {
             Ok(None) => {}
-            Ok(Some(options)) => {
-                if let Err(error) = self.ask_ahead(&options) {
+            Ok(Some(ahead)) => {
+                if let Err(error) = self.go_ahead(&ahead) {
                     return self.end(false, &chain(&error));
                 }
             }
@@ -366,12 +366,11 @@ impl Relay {
         Ok(())
     }
 
-    /// Gives CRIU its request before the images are there, and waits until it has come to them. Starts what brings memory after the
-    /// restore.
-    fn ask_ahead(&mut self, options: &ReleaseOptions) -> Result<(), ActError> {
-        if let Some(pages) = &options.pages {
-            self.page_daemon(&pages.at)?;
-        }
+    /// Starts what brings memory after the restore. Gives CRIU its request before the images are there, and waits until it has come to
+    /// them.
+    fn go_ahead(&mut self, ahead: &Ahead) -> Result<(), ActError> {
+        self.page_daemon(&ahead.pages)?;
+        let Some(options) = &ahead.request else { return Ok(()) };
         let Some(fifo) = Fifo::make(self.images.as_fd())? else { return Ok(()) };
         let bytes = self.request_for(options);
         // Where it fails, CRIU is gone, and the wait ends for that.

@@ -1,6 +1,6 @@
 //! Asking the agent how a container shall start.
 
-use crate::local::{Client, ClientError, Create, FromShim, ReleaseOptions, Role, SILENCE, ToShim};
+use crate::local::{Ahead, Client, ClientError, Create, FromShim, Role, SILENCE, ToShim};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,8 +38,8 @@ pub(super) struct Restore {
     pub work_dir: PathBuf,
     /// Whether it is done below a stand-in, which `create` does not outlast.
     pub stand_in: bool,
-    /// What CRIU may be asked for before the images are there.
-    pub ahead: Option<Box<ReleaseOptions>>,
+    /// What the relay does before the images are there.
+    pub ahead: Option<Box<Ahead>>,
     line: Option<Client>,
     socket: PathBuf,
 }

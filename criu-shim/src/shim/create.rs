@@ -121,7 +121,7 @@ pub(super) fn restore_command(
         .env("PATH", relay_first(std::env::var_os("PATH").as_deref()))
         .env(TOKEN_ENV, &restore.token)
         .env(BUNDLE_ENV, bundle);
-    // What can't be written as JSON is asked for when the images are there.
+    // What can't be written as JSON is done when the images are there.
     if let Some(ahead) = restore.ahead.as_ref().and_then(|ahead| serde_json::to_string(ahead).ok()) {
         command.env(AHEAD_ENV, ahead);
     }

@@ -136,10 +136,22 @@ impl Cluster {
     /// # Errors
     /// When there is none, or more than one.
     pub fn criu(&self, node: &str) -> Result<Victim> {
+        self.the_criu(node, is_criu)
+    }
+
+    /// That one, once it has the request to restore.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn criu_with_request(&self, node: &str) -> Result<Victim> {
+        self.the_criu(node, restores)
+    }
+
+    fn the_criu(&self, node: &str, is_one: impl Fn(&[String]) -> bool) -> Result<Victim> {
         let machine = self.pid_namespace_of(node)?;
         // Its children have its arguments until they are something else.
         let is_forked = |pid| Ok::<_, anyhow::Error>(is_criu(&arguments_of(parent_of(pid)?)?));
-        let is_it = |pid| Ok(is_criu(&arguments_of(pid)?) && pid_namespace(pid)? == machine && !is_forked(pid)?);
+        let is_it = |pid| Ok(is_one(&arguments_of(pid)?) && pid_namespace(pid)? == machine && !is_forked(pid)?);
         the_only("CRIU", is_it)
     }
 
@@ -199,12 +211,15 @@ fn arguments_of(pid: i32) -> Result<Vec<String>> {
     Ok(String::from_utf8_lossy(&line).split_terminator('\0').map(str::to_owned).collect())
 }
 
-/// The real CRIU as a server on a socket, whatever starts it, which says instead what it is asked for once it knows: `setproctitle` in
-/// its `criu/cr-service.c`. The relay has other arguments.
+/// The real CRIU as a server on a socket, whatever starts it. The relay has other arguments.
 fn is_criu(arguments: &[String]) -> bool {
     let is_one_of = |name: &str| arguments.iter().any(|argument| argument == name);
-    let restores = arguments.iter().any(|argument| argument.ends_with("restore --rpc"));
-    restores || is_one_of("/opt/tideover/criu/criu") && is_one_of("swrk")
+    restores(arguments) || is_one_of("/opt/tideover/criu/criu") && is_one_of("swrk")
+}
+
+/// CRIU says in place of its arguments what it is asked for once it knows: `setproctitle` in its `criu/cr-service.c`.
+fn restores(arguments: &[String]) -> bool {
+    arguments.iter().any(|argument| argument.ends_with("restore --rpc"))
 }
 
 fn pid_namespace(pid: i32) -> Result<String> {

@@ -31,3 +31,4 @@ mod several;
 mod several_by_name;
 mod triggers;
 mod unprotected;
+mod warm_target;

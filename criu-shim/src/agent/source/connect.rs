@@ -17,7 +17,7 @@ use crate::causes::chain;
 use crate::criu::{Bundle, Place, WarmCriu, descriptors, have_peers, mount_image, preflight};
 use crate::freezer::Freezer;
 use crate::supervised::program::{self, Program};
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, DirEntry, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -234,20 +234,44 @@ pub(super) async fn send_early(
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::TransferFailed, chain(error));
     let mut round = send::begin(sender, 0, false).await.map_err(|error| failed(&error))?;
     let early = directory.join(EARLY);
-    let mut files = vec![(descriptors::FILE, early.join(descriptors::FILE))];
-    if let Some(program) = Program::read(&early).map_err(|error| failed(&error))? {
-        files.push((program::FILE, early.join(program::FILE)));
-        // The target may have been installed after this container was started.
-        files.push((program::CONTENT, context.node.path(&program.path())));
-    }
-    for (name, path) in files {
+    for (name, path) in early_files(&early).map_err(|error| failed(&error))? {
         let file = File::open(path).map_err(|error| failed(&error))?;
-        round.part(Part::Image { name: name.to_owned() }, file).await.map_err(|error| failed(&error))?;
+        round.part(Part::Image { name }, file).await.map_err(|error| failed(&error))?;
+    }
+    if let Some(program) = Program::read(&early).map_err(|error| failed(&error))? {
+        // The target may have been installed after this container was started.
+        let file = File::open(context.node.path(&program.path())).map_err(|error| failed(&error))?;
+        round.part(Part::Image { name: program::CONTENT.to_owned() }, file).await.map_err(|error| failed(&error))?;
     }
     let digest = round.end().await.map_err(|error| failed(&error))?.digest();
     match receiver.next().await.map_err(|error| failed(&error))? {
         Incoming::Message(FromTarget::Verified { round: 0, digest: theirs }) if theirs == digest => Ok(()),
         Incoming::Message(FromTarget::Failed { failure }) => Err(failure),
         other => Err(retryable(FailureReason::TransferFailed, format!("the target answered {other:?} to round 0"))),
+    }
+}
+
+/// All that [`warm`] has left in the directory `early`, by name.
+fn early_files(early: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
+    let named = |entry: DirEntry| (entry.file_name().to_string_lossy().into_owned(), entry.path());
+    early.read_dir()?.map(|entry| entry.map(named)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_noted_before_the_dump_goes_early() {
+        let directory = tempfile::tempdir().unwrap();
+        descriptors::write(directory.path(), &["/dev/null", "pipe:[1]", "pipe:[2]"].map(str::to_owned)).unwrap();
+        mount_image::note_no_peers(directory.path()).unwrap();
+        let found = early_files(directory.path()).unwrap();
+        let target = tempfile::tempdir().unwrap();
+        for (name, path) in found {
+            std::fs::copy(path, target.path().join(name)).unwrap();
+        }
+        assert!(mount_image::are_none_noted(target.path()));
+        assert!(target.path().join(descriptors::FILE).exists());
     }
 }

@@ -20,7 +20,7 @@ use crate::agent::transfer::receive::{Landing, RoundKind, WORK};
 use crate::agent::transfer::{send, stored};
 use crate::criu::{Bundle, CriuProgram, DumpOptions, DumpRequest, Memory, Place, WarmCriu, descriptors, mount_image};
 use crate::freezer::{Freezer, FreezerState};
-use crate::local::{Pages, PagesAt, ReleaseOptions};
+use crate::local::{Ahead, Pages, PagesAt, ReleaseOptions};
 use crate::memory::{Attached, Comparer, Engine, Injector, SoftDirty, Tracker};
 use crate::pages::daemon::Status;
 use crate::pages::store;
@@ -190,7 +190,7 @@ fn restore(name: &str, source: &Pod, moved: &Moved) {
     // CRIU has its request before the first of its images is there.
     let (inventory, aside) = (images.join("inventory.img"), work.join("inventory.img"));
     std::fs::rename(&inventory, &aside).expect("aside");
-    let restoring = target.restore(&images, &work, &options);
+    let restoring = target.restore(&images, &work, &Ahead { pages: at.clone(), request: Some(options.clone()) });
     let mut relay = Relay::accept(&listening, target.token());
     assert!(!inventory.exists(), "the name is free");
     std::fs::rename(&aside, &inventory).expect("the image");

@@ -2,7 +2,7 @@
 
 use super::LIMIT;
 use super::application::{CHECK, CHECKED, COUNT, SHARED, VARIABLE};
-use crate::local::{AHEAD_ENV, BUNDLE_ENV, INSTALL_ROOT, ReleaseOptions, TOKEN_ENV};
+use crate::local::{AHEAD_ENV, Ahead, BUNDLE_ENV, INSTALL_ROOT, TOKEN_ENV};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -63,7 +63,7 @@ impl Pod {
     }
 
     /// As the shim does it. The result comes once the relay lets it.
-    pub(super) fn restore(&self, images: &Path, work: &Path, ahead: &ReleaseOptions) -> JoinHandle<ExitStatus> {
+    pub(super) fn restore(&self, images: &Path, work: &Path, ahead: &Ahead) -> JoinHandle<ExitStatus> {
         let mut runc = Command::new("runc");
         runc.args(["restore", "--detach", "--image-path"]).arg(images).arg("--work-path").arg(work);
         let path = std::env::var("PATH").expect("PATH");

@@ -16,7 +16,9 @@ use crate::agent::transfer::receive::WORK;
 use crate::agent::transfer::stored::Pages;
 use crate::causes::chain;
 use crate::criu::{mount_image, system_v};
-use crate::local::{Create, Pages as Memory, RelayStage, ReleaseOptions, SystemV, ToRelay, ToShim, has_ran_mark};
+use crate::local::{
+    Ahead, Create, Pages as Memory, PagesAt, RelayStage, ReleaseOptions, SystemV, ToRelay, ToShim, has_ran_mark,
+};
 use crate::pages::daemon::Status;
 use std::path::Path;
 use std::sync::PoisonError;
@@ -134,18 +136,21 @@ impl TargetDriver {
         let token = self.lanes[lane].restore.as_ref().map(|restore| restore.token.clone()).unwrap_or_default();
         let (images_dir, work_dir) = (directory.join(IMAGES), directory.join(WORK));
         // kubelet creates no container before the one before it was started. The `create` of the last one has nobody behind it.
-        let ahead = migration.and_then(|migration| self.ahead(lane, migration)).map(Box::new);
+        let pages = memory::has_begun(&directory).then(|| memory::pages_at(&directory));
+        let ahead = pages.map(|pages| {
+            let request = migration.and_then(|migration| self.request_ahead(lane, migration, &pages));
+            Box::new(Ahead { pages, request })
+        });
         ToShim::Restore { token, images_dir, work_dir, stand_in: lane + 1 < self.lanes.len(), ahead }
     }
 
-    /// What CRIU is going to be asked for, where it can be asked before the images are there: memory has crossed, so that CRIU is to take it
-    /// from the page daemon, the source says that no mount has peers, and the go, which is what the last round waits for, waits for this answer.
-    fn ahead(&self, lane: usize, migration: &Migration) -> Option<ReleaseOptions> {
-        let directory = self.lane_directory(lane);
+    /// What CRIU is going to be asked for, where memory is at `pages`, if it can be asked before the images are there: the source says
+    /// that no mount has peers, and the go, which is what the last round waits for, waits for this answer.
+    fn request_ahead(&self, lane: usize, migration: &Migration, pages: &PagesAt) -> Option<ReleaseOptions> {
         let comes_later = self.report.step < TargetStep::Waiting && !self.pod().staged && !self.committed_here();
-        let known = memory::has_begun(&directory) && mount_image::are_none_noted(&directory.join(IMAGES));
+        let known = mount_image::are_none_noted(&self.lane_directory(lane).join(IMAGES));
         (comes_later && known).then(|| ReleaseOptions {
-            pages: Some(Memory { at: memory::pages_at(&directory), pids: Vec::new() }),
+            pages: Some(Memory { at: pages.clone(), pids: Vec::new() }),
             older_mounts: true,
             ..release_options(migration)
         })
