@@ -3,7 +3,8 @@
 //! CRIU finds out by `lseek(SEEK_DATA)` which pages an object of shared memory has, and by `/proc/PID/pagemap` which a process
 //! has. For the objects and the ranges on a list this library answers that there are none; whoever made the list sees to their
 //! pages. And it gives CRIU the text of `/proc/PID/smaps` that the agent has read for it, and what follows from that for the links in
-//! `/proc/PID/map_files` ([`link`]). Everything else goes to the kernel as it came.
+//! `/proc/PID/map_files` ([`link`]). What it asks about TCP sockets where there are none is answered for the kernel ([`sockets`]). Everything
+//! else goes to the kernel as it came.
 //!
 //! The list is a memfd that CRIU inherits, its number in the environment variable [`VARIABLE`]; so are the texts, in [`MAPPINGS`]. They
 //! are mapped when the library is loaded; [`list`] and [`mappings`] have their formats. Without the variables, or without what they
@@ -14,6 +15,7 @@ mod link;
 mod list;
 mod mappings;
 mod pagemap;
+mod sockets;
 
 use descriptor::Last;
 use link::Link;
@@ -30,6 +32,8 @@ const MAPPINGS: &CStr = c"TIDEOVER_MAPPINGS";
 
 static LIST: OnceLock<Option<List>> = OnceLock::new();
 static TEXTS: OnceLock<Option<Mappings>> = OnceLock::new();
+/// CRIU's own process, which looks at its own memory too, before it comes to that of others.
+static OWN: OnceLock<u64> = OnceLock::new();
 
 thread_local! {
     static PAGEMAP: Last = const { Last::of(b"pagemap") };
@@ -45,6 +49,7 @@ static LOADED: extern "C" fn() = {
     extern "C" fn loaded() {
         LIST.get_or_init(|| inherited(VARIABLE).and_then(List::mapped));
         TEXTS.get_or_init(|| inherited(MAPPINGS).and_then(Mappings::mapped));
+        OWN.get_or_init(|| std::process::id().into());
     }
     loaded
 };
@@ -194,10 +199,43 @@ unsafe extern "C" fn pread64(descriptor: c_int, buffer: *mut c_void, length: usi
     read
 }
 
+/// sendmsg(2).
+///
+/// # Safety
+/// As for the C library's: `message` must be one.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+unsafe extern "C" fn sendmsg(descriptor: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
+    // SAFETY: the caller's promise.
+    let known = unsafe { message.as_ref().and_then(|message| sockets::known(descriptor, message, sockets::counted)) };
+    sockets::NEXT.set(known);
+    if known.is_some() {
+        return sockets::REQUEST as isize;
+    }
+    // SAFETY: the caller's promise, handed on.
+    unsafe { libc::syscall(libc::SYS_sendmsg, descriptor, message, flags) as isize }
+}
+
+/// recvmsg(2).
+///
+/// # Safety
+/// As for the C library's: `message` must be one.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+unsafe extern "C" fn recvmsg(descriptor: c_int, message: *mut libc::msghdr, flags: c_int) -> isize {
+    // SAFETY: the caller's promise.
+    let given = unsafe { sockets::NEXT.take().and_then(|known| known.give(descriptor, message.as_mut()?)) };
+    if let Some(length) = given {
+        return length as isize;
+    }
+    // SAFETY: the caller's promise, handed on.
+    unsafe { libc::syscall(libc::SYS_recvmsg, descriptor, message, flags) as isize }
+}
+
 /// What is withheld of the process whose pagemap `descriptor` is; none where it is something else.
 fn withheld_of(descriptor: c_int) -> Option<list::Ranges> {
     let list = LIST.get()?.as_ref().filter(|list| list.withholds_memory())?;
-    let ranges = list.memory(PAGEMAP.with(|pagemap| pagemap.process(descriptor))?);
+    let process = PAGEMAP.with(|pagemap| pagemap.process(descriptor));
+    // Nothing of CRIU itself is listed, and what is to come is not waited for.
+    let ranges = list.memory(process.filter(|process| OWN.get() != Some(process))?);
     (!ranges.is_empty()).then_some(ranges)
 }
 

@@ -108,6 +108,9 @@ fn what_is_on_the_list_is_not_there_and_everything_else_is() {
     let (first, end) = scanned(&pagemap, at, 16, 2);
     let (rest, _) = scanned(&pagemap, page(end), 16 - end, 16);
     assert_eq!([first, rest.iter().map(|page| page + end).collect()].concat(), left);
+    OWN.set(own).unwrap();
+    let all: Vec<u64> = (0..16).collect();
+    assert_eq!((scanned(&pagemap, at, 16, 16), read(&pagemap, at, 16)), ((all.clone(), 16), all), "CRIU itself");
     let (whole, blank) = (std::fs::File::open("/proc/self/maps").unwrap(), AtomicU64::new(0));
     assert_eq!(PAGEMAP.with(|last| last.process(whole.as_raw_fd())), None);
     assert!(list::Ranges::of(Box::leak(Box::new([blank, AtomicU64::new(4), AtomicU64::new(8)]))).after(8).is_none());

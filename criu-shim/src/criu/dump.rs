@@ -7,6 +7,8 @@ use super::prepared::{self, Entry, Kind};
 use super::rpc::{CgroupMode, ExternalMount, NetworkLock, Options};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,9 @@ pub(super) const LOG_FILE: &str = "dump.log";
 /// How long CRIU tries to seize the tasks, seconds. The tasks are frozen already, so this takes milliseconds; a stopped
 /// task on the v1 freezer can't be seized at all.
 const SEIZE_SECONDS: u32 = 10;
+
+/// More than the list of a container's mounts has, mostly, bytes.
+const MOUNTINFO: usize = 16 << 10;
 
 /// One dump of one container's processes into a directory of images.
 ///
@@ -156,9 +161,17 @@ pub fn have_peers(pid: i32, all: &[i32], spec: &Spec) -> Result<bool, CriuError>
     Ok(mounts::have_peers(&mounts, &external(spec, &mounts, resolve, |path| look_in_container(pid, path))))
 }
 
-pub(super) fn read_mounts(pid: i32) -> Result<Vec<Mount>, CriuError> {
-    let mountinfo = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"));
-    mountinfo.map(|text| mounts::parse(&text)).map_err(|source| CriuError::Mounts { pid, source })
+fn read_mounts(pid: i32) -> Result<Vec<Mount>, CriuError> {
+    read_mountinfo(pid).map(|text| mounts::parse(&text))
+}
+
+/// The mounts of process `pid`, as the kernel lists them.
+pub(super) fn read_mountinfo(pid: i32) -> Result<String, CriuError> {
+    let path = format!("/proc/{pid}/mountinfo");
+    // Or it would be read in a dozen pieces, of 32 bytes at first.
+    let mut text = String::with_capacity(MOUNTINFO);
+    let read = File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+    read.map(|_| text).map_err(|source| CriuError::Mounts { pid, source })
 }
 
 /// Follows the symbolic links of `path` inside the root of process `pid`, without ever leaving it.

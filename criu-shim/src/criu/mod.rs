@@ -44,5 +44,5 @@ pub use place::{Place, leave_container};
 pub use process::ProcessId;
 pub use program::CriuProgram;
 pub(crate) use spawn::NO_BREAKPOINTS;
-pub use swrk::{BegunDump, RunningDump, Waited, WarmCriu};
+pub use swrk::{BegunDump, Premise, RunningDump, Waited, WarmCriu};
 pub use withheld::{MOST as MOST_WITHHELD, ObjectId, Telling, Withheld};

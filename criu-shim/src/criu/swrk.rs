@@ -1,7 +1,8 @@
 //! `criu swrk`: one CRIU process that serves one client over a SOCK_SEQPACKET pair.
 
-use super::dump::{LOG_FILE, look_in_container, read_mounts, resolve_in_container};
+use super::dump::{LOG_FILE, look_in_container, read_mountinfo, resolve_in_container};
 use super::mappings::Mappings;
+use super::mounts;
 use super::rpc::{Features, Options, Request, RequestType, Response};
 use super::withheld::{ObjectId, Withheld};
 use super::{CriuError, CriuProgram, DumpRequest, Place, ProcessId, first_error, last_errors, spawn};
@@ -192,16 +193,16 @@ impl Asked {
     fn of(request: DumpRequest) -> Result<Self, CriuError> {
         let images = open_directory(&request.images_dir)?;
         let work = open_directory(&request.work_dir)?;
-        let options = options(&request, &images, &work)?;
+        let options = options(&request, &images, &work, &read_mountinfo(request.pid)?);
         Ok(Self { request, options, images, work })
     }
 }
 
-/// CRIU's options, as the container is now.
-fn options(request: &DumpRequest, images: &OwnedFd, work: &OwnedFd) -> Result<Options, CriuError> {
-    let mounts = read_mounts(request.pid)?;
+/// CRIU's options, as the container is now, with mounts that its `mountinfo` says.
+fn options(request: &DumpRequest, images: &OwnedFd, work: &OwnedFd, mountinfo: &str) -> Options {
+    let mounts = mounts::parse(mountinfo);
     let resolve = |path: &Path| resolve_in_container(request.pid, path);
-    Ok(request.options(images, work, &mounts, resolve, |path| look_in_container(request.pid, path)))
+    request.options(images, work, &mounts, resolve, |path| look_in_container(request.pid, path))
 }
 
 /// A dump for which CRIU waits for the word, before it touches the tasks. Dropped, it makes CRIU end.
@@ -216,16 +217,6 @@ impl BegunDump {
     /// What was asked for.
     pub fn request(&self) -> &DumpRequest {
         &self.asked.request
-    }
-
-    /// Makes sure that it is what would be asked for now that the container is frozen: before the word, because CRIU mounts something
-    /// in the container while it dumps. Blocking.
-    ///
-    /// # Errors
-    /// [`CriuError::Changed`] where its mounts are others, and where it can't be looked.
-    pub fn still_holds(&self) -> Result<(), CriuError> {
-        let Asked { request, options: asked, images, work } = &self.asked;
-        if options(request, images, work)? == *asked { Ok(()) } else { Err(CriuError::Changed) }
     }
 
     /// Whether it has the System V objects of the container's IPC namespace ([`Place::outside_ipc`]).
@@ -257,18 +248,20 @@ impl BegunDump {
     }
 
     /// Gives the word: the tasks are frozen, and of the shared memory of theirs `objects`, at most [`super::MOST_WITHHELD`], are left
-    /// out. Only a CRIU with the preload for it ([`CriuProgram::withholding`]) does so, and then they must be accounted for before a
-    /// restore ([`super::shared::fill_in`]). Returns at once;
-    /// [`RunningDump::wait`] tells how it went. [`BegunDump::still_holds`] comes first.
+    /// out, once these are known. Only a CRIU with the preload for it ([`CriuProgram::withholding`]) does so, and then they must be accounted
+    /// for before a restore ([`super::shared::fill_in`]). Returns at once;
+    /// [`RunningDump::wait`] tells how it went, and [`Premise::holds`] whether that is of any use. Blocking.
     ///
     /// # Errors
     /// Any [`CriuError`] but [`CriuError::Dump`]: CRIU has not touched the tasks.
-    pub fn go(self, objects: &[ObjectId]) -> Result<RunningDump, CriuError> {
+    pub fn go(self, objects: impl FnOnce() -> Vec<ObjectId>) -> Result<(RunningDump, Premise), CriuError> {
         let Self { swrk, asked, .. } = self;
-        swrk.withheld.set_objects(objects).map_err(CriuError::Withhold)?;
+        // Before the word, because CRIU mounts something in the container while it dumps.
+        let mountinfo = read_mountinfo(asked.request.pid)?;
+        swrk.withheld.set_objects(&objects()).map_err(CriuError::Withhold)?;
         swrk.ask(&go_on())?;
         let log = asked.request.work_dir.join(LOG_FILE);
-        Ok(RunningDump { swrk, log, complete: false })
+        Ok((RunningDump { swrk, log, complete: false }, Premise { asked, mountinfo }))
     }
 }
 
@@ -286,6 +279,26 @@ fn refused(response: &Response, log: &Path) -> CriuError {
     let first = first_error(response.cr_errmsg.as_deref());
     let message = first.or_else(|| log.first().cloned()).unwrap_or_else(|| "no reason given".to_owned());
     CriuError::Dump { message, errno: response.cr_errno.unwrap_or(0), log }
+}
+
+/// What a dump goes by, which was found out while the tasks ran.
+#[derive(Debug)]
+pub struct Premise {
+    asked: Asked,
+    /// Of the frozen container.
+    mountinfo: String,
+}
+
+impl Premise {
+    /// Makes sure that what was asked for is what would be asked for of the frozen container: before anything is made of the images.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// [`CriuError::Changed`] where its mounts are others.
+    pub fn holds(&self) -> Result<(), CriuError> {
+        let Asked { request, options: asked, images, work } = &self.asked;
+        if options(request, images, work, &self.mountinfo) == *asked { Ok(()) } else { Err(CriuError::Changed) }
+    }
 }
 
 /// A dump under way. Dropped, it makes CRIU fail and let go of the tasks; better wait.
@@ -312,7 +325,7 @@ const POST_DUMP: &str = "post-dump";
 
 impl RunningDump {
     /// Waits until the images are complete, no longer than `limit`. CRIU holds on to the tasks until [`RunningDump::let_go`]; by
-    /// ptrace alone: it has thawed the cgroup to seize them (`freeze_processes` in `criu/seize.c`).
+    /// ptrace alone, where nobody freezes the cgroup anew: it has thawed it to seize them (`freeze_processes` in `criu/seize.c`).
     ///
     /// # Errors
     /// [`CriuError::Dump`]: CRIU said no, has ended, and left the tasks as they were found: frozen. Every other error

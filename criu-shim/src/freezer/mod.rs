@@ -82,6 +82,15 @@ impl Freezer {
         self.drive(FreezerState::Frozen, limit)
     }
 
+    /// Tells the cgroup to freeze, and does not wait: what a tracer holds in it comes to no instruction of its own any more, whenever
+    /// the tracer lets go of it or dies.
+    ///
+    /// # Errors
+    /// [`FreezerError::Gone`] when the container has ended.
+    pub fn begin_to_freeze(&self) -> Result<(), FreezerError> {
+        self.write(FreezerState::Frozen)
+    }
+
     /// Thaws the cgroup. To thaw what is not frozen is no error.
     ///
     /// # Errors
@@ -101,15 +110,20 @@ impl Freezer {
         }
     }
 
+    fn write(&self, wish: FreezerState) -> Result<(), FreezerError> {
+        match self.version {
+            Version::V1 => state::write_v1(&self.directory, wish),
+            Version::V2 => state::write_v2(&self.directory, wish),
+        }
+    }
+
     fn drive(&self, wish: FreezerState, limit: Duration) -> Result<Duration, FreezerError> {
         let begin = Instant::now();
         let mut tries = 0u32;
         loop {
             // v1 may stay at FREEZING for ever after one write, when a task forked at the wrong moment: write again.
-            match self.version {
-                Version::V1 => state::write_v1(&self.directory, wish)?,
-                Version::V2 if tries == 0 => state::write_v2(&self.directory, wish)?,
-                Version::V2 => {}
+            if tries == 0 || matches!(self.version, Version::V1) {
+                self.write(wish)?;
             }
             let state = self.state()?;
             if state == wish {

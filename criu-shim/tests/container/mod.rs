@@ -36,8 +36,8 @@ pub fn preload() -> PathBuf {
 /// Dumps all but the `withheld` shared memory, and returns how long that took, milliseconds.
 pub fn dump(criu: BegunDump, withheld: &[ObjectId]) -> f64 {
     let request = criu.request().clone();
-    criu.still_holds().unwrap();
-    let mut running = criu.go(withheld).unwrap();
+    let (mut running, premise) = criu.go(|| withheld.to_vec()).unwrap();
+    premise.holds().unwrap();
     let begun = Instant::now();
     for waited in [running.wait(LIMIT), running.let_go(LIMIT)] {
         let log = || fs::read_to_string(request.work_dir.join("dump.log")).unwrap_or_default();

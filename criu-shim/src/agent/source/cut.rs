@@ -204,7 +204,7 @@ impl Cutting {
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let directories = vec![self.directory.join(IMAGES), self.directory.join(EARLY)];
         let sent = async {
-            let manifest = line.images(dumped, directories, async { Ok(()) }).await?;
+            let manifest = line.images(dumped, directories, || Ok(())).await?;
             line.verified(self.number, &manifest.digest()).await
         };
         if let Err(failure) = sent.await {

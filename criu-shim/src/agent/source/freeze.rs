@@ -13,7 +13,7 @@ use crate::agent::source::frozen::{FrozenContainer, FrozenPod};
 use crate::agent::source::last_word::{LastWord, Unsaid};
 use crate::agent::source::precopy::{Followed, Trees};
 use crate::agent::source::preflight::Inspected;
-use crate::agent::source::round::{self, Dumped, Going, LettingGo, Line, Undumped};
+use crate::agent::source::round::{self, Dumped, Going, Line, Undumped};
 use crate::agent::source::watching::{Watching, shows};
 use crate::agent::transfer::link::{Incoming, LinkReceiver, LinkSender};
 use crate::agent::transfer::message::{FromSource, FromTarget};
@@ -71,8 +71,8 @@ struct Leaving {
     receiver: LinkReceiver<FromTarget>,
     news: News,
     dumped: Option<Dumped>,
-    /// The CRIU that has made the dump, until it has let go of the processes.
-    letting_go: Option<LettingGo>,
+    /// The CRIU that has made the dump, as long as it has hold of the processes.
+    held: Option<RunningDump>,
     hung: Option<RunningDump>,
 }
 
@@ -100,7 +100,7 @@ pub async fn freeze(
         }
         let images = request.images_dir.clone();
         asking.push(round::begin(criu, request));
-        let (news, due, dumped, letting_go, hung) = (news.clone(), None, None, None, None);
+        let (news, due, dumped, held, hung) = (news.clone(), None, None, None, None);
         containers.push(FrozenContainer { freezer: inspected.container.freezer.clone(), limits: cpu.limits });
         leaving.push(Leaving {
             inspected,
@@ -113,7 +113,7 @@ pub async fn freeze(
             receiver,
             news,
             dumped,
-            letting_go,
+            held,
             hung,
         });
     }
@@ -142,12 +142,8 @@ pub async fn freeze(
         Err(failure) => Err(failure),
     };
     let (held, resumed) = (attempt_state.held, attempt_state.resumed);
-    for Leaving { inspected, letting_go, hung, .. } in &mut leaving {
-        // Those with which it did not come to the last word.
-        if let Err(failure) = round::has_let_go(letting_go, hung).await {
-            warn!(container = inspected.container.id, message = failure.message, "CRIU did not let go");
-        }
-    }
+    // Nothing is done to a pod that a CRIU holds.
+    join_all(leaving.iter_mut().map(Leaving::let_go)).await;
     let pod = if outcome.is_ok() { pod } else { round::give_processors_back(pod).await };
     // Whoever aborted it has said why; what that led to here is no news.
     let failure = outcome.err().filter(|_| !shows(news.borrow().as_deref(), attempt, Verdict::Aborted));
@@ -182,7 +178,7 @@ impl Leaving {
         let going = Going { freezer, trees, number: self.round, last: true, followed, stays_frozen: true };
         match line.dump(send::begin(&self.sender, self.round, true), criu, going).await {
             Ok(mut dumped) => {
-                self.letting_go = dumped.letting_go.take();
+                self.held = dumped.held.take();
                 self.dumped = Some(dumped);
             }
             Err(Undumped { failure, hung }) => {
@@ -198,13 +194,8 @@ impl Leaving {
         let mut watching = Watching::until(&mut self.news, attempt, deadline).together(&first.token);
         let mut line = Line { receiver: &mut self.receiver, watching: &mut watching };
         let images = vec![self.images.clone()];
-        let (letting_go, hung) = (&mut self.letting_go, &mut self.hung);
-        let before = async {
-            round::has_let_go(letting_go, hung).await?;
-            word.say()
-        };
         let sent = async {
-            let manifest = line.images(dumped, images, before).await?;
+            let manifest = line.images(dumped, images, || word.say()).await?;
             line.verified(self.round, &manifest.digest()).await?;
             Ok(manifest.bytes())
         };
@@ -212,6 +203,15 @@ impl Leaving {
             first.note(failure);
             0
         })
+    }
+
+    /// Has the CRIU that holds the processes let go of them, which are frozen all the same.
+    async fn let_go(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        if let Err(Undumped { failure, hung }) = round::let_go_of(held).await {
+            warn!(container = self.inspected.container.id, message = failure.message, "CRIU did not let go");
+            self.hung = hung.map(|hung| *hung);
+        }
     }
 }
 

@@ -20,12 +20,12 @@ use crate::criu::{
 };
 use crate::freezer::{Freezer, FreezerError};
 use crate::throttle::CpuLimits;
+use futures::future::join;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tideover_crds::{Failure, FailureReason};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -120,12 +120,9 @@ pub(super) struct Dumped {
     pub(super) took: Duration,
     /// Shared memory that it left out, bytes.
     pub(super) shared: u64,
-    /// CRIU lets go of the processes, where they stay frozen.
-    pub(super) letting_go: Option<LettingGo>,
+    /// The CRIU that has hold of the processes, where they stay frozen.
+    pub(super) held: Option<RunningDump>,
 }
-
-/// A CRIU that has complete images and lets go of the processes.
-pub(super) type LettingGo = JoinHandle<Result<(), Undumped>>;
 
 /// What goes while CRIU works.
 #[derive(Debug)]
@@ -140,8 +137,9 @@ pub(super) struct Going<'a> {
     pub(super) last: bool,
     /// Processes of which pages may have been written since the last round.
     pub(super) followed: &'a mut Option<Followed>,
-    /// Whether the processes stay frozen until all is sent, as in a freeze for a move. Images go then as CRIU completes them, and while
-    /// it lets go of the processes. Where they run again as soon as it has, they would stand still for that.
+    /// Whether the processes stay frozen until all is sent, as in a freeze for a move. Images go then as CRIU completes them, and it
+    /// keeps hold of the processes, because letting go is work in the way of the rest. Where they run again as soon as it has, they would
+    /// stand still for that.
     pub(super) stays_frozen: bool,
 }
 
@@ -164,8 +162,6 @@ impl Line<'_> {
     ) -> Result<Dumped, Undumped> {
         let Going { freezer, trees, number, last, followed, stays_frozen } = going;
         let (mappings, freezer) = (criu.mappings(), freezer.clone());
-        let reading = tokio::task::spawn_blocking(move || read_mappings(&mappings, &freezer));
-        let looking = trees.look(number, last);
         let images = criu.request().images_dir.clone();
         let mut ahead = if stays_frozen { Ahead::of(&images) } else { Ahead::default() };
         let (begin, may_begin) = mpsc::channel::<Vec<ObjectId>>();
@@ -173,14 +169,19 @@ impl Line<'_> {
         let list = (criu.request().options.memory == Memory::ButWithheld).then(|| criu.withheld());
         let ended = CancellationToken::new();
         let ending = ended.clone().drop_guard();
+        let keeps_hold = stays_frozen.then(|| going.freezer.clone());
         let dumping = tokio::task::spawn_blocking(move || {
             let _ending = ending;
             // It ends at the latest with who was to say it: nothing is left out then.
-            dump(criu, || may_begin.recv().unwrap_or_default(), &copied, stays_frozen)
+            dump(criu, || may_begin.recv().unwrap_or_default(), &copied, keeps_hold.as_ref())
         });
         // A dump that has failed meanwhile waits for neither.
         let begin = move |withheld| _ = begin.send(withheld);
-        let looked = precopy::last_look(followed, begin, list).await;
+        // First what CRIU waits for: on few processors it waits for the rest too.
+        let rest = async {
+            (tokio::task::spawn_blocking(move || read_mappings(&mappings, &freezer)), trees.look(number, last))
+        };
+        let (looked, (reading, looking)) = join(precopy::last_look(followed, begin, list), rest).await;
         let (looked, told) = looked.map_or_else(|failure| (LastLook::default(), Err(failure)), |look| (look, Ok(())));
         let LastLook { written, copied, shared } = looked;
         tell_copied.send(copied).ok();
@@ -200,28 +201,28 @@ impl Line<'_> {
         let dumped = dumping.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)))?;
         let read = reading.await.map_err(|error| retryable(FailureReason::DumpFailed, chain(&error)));
         let (took, held) = dumped?;
-        let letting_go = held.map(|held| tokio::task::spawn_blocking(move || let_go(held)));
         let rest = async {
             let ((round, ahead), (), ()) = (early?, told?, read?);
             Ok::<_, Failure>((round, ahead, fill_in(shared, images).await?))
         };
         match rest.await {
-            Ok((round, ahead, shared)) => Ok(Dumped { round, ahead, took, shared, letting_go }),
+            Ok((round, ahead, shared)) => Ok(Dumped { round, ahead, took, shared, held }),
             Err(failure) => {
-                let (mut letting_go, mut hung) = (letting_go, None);
-                has_let_go(&mut letting_go, &mut hung).await.ok();
-                Err(Undumped { failure, hung: hung.map(Box::new) })
+                let hung = match held {
+                    Some(held) => let_go_of(held).await.err().and_then(|undumped| undumped.hung),
+                    None => None,
+                };
+                Err(Undumped { failure, hung })
             }
         }
     }
 
-    /// Sends what is in `directories`, of which one has the images of the dump, and completes its round, `before` the end of which
-    /// something must be.
+    /// Sends what is in `directories`, of which one has the images of the dump, and completes its round: `before` that, a word.
     pub(super) async fn images(
         &mut self,
         dumped: Dumped,
         directories: Vec<PathBuf>,
-        before: impl Future<Output = Result<(), Failure>>,
+        before: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<Manifest, Failure> {
         let Dumped { mut round, ahead, .. } = dumped;
         let read = tokio::task::spawn_blocking(move || images::read(&directories, &ahead)).await;
@@ -234,7 +235,7 @@ impl Line<'_> {
         let failed = |error: SendError| retryable(FailureReason::TransferFailed, chain(&error));
         let whole = async {
             let round = rest.await.map_err(failed)?;
-            before.await?;
+            before()?;
             round.end().await.map_err(failed)
         };
         tokio::select! {
@@ -279,23 +280,24 @@ fn read_mappings(mappings: &Mappings, freezer: &Freezer) {
 /// Dumps, mends what CRIU writes wrongly, and accounts for the memory that it left out. Returns how long it took, and the CRIU, where it
 /// keeps hold of the processes. Blocking.
 ///
-/// What was left out comes by `copied`, while CRIU works.
+/// What was left out comes by `copied`, while CRIU works. Where it is to keep hold, `keeps_hold` is the container's.
 fn dump(
     criu: BegunDump,
     objects: impl FnOnce() -> Vec<ObjectId>,
     copied: &mpsc::Receiver<Vec<Copied>>,
-    keeps_hold: bool,
+    keeps_hold: Option<&Freezer>,
 ) -> Result<(Duration, Option<RunningDump>), Undumped> {
     let begun = Instant::now();
     let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
     let outside_ipc = criu.is_outside_ipc();
     let request = criu.request().clone();
-    // Beside the look at shared memory.
-    criu.still_holds().map_err(|error| failed(&error))?;
-    let mut running = criu.go(&objects()).map_err(|error| failed(&error))?;
+    let (mut running, premise) = criu.go(objects).map_err(|error| failed(&error))?;
     // Beside CRIU, which must be waited for whatever this says, and which waits for whoever takes its notifications.
     let (waited, left_behind) = std::thread::scope(|scope| {
-        let looking = scope.spawn(|| preflight::inspect_frozen(request.pid, outside_ipc));
+        let looking = scope.spawn(|| {
+            premise.holds().map_err(|error| failed(&error))?;
+            preflight::inspect_frozen(request.pid, outside_ipc).map_err(|error| failed(&error))
+        });
         (running.wait(DUMP_LIMIT), looking.join())
     });
     if waited.map_err(|error| failed(&error))? == Waited::Overdue {
@@ -303,11 +305,14 @@ fn dump(
     }
     let accounted = left_behind
         .map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))
-        .and_then(|left_behind| left_behind.map_err(|error| failed(&error)))
+        .flatten()
         .and_then(|left_behind| not_dumpable(&left_behind).map_or(Ok(()), Err))
         .and_then(|()| account(&request, copied));
-    match accounted {
-        Ok(()) if keeps_hold => Ok((begun.elapsed(), Some(running))),
+    // CRIU has thawed the cgroup to seize the processes. Where it died, they would run beside what becomes of the images.
+    let kept =
+        accounted.and_then(|()| keeps_hold.map_or(Ok(()), Freezer::begin_to_freeze).map_err(|error| failed(&error)));
+    match kept {
+        Ok(()) if keeps_hold.is_some() => Ok((begun.elapsed(), Some(running))),
         Ok(()) => let_go(running).map(|()| (begun.elapsed(), None)),
         Err(failure) => {
             let hung = let_go(running).err().and_then(|undumped| undumped.hung);
@@ -330,24 +335,12 @@ fn let_go(mut running: RunningDump) -> Result<(), Undumped> {
     }
 }
 
-/// Waits until CRIU has let go of the processes: nothing is done to a pod that a CRIU holds, and nothing made of images whose processes a
-/// CRIU that dies would let run. One that hangs is put into `hung`. Dropping the future loses nothing.
-pub(super) async fn has_let_go(
-    letting_go: &mut Option<LettingGo>,
-    hung: &mut Option<RunningDump>,
-) -> Result<(), Failure> {
-    let Some(ending) = letting_go else { return Ok(()) };
-    let ended = ending.await;
-    *letting_go = None;
-    match ended {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(Undumped { failure, hung: found })) => {
-            *hung = found.map(|found| *found);
-            Err(failure)
-        }
-        // What the thread had is dropped, and CRIU lets go.
-        Err(error) => Err(retryable(FailureReason::DumpFailed, chain(&error))),
-    }
+/// The same on a thread that may block.
+pub(super) async fn let_go_of(running: RunningDump) -> Result<(), Undumped> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    // Where the thread panicked, what it had is dropped, and CRIU lets go.
+    let letting_go = tokio::task::spawn_blocking(move || let_go(running)).await;
+    letting_go.unwrap_or_else(|error| Err(failed(&error).into()))
 }
 
 /// Mends the images that `request` led to, and says in them which memory comes after the restore. Blocking.

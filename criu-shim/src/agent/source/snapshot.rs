@@ -193,7 +193,7 @@ async fn freeze<G: Send>(
     forget(&context.journal, &uid).await;
     drop(untouched);
     line.watching.extend();
-    let manifest = line.images(dumped?, vec![directory.join(IMAGES)], async { Ok(()) }).await?;
+    let manifest = line.images(dumped?, vec![directory.join(IMAGES)], || Ok(())).await?;
     line.verified(round, &manifest.digest()).await?;
     Ok(Taken { at, paused })
 }

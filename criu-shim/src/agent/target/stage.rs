@@ -43,7 +43,12 @@ pub struct Placed {
     off: Arc<AtomicBool>,
     /// Bytes of archives that were put in each place since it was last brought to the disk.
     brought: BTreeMap<PathBuf, u64>,
+    /// Where the trees of a restore belong.
+    places: Option<(RestoreEntry, Places)>,
 }
+
+/// Where trees belong, by their names. Clones are of the same.
+type Places = Arc<Mutex<HashMap<String, (PathBuf, TreeKind)>>>;
 
 /// A directory, and which one is there: what was put in one that was made anew since is not in it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +71,14 @@ impl Placed {
     /// What ends the work when it is set: nobody wants it any more.
     pub fn off_switch(&self) -> Arc<AtomicBool> {
         self.off.clone()
+    }
+
+    /// Where the trees of `restore` belong, as far as that was found out: it is not found out again in the freeze.
+    fn places(&mut self, restore: &RestoreEntry) -> Places {
+        match &self.places {
+            Some((of, places)) if of == restore => places.clone(),
+            _ => self.places.insert((restore.clone(), Places::default())).1.clone(),
+        }
     }
 
     /// The places into which so much has come that the disk will be busy with it, for [`bring_to_disk`]. Each is told once.
@@ -108,7 +121,8 @@ pub fn place_files(
     placed: &mut Placed,
     gone: &AtomicBool,
 ) -> Result<(), Failure> {
-    Placing::new(trees, gone, |tree| place(context, restore, tree)).all_of(directory, placed)
+    let places = placed.places(restore);
+    Placing::new(trees, gone, |tree| known_place(&places, context, restore, tree)).all_of(directory, placed)
 }
 
 /// The same, and after it every archive of the last round that is `arriving`, while it does: as they come, and until none is left. Of
@@ -125,7 +139,8 @@ pub fn place_arriving(
     gone: &AtomicBool,
     arriving: &Arriving,
 ) -> Result<(), Failure> {
-    let mut placing = Placing::new(trees, gone, |tree| place(context, restore, tree));
+    let places = placed.places(restore);
+    let mut placing = Placing::new(trees, gone, |tree| known_place(&places, context, restore, tree));
     placing.all_of(directory, placed)?;
     placing.follow(arriving, placed)
 }
@@ -321,6 +336,22 @@ pub(super) fn container_root(context: &Context, restore: &RestoreEntry) -> Resul
     let bundle = Bundle::read(&restore.bundle, context.node.root());
     let bundle = bundle.map_err(|error| retryable(FailureReason::RestoreFailed, chain(&error)))?;
     Ok(context.node.path(&bundle.rootfs))
+}
+
+/// The same as [`place`], which is asked once.
+fn known_place(
+    places: &Places,
+    context: &Context,
+    restore: &RestoreEntry,
+    tree: &str,
+) -> Result<(PathBuf, TreeKind), Failure> {
+    let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = places.get(tree) {
+        return Ok(known.clone());
+    }
+    let found = place(context, restore, tree)?;
+    places.insert(tree.to_owned(), found.clone());
+    Ok(found)
 }
 
 /// Where a tree belongs, as this process sees it.

@@ -196,7 +196,7 @@ pub fn verify_round(directory: &Path, parts: &Manifest) -> Result<(), StoredErro
     for (part, _) in parts.parts() {
         brought.extend(part.place()?.map(|(place, name)| format!("{place}/{name}")));
     }
-    let mut expected = expected_in(directory, &[IMAGES, FILES])?;
+    let mut expected = expected_in(directory, &read(directory)?, &[IMAGES, FILES])?;
     expected.retain(|file, _| file.starts_with(&format!("{IMAGES}/")) || brought.contains(file));
     compare(directory, &expected)
 }
@@ -210,14 +210,16 @@ pub enum Pages {
     All,
 }
 
-/// Sees to it that memory of a state of which this may be the only copy can be relied on: that the sums of its pages are there and those
-/// that were written, and that these are the pages. Nothing where memory is not to last. Blocking.
+/// [`verify_images`], and sees to it that memory of a state of which this may be the only copy can be relied on: that the sums of its
+/// pages are there and those that were written, and that these are the pages. Nothing of memory that is not to last. Blocking.
 ///
 /// # Errors
-/// [`StoredError::Memory`] where they are not; nothing of the attempt may be used then.
-pub fn verify_memory(directory: &Path, pages: Pages) -> Result<(), StoredError> {
+/// As [`verify`], and [`StoredError::Memory`] where it is not so.
+pub fn verify_for_restore(directory: &Path, pages: Pages) -> Result<(), StoredError> {
+    let document = read(directory)?;
+    compare(directory, &expected_in(directory, &document, &[IMAGES])?)?;
     let memory = directory.join(MEMORY);
-    for sums in read(directory)?.sums {
+    for sums in document.sums {
         sums.check(&memory)?;
         if pages == Pages::All || is_shared_name(sums.store.as_ref()) {
             sums.compare(&memory)?;
@@ -232,7 +234,7 @@ pub fn verify_memory(directory: &Path, pages: Pages) -> Result<(), StoredError> 
 /// # Errors
 /// As [`verify`].
 pub fn archives(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredError> {
-    let mut expected = expected(directory)?;
+    let mut expected = expected(&read(directory)?)?;
     expected.retain(|file, _| file.starts_with(&format!("{FILES}/")));
     lengths(directory, &expected)?;
     let name = |file: String| file.rsplit('/').next().unwrap_or_default().to_owned();
@@ -240,7 +242,7 @@ pub fn archives(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredErro
 }
 
 fn verify_in(directory: &Path, places: &[&str]) -> Result<(), StoredError> {
-    compare(directory, &expected_in(directory, places)?)
+    compare(directory, &expected_in(directory, &read(directory)?, places)?)
 }
 
 /// Compares what lies in `directory` with what must be there.
@@ -256,8 +258,12 @@ fn compare(directory: &Path, expected: &BTreeMap<String, Landed>) -> Result<(), 
 }
 
 /// What the manifest says must be in these places, where nothing else may be.
-fn expected_in(directory: &Path, places: &[&str]) -> Result<BTreeMap<String, Landed>, StoredError> {
-    let (mut expected, memory) = (expected(directory)?, directory.join(MEMORY));
+fn expected_in(
+    directory: &Path,
+    document: &Document,
+    places: &[&str],
+) -> Result<BTreeMap<String, Landed>, StoredError> {
+    let (mut expected, memory) = (expected(document)?, directory.join(MEMORY));
     expected.retain(|file, _| places.iter().any(|place| file.starts_with(&format!("{place}/"))));
     for place in places {
         let path = directory.join(place);
@@ -297,13 +303,14 @@ fn lengths(directory: &Path, expected: &BTreeMap<String, Landed>) -> Result<Vec<
 }
 
 /// What the manifest says must be there, by path in the attempt's directory.
-fn expected(directory: &Path) -> Result<BTreeMap<String, Landed>, StoredError> {
+fn expected(document: &Document) -> Result<BTreeMap<String, Landed>, StoredError> {
     let mut expected = BTreeMap::new();
-    for Entry { part, bytes, digest } in read(directory)?.parts {
-        let Some((place, name)) = part.place()? else { return Err(StoredError::Entry { part }) };
-        let Some(digest) = Digest::parse(&part, &digest) else { return Err(StoredError::Entry { part }) };
-        if expected.insert(format!("{place}/{name}"), Landed { bytes, digest }).is_some() {
-            return Err(StoredError::Entry { part });
+    for Entry { part, bytes, digest } in &document.parts {
+        let unusable = || StoredError::Entry { part: part.clone() };
+        let (place, name) = part.place()?.ok_or_else(unusable)?;
+        let landed = Landed { bytes: *bytes, digest: Digest::parse(part, digest).ok_or_else(unusable)? };
+        if expected.insert(format!("{place}/{name}"), landed).is_some() {
+            return Err(unusable());
         }
     }
     Ok(expected)
@@ -320,11 +327,14 @@ fn read(directory: &Path) -> Result<Document, StoredError> {
         return Err(StoredError::TooLarge { path });
     }
     let parse = |source| StoredError::Parse { path: path.clone(), source };
-    let VersionOnly { version } = serde_json::from_slice(&text).map_err(parse)?;
-    if version != VERSION {
-        return Err(StoredError::Version { path, version });
+    match serde_json::from_slice::<Document>(&text) {
+        Ok(document) if document.version == VERSION => Ok(document),
+        // One of another version need not be understood.
+        parsed => match serde_json::from_slice(&text).map_err(parse)? {
+            VersionOnly { version } if version != VERSION => Err(StoredError::Version { path, version }),
+            VersionOnly { .. } => parsed.map_err(parse),
+        },
     }
-    serde_json::from_slice(&text).map_err(parse)
 }
 
 #[cfg(test)]

@@ -141,12 +141,11 @@ async fn send_all(source: &Pod, freezer: &Freezer, followed: Followed) -> Moved 
     let log = local.join(WORK).join("dump.log");
     let dumped = line.dump(send::begin(&sender, number, true), criu, going).await;
     let mut dumped = dumped.unwrap_or_else(|error| panic!("{error:?}; {}", said(&log)));
-    let (mut letting_go, mut hung) = (dumped.letting_go.take(), None);
-    assert!(letting_go.is_some(), "CRIU lets go while its images are sent");
-    let manifest =
-        line.images(dumped, vec![local.join(IMAGES), local.join(EARLY)], async { Ok(()) }).await.expect("images");
+    let held = dumped.held.take().expect("CRIU keeps hold of it");
+    assert_ne!(freezer.state().expect("its state"), FreezerState::Thawed, "it would run if CRIU died");
+    let manifest = line.images(dumped, vec![local.join(IMAGES), local.join(EARLY)], || Ok(())).await.expect("images");
     line.verified(number, &manifest.digest()).await.expect("landed");
-    round::has_let_go(&mut letting_go, &mut hung).await.expect("CRIU has let go");
+    round::let_go_of(held).await.expect("CRIU ends");
     target.await.expect("the target");
     // Nothing but its guard knows that it is frozen; the test ends it.
     drop((pod, followed));

@@ -71,12 +71,12 @@ fn verify_round(directory: &Path, brought: &Manifest) -> Result<(), Failure> {
     stored::verify_round(directory, brought).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
 }
 
-/// The same of memory that is to outlast the commit. Blocking.
+/// The same of images, and of memory that is to outlast the commit. Blocking.
 ///
 /// # Errors
 /// As [`verify_images`].
-pub(super) fn verify_memory(directory: &Path, pages: Pages) -> Result<(), Failure> {
-    stored::verify_memory(directory, pages).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
+pub(super) fn verify_for_restore(directory: &Path, pages: Pages) -> Result<(), Failure> {
+    stored::verify_for_restore(directory, pages).map_err(|error| retryable(FailureReason::Corrupted, chain(&error)))
 }
 
 /// The failure to report where a round could not be taken.

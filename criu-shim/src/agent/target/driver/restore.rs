@@ -1,7 +1,7 @@
 //! The restore: answering the shim, taking the relay, looking at the images, putting files in place, letting CRIU begin.
 
 use super::TargetDriver;
-use super::integrity::{verify_images, verify_memory};
+use super::integrity::verify_for_restore;
 use super::lane::Lane;
 use super::memory;
 use super::reply::{Known, Reply, reply};
@@ -267,8 +267,7 @@ impl TargetDriver {
                 lane,
                 tokio::task::spawn_blocking(move || {
                     // At every try: what counts is what CRIU is about to read, and after a commit it may have lain there for long.
-                    verify_images(&directory)?;
-                    verify_memory(&directory, pages)?;
+                    verify_for_restore(&directory, pages)?;
                     let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
                     stage::place_files(&context, &directory, &restore, trees, &mut archives, &AtomicBool::new(false))?;
                     with_images(options, &directory)

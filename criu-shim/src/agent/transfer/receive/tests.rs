@@ -516,13 +516,13 @@ async fn memory_that_crossed_before_a_cut_is_what_it_is_rehearsed_with_and_what_
     Landing::sync(&attempt).expect("synced");
     assert_eq!(read(&attempt), 4);
     for pages in [stored::Pages::OfImages, stored::Pages::All] {
-        stored::verify_memory(&attempt, pages).expect("as it came");
+        stored::verify_for_restore(&attempt, pages).expect("as it came");
     }
     let data = attempt.join("memory/1.pages");
     let mut bytes = std::fs::read(&data).expect("read");
     bytes[7] ^= 1;
     std::fs::write(&data, bytes).expect("write");
-    stored::verify_memory(&attempt, stored::Pages::All).expect_err("a page is another one");
+    stored::verify_for_restore(&attempt, stored::Pages::All).expect_err("a page is another one");
     std::fs::remove_file(attempt.join("memory/1.sums")).expect("remove");
-    stored::verify_memory(&attempt, stored::Pages::OfImages).expect_err("nothing could be compared any more");
+    stored::verify_for_restore(&attempt, stored::Pages::OfImages).expect_err("nothing could be compared any more");
 }
