@@ -79,6 +79,14 @@ impl Swrk {
         Response::decode(&packet[..length]).map(Some).map_err(CriuError::Decode)
     }
 
+    /// Whether it is there and says nothing.
+    fn is_silent(&self) -> bool {
+        let Some(socket) = &self.socket else { return false };
+        // The end of a connection is there to be read too.
+        let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut ready, PollTimeout::ZERO), Ok(0))
+    }
+
     /// Asks for `kind` and returns the answer, if it is one to that.
     pub(super) fn exchange(&self, request: &Request, kind: RequestType) -> Result<Response, CriuError> {
         self.ask(request)?;
@@ -346,8 +354,20 @@ impl RunningDump {
         Ok(Waited::Done)
     }
 
+    /// Makes sure that CRIU has held the tasks until now. What was told to freeze before this does so whenever it lets go of them or dies:
+    /// a process that ends closes its files before the kernel releases what it traces (`do_exit` in linux `kernel/exit.c`).
+    ///
+    /// # Errors
+    /// [`CriuError::Vanished`]: the tasks may have run, and the images are not their state any more.
+    pub fn still_holds(&self) -> Result<(), CriuError> {
+        if self.complete && self.swrk.is_silent() {
+            return Ok(());
+        }
+        Err(CriuError::Vanished { log: last_errors(&self.log, LOG_LINES) })
+    }
+
     /// Has CRIU let go of the tasks, wherever it is, and waits for that no longer than `limit`. The cgroup is frozen then as it was
-    /// found: CRIU does that before it lets go (`pstree_switch_state` in `criu/pstree.c`).
+    /// found: CRIU does that before it lets go (`pstree_switch_state` in `criu/seize.c`).
     ///
     /// # Errors
     /// As [`RunningDump::wait`]. Images that were complete are so whatever this says.

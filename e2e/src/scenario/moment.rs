@@ -141,7 +141,7 @@ pub struct Traces {
     pub journal: bool,
     /// Bytes of CRIU's images on the source.
     pub images: u64,
-    /// CRIU has ended its dump: it has written how long that took.
+    /// CRIU has all images of its dump: the one that it writes last is there.
     pub dumped: bool,
     /// Bytes of CRIU's images on the target.
     pub landed: u64,
@@ -184,7 +184,7 @@ impl Disks {
             stored: bytes(&self.target.join("memory"), "pages"),
             journal: self.journal.exists(),
             images: bytes(&self.source.join("images"), "img"),
-            dumped: self.source.join("work/stats-dump").exists(),
+            dumped: self.source.join("images/inventory.img").exists(),
             landed: bytes(&self.target.join("images"), "img"),
             // CRIU may have begun its log, and wait for the images. Once it has them, this file is gone, where there was one.
             restoring: self.target.join("work/restore.log").exists()

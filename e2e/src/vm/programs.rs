@@ -12,11 +12,12 @@ use crate::progress::Step;
 use crate::vm::VmError;
 
 /// Test programs with tests that need a real kernel: package, how cargo is told, name of the target.
-const TESTS: [(&str, &[&str], &str); 4] = [
+const TESTS: [(&str, &[&str], &str); 5] = [
     ("tideover-init", &["--test", "supervision"], "supervision"),
     ("criu-shim", &["--lib"], "criu_shim"),
     ("criu-shim", &["--test", "memoryless"], "memoryless"),
     ("criu-shim", &["--test", "shared_memory"], "shared_memory"),
+    ("criu-shim", &["--test", "hold"], "hold"),
 ];
 
 /// Programs of a node that cargo builds with the tests of their package, and where they are on a node, below

@@ -67,4 +67,5 @@ checks! {
     a_whole_move_by_comparing
     a_dump_leaves_out_memory_that_was_copied
     a_dump_leaves_out_shared_memory
+    what_criu_holds_stays_frozen_where_it_dies
 }

@@ -293,12 +293,17 @@ fn dump(
     let request = criu.request().clone();
     let (mut running, premise) = criu.go(objects).map_err(|error| failed(&error))?;
     // Beside CRIU, which must be waited for whatever this says, and which waits for whoever takes its notifications.
-    let (waited, left_behind) = std::thread::scope(|scope| {
+    let (waited, kept, left_behind) = std::thread::scope(|scope| {
         let looking = scope.spawn(|| {
             premise.holds().map_err(|error| failed(&error))?;
             preflight::inspect_frozen(request.pid, outside_ipc).map_err(|error| failed(&error))
         });
-        (running.wait(DUMP_LIMIT), looking.join())
+        let waited = running.wait(DUMP_LIMIT);
+        let kept = match keeps_hold {
+            Some(freezer) if matches!(waited, Ok(Waited::Done)) => keep_frozen(freezer, &running),
+            _ => Ok(()),
+        };
+        (waited, kept, looking.join())
     });
     if waited.map_err(|error| failed(&error))? == Waited::Overdue {
         return Err(hangs(running, DUMP_LIMIT));
@@ -307,11 +312,9 @@ fn dump(
         .map_err(|_| retryable(FailureReason::DumpFailed, "the last look has panicked"))
         .flatten()
         .and_then(|left_behind| not_dumpable(&left_behind).map_or(Ok(()), Err))
+        .and(kept)
         .and_then(|()| account(&request, copied));
-    // CRIU has thawed the cgroup to seize the processes. Where it died, they would run beside what becomes of the images.
-    let kept =
-        accounted.and_then(|()| keeps_hold.map_or(Ok(()), Freezer::begin_to_freeze).map_err(|error| failed(&error)));
-    match kept {
+    match accounted {
         Ok(()) if keeps_hold.is_some() => Ok((begun.elapsed(), Some(running))),
         Ok(()) => let_go(running).map(|()| (begun.elapsed(), None)),
         Err(failure) => {
@@ -319,6 +322,15 @@ fn dump(
             Err(Undumped { failure, hung })
         }
     }
+}
+
+/// Sees to it that processes of which there are images stay as they are, whatever becomes of the CRIU that holds them: it has thawed the
+/// cgroup to seize them, and where it died they would run beside what becomes of the images. Blocking.
+fn keep_frozen(freezer: &Freezer, running: &RunningDump) -> Result<(), Failure> {
+    let failed = |error: &dyn std::error::Error| retryable(FailureReason::DumpFailed, chain(error));
+    freezer.begin_to_freeze().map_err(|error| failed(&error))?;
+    // It may have been gone before that.
+    running.still_holds().map_err(|error| failed(&error))
 }
 
 fn hangs(running: RunningDump, limit: Duration) -> Undumped {

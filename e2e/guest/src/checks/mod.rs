@@ -28,4 +28,5 @@ pub const ALL: &[Check] = &[
     ("a_whole_move_by_comparing", own_tests::a_whole_move_by_comparing),
     ("a_dump_leaves_out_memory_that_was_copied", own_tests::a_dump_leaves_out_memory_that_was_copied),
     ("a_dump_leaves_out_shared_memory", own_tests::a_dump_leaves_out_shared_memory),
+    ("what_criu_holds_stays_frozen_where_it_dies", own_tests::what_criu_holds_stays_frozen_where_it_dies),
 ];

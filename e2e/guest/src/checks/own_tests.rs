@@ -59,6 +59,11 @@ pub fn a_dump_leaves_out_shared_memory() -> Result<()> {
     run("shared_memory", &["--ignored", "--exact", name])
 }
 
+pub fn what_criu_holds_stays_frozen_where_it_dies() -> Result<()> {
+    let name = "what_is_told_to_freeze_stays_as_it_is_where_criu_dies_and_what_was_not_is_known";
+    run("hold", &["--ignored", "--exact", name])
+}
+
 /// Runs those tests of a program of Rust's test harness that `arguments`, as that takes them, choose. What it says
 /// is on the console as it says it, so that one that never ends is the last there.
 fn run(program: &str, arguments: &[&str]) -> Result<()> {

@@ -34,7 +34,7 @@ pub enum Who {
 }
 
 impl Who {
-    /// Whether it costs the attempt and nothing more.
+    /// Whether it costs the attempt at most.
     pub fn is_criu(self) -> bool {
         matches!(self, Self::SourceCriu | Self::TargetCriu)
     }
@@ -108,6 +108,8 @@ pub fn strike(
     let in_time = match (who, moment.phase()) {
         // What it was ended in is over at once, and the attempt has failed for it: before the commit, therefore.
         (Who::TargetCriu, _) => has_failed(&object, "RestoreFailed"),
+        // What holds the source's processes, and no more, is not missed: the commit comes when it comes.
+        (Who::SourceCriu, None) if moment == Moment::Restoring => moment.holds(&found),
         (_, Some(wanted)) => phase.as_deref() == Some(wanted),
         (_, None) => still,
     };
